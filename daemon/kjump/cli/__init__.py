@@ -1,0 +1,1 @@
+"""``kjumpctl``: what a person types."""

@@ -1,0 +1,305 @@
+"""Every way a cycle can fail, in one table.
+
+Runs in all three kernels, so it imports nothing.  Each error has a name (the last part of its
+D-Bus name ``org.kjump1.Error.<name>``), an exit code, and a sentence that tells a person what
+to do.  ``availability`` says what ``CanHibernate`` answers where the error is a readiness
+reason: ``na`` (this machine or kernel cannot), ``no`` (not now).
+
+Errors travel between kernels as ``{"error": name, "sentence": text}`` in a report; `from_report`
+makes the same exception of it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+DBUS_PREFIX = "org.kjump1.Error."
+
+
+class KjumpError(Exception):
+    """Base of all errors.  ``str(error)`` is the sentence; ``advice`` is what to do about it."""
+
+    exit_code: ClassVar[int] = 1
+    availability: ClassVar[str] = "no"
+    advice: ClassVar[str] = "See the journal: journalctl -u kjumpd."
+
+    def __init__(self, what: str, *, advice: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.todo = self.advice if advice is None else advice
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    @property
+    def dbus_name(self) -> str:
+        return DBUS_PREFIX + self.name
+
+    @property
+    def sentence(self) -> str:
+        """What happened and what to do, for a person."""
+        return f"{self.what}  {self.todo}" if self.todo else self.what
+
+    def report(self) -> dict[str, str]:
+        """The form in which the error travels between kernels and into an image."""
+        return {"error": self.name, "what": self.what, "todo": self.todo}
+
+
+# -- asking for a cycle ---------------------------------------------------------------------
+
+
+class Internal(KjumpError):
+    exit_code = 70
+    advice = "This is a defect in kjump; please report it with the journal of kjumpd."
+
+
+class ServiceUnreachable(KjumpError):
+    exit_code = 69
+    advice = "Start it with: systemctl start kjumpd."
+
+
+class NotAuthorized(KjumpError):
+    exit_code = 4
+    advice = "Ask from an active local session, or as an administrator."
+
+
+class Busy(KjumpError):
+    exit_code = 5
+    advice = "Wait for the running cycle to end; see kjumpctl status."
+
+
+class BadRequest(KjumpError):
+    exit_code = 2
+    advice = "See kjumpctl(1)."
+
+
+class BadConfiguration(KjumpError):
+    exit_code = 78
+    advice = "Correct the named line; see kjump.conf(5)."
+
+
+# -- readiness: this kernel or machine cannot -------------------------------------------------
+
+
+class UnsupportedMachine(KjumpError):
+    exit_code = 20
+    availability = "na"
+    advice = "kjump runs on x86_64 only."
+
+
+class NoKexecJump(KjumpError):
+    exit_code = 21
+    availability = "na"
+    advice = "Boot a kernel built with CONFIG_KEXEC_JUMP=y (see packaging/kernel in the source)."
+
+
+class Lockdown(KjumpError):
+    exit_code = 22
+    availability = "na"
+    advice = "Kernel lockdown (usually secure boot) forbids kexec; it has to be off for kjump."
+
+
+class KexecDisabled(KjumpError):
+    exit_code = 23
+    availability = "na"
+    advice = "The sysctl kernel.kexec_load_disabled is 1 until the next boot; remove what sets it."
+
+
+class NoSnapshotDevice(KjumpError):
+    exit_code = 24
+    availability = "na"
+    advice = "Boot a kernel with CONFIG_HIBERNATION and CONFIG_HIBERNATION_SNAPSHOT_DEV, and"\
+        " without nohibernate on its command line."
+
+
+class PagePoison(KjumpError):
+    exit_code = 25
+    availability = "na"
+    advice = "Remove page_poison from the kernel command line."
+
+
+# -- readiness: not now ------------------------------------------------------------------------
+
+
+class NoTarget(KjumpError):
+    exit_code = 30
+    advice = "Name a partition in /etc/kjump/kjump.conf: [Target] Path=PARTLABEL=..."
+
+
+class TargetMissing(KjumpError):
+    exit_code = 31
+    advice = "Attach the device, or name another in /etc/kjump/kjump.conf."
+
+
+class TargetInUse(KjumpError):
+    exit_code = 32
+    advice = "Unmount it (or swapoff), or name another target; the image overwrites it."
+
+
+class TargetTooSmall(KjumpError):
+    exit_code = 33
+    advice = "Use a larger target, or close programs that hold much memory."
+
+
+class TargetHoldsData(KjumpError):
+    exit_code = 34
+    advice = "If it may be overwritten, clear it with wipefs --all DEVICE."
+
+
+class NoHelperKernel(KjumpError):
+    exit_code = 35
+    advice = "Install the running kernel's image under /boot, or set [Helper] Kernel=."
+
+
+class NoHelperInitrd(KjumpError):
+    exit_code = 36
+    advice = "Build it with: kjumpctl update-initrd."
+
+
+class TooLittleMemory(KjumpError):
+    exit_code = 37
+    advice = "Close programs until that much memory is available, then try again."
+
+
+class NoWindow(KjumpError):
+    exit_code = 38
+    advice = "Free memory is too scattered among the kernel's own; a restart helps."
+
+
+class ForeignKexecImage(KjumpError):
+    exit_code = 39
+    advice = "Another kexec image is loaded; unload it with: kexec -u."
+
+
+class NoBootResume(KjumpError):
+    exit_code = 40
+    advice = "Rebuild the boot initrd with: kjumpctl update-initrd."
+
+
+# -- the jump and the helper ---------------------------------------------------------------------
+
+
+class StagingFailed(KjumpError):
+    exit_code = 50
+
+
+class JumpFailed(KjumpError):
+    exit_code = 51
+    advice = "The kernel refused to suspend its devices; see the kernel log (dmesg)."
+
+
+class HelperSilent(KjumpError):
+    exit_code = 52
+    advice = "The helper came back without a report; see its lines on the console."
+
+
+class DamagedHandoff(KjumpError):
+    exit_code = 53
+    advice = "Nothing was written; try again, and report it if it happens twice."
+
+
+class WrongHandoffVersion(KjumpError):
+    exit_code = 54
+    advice = "Session and helper initrd are of different kjump versions: kjumpctl update-initrd."
+
+
+class TargetWriteFailed(KjumpError):
+    exit_code = 55
+    advice = "Check the device (smartctl, kernel log), or name another target."
+
+
+class HelperDeadline(KjumpError):
+    exit_code = 56
+    advice = "The target is slower than [Helper] DeadlineSec allows."
+
+
+class MemoryUnreadable(KjumpError):
+    exit_code = 57
+
+
+class HelperFailed(KjumpError):
+    exit_code = 58
+
+
+class WrongTarget(KjumpError):
+    exit_code = 59
+    advice = "The device found in the helper is not the one the session prepared; nothing was written."
+
+
+# -- the image and the way back --------------------------------------------------------------------
+
+
+class NoImage(KjumpError):
+    exit_code = 60
+    advice = ""
+
+
+class ImageIncomplete(KjumpError):
+    exit_code = 61
+    advice = "The machine lost power or was reset while saving; that session is lost."
+
+
+class ImageDamaged(KjumpError):
+    exit_code = 62
+    advice = "The target returned other bytes than were written; check the device."
+
+
+class ImageVersion(KjumpError):
+    exit_code = 63
+    advice = "It was written by another version of kjump; boot with that one."
+
+
+class ImageSpent(KjumpError):
+    exit_code = 64
+    advice = "An image is used at most once."
+
+
+class OtherMachine(KjumpError):
+    exit_code = 65
+    advice = "The image belongs to another machine."
+
+
+class MemoryMapChanged(KjumpError):
+    exit_code = 66
+    advice = "Firmware settings or memory modules changed since; that session cannot be resumed."
+
+
+class PagingModeDiffers(KjumpError):
+    exit_code = 67
+    advice = "Boot with the same no5lvl setting as the saved session."
+
+
+class FileSystemChanged(KjumpError):
+    exit_code = 68
+    advice = "It was mounted by another system since; resuming would destroy it."
+
+
+class RestoreFailed(KjumpError):
+    exit_code = 71
+
+
+class RestoreNoMemory(KjumpError):
+    exit_code = 72
+    advice = "The image does not fit beside the boot kernel."
+
+
+class ResumeSkipped(KjumpError):
+    exit_code = 73
+    advice = "The boot was told not to resume (kjump.noresume)."
+
+
+def table() -> dict[str, type[KjumpError]]:
+    """All errors by name, for the manual and for `from_report`."""
+    return {cls.__name__: cls for cls in KjumpError.__subclasses__()}
+
+
+def from_report(report: Mapping[str, object]) -> KjumpError:
+    """The exception a report's error stands for; an unknown name becomes `HelperFailed`."""
+    name = str(report.get("error", ""))
+    what = str(report.get("what", "")) or f"unnamed failure ({name})"
+    cls = table().get(name)
+    if cls is None:
+        return HelperFailed(f"{name}: {what}", advice=str(report.get("todo", "")))
+    return cls(what, advice=str(report.get("todo", cls.advice)))

@@ -1,0 +1,117 @@
+"""The ``KJUMP`` note: what the session tells the helper.
+
+An ELF note in the core header (``elfcorehdr=``), so the helper finds it in ``/proc/vmcore``
+beside VMCOREINFO.  Its descriptor is a fixed header and a JSON document, little-endian:
+
+====== ==== ================================================================================
+offset size field
+====== ==== ================================================================================
+0      8    magic ``KJUMPHND``
+8      2    major version; another one is refused
+10     2    minor version; a higher one only adds JSON keys
+12     4    length of the JSON document in bytes
+16     8    jump-back address (physical), 0 until the entry stub writes it at the jump
+24     4    CRC-32 of bytes 0-15 and of the JSON document (the address is not covered)
+28     4    zero
+32     ..   JSON document, UTF-8, one object
+====== ==== ================================================================================
+
+Unknown keys are ignored.  See docs/handoff.5.md.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kjump.errors import DamagedHandoff, WrongHandoffVersion
+
+OWNER = b"KJUMP"
+TYPE = 1
+MAGIC = b"KJUMPHND"
+MAJOR, MINOR = 1, 0
+HEADER = struct.Struct("<8sHHIQI4x")
+JUMP_BACK_OFFSET = 16
+"""Offset of the jump-back address in the descriptor: where the entry stub writes."""
+CHECKED = 16
+"""The checksum covers this many bytes of the header."""
+NHDR = struct.Struct("<III")
+LARGEST = 128 << 10
+"""A longer descriptor is refused: bytes."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """A note that was read: the jump-back address (physical) and the JSON document."""
+
+    jump_back: int
+    document: dict[str, Any]
+
+
+def pack_note(owner: bytes, kind: int, descriptor: bytes) -> bytes:
+    """One ELF64 note: name and descriptor padded to 4 bytes (elf(5))."""
+    name = owner + b"\0"
+    return (
+        NHDR.pack(len(name), len(descriptor), kind)
+        + name.ljust(-(-len(name) // 4) * 4, b"\0")
+        + descriptor.ljust(-(-len(descriptor) // 4) * 4, b"\0")
+    )
+
+
+def descriptor_offset(owner: bytes = OWNER) -> int:
+    """Where the descriptor starts in a note of this owner: bytes from the note's start."""
+    return NHDR.size + -(-(len(owner) + 1) // 4) * 4
+
+
+def iterate_notes(data: bytes) -> Iterator[tuple[bytes, int, bytes]]:
+    """The notes (owner, type, descriptor) of a PT_NOTE segment; stops at the first bad one."""
+    at = 0
+    while at + NHDR.size <= len(data):
+        name_size, size, kind = NHDR.unpack_from(data, at)
+        start = at + NHDR.size + -(-name_size // 4) * 4
+        if name_size == 0 or start + size > len(data):
+            return
+        name = data[at + NHDR.size : at + NHDR.size + name_size].rstrip(b"\0")
+        yield name, kind, data[start : start + size]
+        at = start + -(-size // 4) * 4
+
+
+def pack(document: Mapping[str, Any]) -> bytes:
+    """The whole note with jump-back address 0, ready for the core header."""
+    text = json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
+    if HEADER.size + len(text) > LARGEST:
+        raise ValueError(f"handoff of {len(text)} bytes")
+    head = HEADER.pack(MAGIC, MAJOR, MINOR, len(text), 0, 0)
+    checksum = zlib.crc32(text, zlib.crc32(head[:CHECKED]))
+    head = HEADER.pack(MAGIC, MAJOR, MINOR, len(text), 0, checksum)
+    return pack_note(OWNER, TYPE, head + text)
+
+
+def unpack(descriptor: bytes) -> Note:
+    """Read a descriptor.
+
+    Raises `DamagedHandoff` or `WrongHandoffVersion`; never anything else, whatever the bytes.
+    """
+    if len(descriptor) < HEADER.size:
+        raise DamagedHandoff(f"The handoff note has {len(descriptor)} bytes.")
+    magic, major, _minor, length, jump_back, checksum = HEADER.unpack_from(descriptor)
+    if magic != MAGIC:
+        raise DamagedHandoff("The handoff note does not begin with its magic.")
+    if major != MAJOR:
+        raise WrongHandoffVersion(f"The handoff note is of version {major}, this helper reads {MAJOR}.")
+    text = descriptor[HEADER.size : HEADER.size + length]
+    if len(text) != length:
+        raise DamagedHandoff("The handoff note is cut short.")
+    if zlib.crc32(text, zlib.crc32(descriptor[:CHECKED])) != checksum:
+        raise DamagedHandoff("The handoff note's checksum is wrong.")
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise DamagedHandoff("The handoff note holds no JSON.") from error
+    if not isinstance(document, dict):
+        raise DamagedHandoff("The handoff note holds no JSON object.")
+    return Note(jump_back, document)

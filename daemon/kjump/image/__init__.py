@@ -1,0 +1,1 @@
+"""The image on disk: layout, superblock, index, chunks, targets."""

@@ -1,0 +1,1 @@
+"""x86_64: system calls, boot protocol, e820, page tables, entry and return code, struct page."""

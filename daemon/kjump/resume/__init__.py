@@ -1,0 +1,4 @@
+"""The boot kernel's side: find the image, check it, put the memory back, jump.
+
+Runs in the boot initrd before any file system is mounted, and mounts none itself.
+"""
