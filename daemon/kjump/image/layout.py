@@ -1,0 +1,304 @@
+"""The image on disk, version 1, byte by byte.  See docs/image.5.md.
+
+Pure.  All integers little-endian; block 4,096 bytes; offsets in bytes from the target's start.
+
+Order on the target::
+
+    0      superblock, slot 0      one block
+    4096   superblock, slot 1      one block
+    8192   description             JSON, `DESCRIPTION_ROOM` bytes at most
+    65536  chunks                  each begins on a block
+    ...    index                   zstd frame, begins on a block
+
+Superblock (the newest valid slot counts, by its generation):
+
+====== ==== =======================================================================
+offset size field
+====== ==== =======================================================================
+0      8    magic ``KJUMPIMG``
+8      4    version, 1
+12     4    state: 0 empty, 1 writing, 2 complete, 3 restoring, 4 spent
+16     8    generation, one higher at each write
+24     16   cycle id (UUID)
+40     8    offset of the description
+48     4    length of the description
+52     4    CRC-32 of the description
+56     8    offset of the first chunk
+64     8    number of chunks
+72     8    offset of the index
+80     4    length of the index (stored)
+84     4    CRC-32 of the index (stored)
+88     8    length of the index (unpacked)
+96     8    number of extents in the index
+104    8    pages stored in chunks
+112    8    pages of zeros
+120    8    end of the image: bytes from the target's start
+128    8    time of the last change: seconds since the epoch
+136    4    length of the outcome
+140    52   zero
+192    ..   outcome: JSON, why the image is spent or what was reported; ends before 4,092
+4092   4    CRC-32 of bytes 0-4,091
+====== ==== =======================================================================
+
+An index is a sequence of extents, ascending and without overlap: u64 first pfn, u32 pages,
+u32 kind (0 data, 1 zero).  Data pages lie in the chunks in the order of their extents.
+
+A chunk: header, its extents (data only, as in the index), payload, zeros up to the block:
+
+====== ==== =======================================================================
+offset size field
+====== ==== =======================================================================
+0      4    magic ``KJCH``
+4      4    number of the chunk, from 0
+8      4    number of extents
+12     4    pages
+16     4    codec: 0 as they are, 1 a zstd frame with content checksum
+20     4    length of the payload
+24     4    CRC-32 of the payload
+28     4    CRC-32 of bytes 0-27 and of the extents
+====== ==== =======================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import uuid
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kjump.errors import ImageDamaged, ImageVersion
+from kjump.machine.ranges import PAGE, align_up
+
+BLOCK = 4096
+MAGIC = b"KJUMPIMG"
+VERSION = 1
+SLOTS = (0, BLOCK)
+DESCRIPTION_OFFSET = 2 * BLOCK
+DESCRIPTION_ROOM = 14 * BLOCK
+CHUNKS_OFFSET = 16 * BLOCK
+OUTCOME_OFFSET = 192
+OUTCOME_ROOM = BLOCK - 4 - OUTCOME_OFFSET
+STATES = ("empty", "writing", "complete", "restoring", "spent")
+EMPTY, WRITING, COMPLETE, RESTORING, SPENT = range(5)
+
+SUPERBLOCK = struct.Struct("<8sIIQ16sQIIQQQIIQQQQQdI52x")
+CHUNK = struct.Struct("<4sIIIIIII")
+CHUNK_CHECKED = struct.Struct("<4sIIIIII")
+EXTENT = struct.Struct("<QII")
+CHUNK_MAGIC = b"KJCH"
+CHUNK_PAGES = 1024
+"""Pages a chunk holds at most; a reader refuses more."""
+RAW, ZSTD = 0, 1
+DATA, ZERO = 0, 1
+MAX_PFN = 1 << 40
+
+assert SUPERBLOCK.size == OUTCOME_OFFSET
+assert CHUNK.size == 32
+
+
+@dataclass(frozen=True)
+class Superblock:
+    """A superblock; see the table above."""
+
+    state: int
+    generation: int
+    cycle: uuid.UUID
+    description_length: int = 0
+    description_crc: int = 0
+    chunks: int = 0
+    index_offset: int = 0
+    index_length: int = 0
+    index_crc: int = 0
+    index_size: int = 0
+    extents: int = 0
+    data_pages: int = 0
+    zero_pages: int = 0
+    end: int = 0
+    changed: float = 0.0
+    outcome: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def state_name(self) -> str:
+        return STATES[self.state]
+
+    def pack(self) -> bytes:
+        """The block.  An outcome that does not fit is left out but for its error name."""
+        outcome = json.dumps(dict(self.outcome), separators=(",", ":")).encode()
+        if len(outcome) > OUTCOME_ROOM:
+            short = {k: str(self.outcome[k])[:800] for k in ("error", "what") if k in self.outcome}
+            outcome = json.dumps(short, separators=(",", ":")).encode()[:OUTCOME_ROOM]
+        head = SUPERBLOCK.pack(
+            MAGIC,
+            VERSION,
+            self.state,
+            self.generation,
+            self.cycle.bytes,
+            DESCRIPTION_OFFSET,
+            self.description_length,
+            self.description_crc,
+            CHUNKS_OFFSET,
+            self.chunks,
+            self.index_offset,
+            self.index_length,
+            self.index_crc,
+            self.index_size,
+            self.extents,
+            self.data_pages,
+            self.zero_pages,
+            self.end,
+            self.changed,
+            len(outcome),
+        )
+        block = (head + outcome).ljust(BLOCK - 4, b"\0")
+        return block + struct.pack("<I", zlib.crc32(block))
+
+
+def unpack_superblock(block: bytes) -> Superblock | None:
+    """A superblock, or None where the block is none or damaged.
+
+    Raises `ImageVersion` for a whole one of another version.
+    """
+    if len(block) < BLOCK or block[:8] != MAGIC:
+        return None
+    if zlib.crc32(block[: BLOCK - 4]) != struct.unpack_from("<I", block, BLOCK - 4)[0]:
+        return None
+    (
+        _magic, version, state, generation, cycle, description_offset, description_length,
+        description_crc, chunks_offset, chunks, index_offset, index_length, index_crc, index_size,
+        extents, data_pages, zero_pages, end, changed, outcome_length,
+    ) = SUPERBLOCK.unpack_from(block)  # fmt: skip
+    if version != VERSION:
+        raise ImageVersion(f"The image is of version {version}, this kjump reads {VERSION}.")
+    if (
+        state >= len(STATES)
+        or outcome_length > OUTCOME_ROOM
+        or description_offset != DESCRIPTION_OFFSET
+        or chunks_offset != CHUNKS_OFFSET
+        or description_length > DESCRIPTION_ROOM
+    ):
+        return None
+    try:
+        outcome = json.loads(block[OUTCOME_OFFSET : OUTCOME_OFFSET + outcome_length] or b"{}")
+    except ValueError:
+        outcome = {}
+    return Superblock(
+        state=state,
+        generation=generation,
+        cycle=uuid.UUID(bytes=cycle),
+        description_length=description_length,
+        description_crc=description_crc,
+        chunks=chunks,
+        index_offset=index_offset,
+        index_length=index_length,
+        index_crc=index_crc,
+        index_size=index_size,
+        extents=extents,
+        data_pages=data_pages,
+        zero_pages=zero_pages,
+        end=end,
+        changed=changed,
+        outcome=outcome if isinstance(outcome, dict) else {},
+    )
+
+
+def newest(blocks: Sequence[bytes]) -> Superblock | None:
+    """The superblock that counts among the slots: whole, highest generation."""
+    found = [s for s in map(unpack_superblock, blocks) if s is not None]
+    return max(found, key=lambda s: s.generation, default=None)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """``pages`` consecutive pages from ``pfn`` on; kind DATA or ZERO."""
+
+    pfn: int
+    pages: int
+    kind: int = DATA
+
+
+def pack_extents(extents: Sequence[Extent]) -> bytes:
+    return b"".join(EXTENT.pack(e.pfn, e.pages, e.kind) for e in extents)
+
+
+def unpack_extents(data: bytes) -> list[Extent]:
+    """Extents, checked to ascend without overlap.  Raises `ImageDamaged`."""
+    if len(data) % EXTENT.size:
+        raise ImageDamaged("The image's page list is cut short.")
+    out = []
+    at = 0
+    for pfn, pages, kind in EXTENT.iter_unpack(data):
+        if pfn < at or pages == 0 or kind not in (DATA, ZERO) or pfn + pages > MAX_PFN:
+            raise ImageDamaged("The image's page list is not in order.")
+        out.append(Extent(pfn, pages, kind))
+        at = pfn + pages
+    return out
+
+
+@dataclass(frozen=True)
+class ChunkHeader:
+    """A chunk's header; lengths in bytes."""
+
+    number: int
+    extents: int
+    pages: int
+    codec: int
+    length: int
+    payload_crc: int
+    checked: int
+
+    @property
+    def payload_offset(self) -> int:
+        """From the chunk's start."""
+        return CHUNK.size + self.extents * EXTENT.size
+
+    @property
+    def stored(self) -> int:
+        """Bytes on the target, up to the next block."""
+        return align_up(self.payload_offset + self.length, BLOCK)
+
+
+def pack_chunk_head(
+    number: int, extents: Sequence[Extent], pages: int, codec: int, payload: bytes
+) -> bytes:
+    """Header and extents of a chunk; the payload follows."""
+    table = pack_extents(extents)
+    checked = CHUNK_CHECKED.pack(
+        CHUNK_MAGIC, number, len(extents), pages, codec, len(payload), zlib.crc32(payload)
+    )
+    return checked + struct.pack("<I", zlib.crc32(table, zlib.crc32(checked))) + table
+
+
+def unpack_chunk_header(data: bytes, number: int) -> ChunkHeader:
+    """The header of chunk ``number``, checked for sane sizes.  Raises `ImageDamaged`."""
+    if len(data) < CHUNK.size:
+        raise ImageDamaged(f"The image ends before chunk {number}.")
+    magic, found, extents, pages, codec, length, payload_crc, checked = CHUNK.unpack_from(data)
+    if magic != CHUNK_MAGIC or found != number:
+        raise ImageDamaged(f"Chunk {number} of the image is not there.")
+    if (
+        not 0 < pages <= CHUNK_PAGES
+        or not 0 < extents <= pages
+        or codec not in (RAW, ZSTD)
+        or length > CHUNK_PAGES * PAGE
+    ):
+        raise ImageDamaged(f"The header of chunk {number} is damaged.")
+    return ChunkHeader(found, extents, pages, codec, length, payload_crc, checked)
+
+
+def check_chunk(data: bytes, header: ChunkHeader) -> list[Extent]:
+    """Check header, extents and payload checksums; the extents.  Raises `ImageDamaged`."""
+    end = header.payload_offset + header.length
+    if len(data) < end:
+        raise ImageDamaged(f"Chunk {header.number} of the image is cut short.")
+    table = data[CHUNK.size : header.payload_offset]
+    if zlib.crc32(table, zlib.crc32(data[: CHUNK_CHECKED.size])) != header.checked:
+        raise ImageDamaged(f"The head of chunk {header.number} has a wrong checksum.")
+    if zlib.crc32(data[header.payload_offset : end]) != header.payload_crc:
+        raise ImageDamaged(f"Chunk {header.number} of the image has a wrong checksum.")
+    extents = unpack_extents(bytes(table))
+    if sum(e.pages for e in extents) != header.pages or any(e.kind != DATA for e in extents):
+        raise ImageDamaged(f"The page list of chunk {header.number} is damaged.")
+    return extents

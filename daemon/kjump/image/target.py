@@ -1,0 +1,125 @@
+"""The target: finding it by its name, and what the session does with it before and after.
+
+Runs in all three kernels; the session finds devices through udev itself (`session.devices`), the
+initrds by the links that udev makes.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kjump.errors import KjumpError, NoTarget, TargetMissing, TargetTooSmall
+from kjump.image import superblocks
+from kjump.image.device import Device
+from kjump.image.layout import COMPLETE, EMPTY, RESTORING, SPENT, WRITING, Superblock
+
+SMALLEST = 16 << 20
+LINKS = {
+    "PARTUUID": "/dev/disk/by-partuuid",
+    "PARTLABEL": "/dev/disk/by-partlabel",
+    "UUID": "/dev/disk/by-uuid",
+    "LABEL": "/dev/disk/by-label",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device that was found; ``size`` in bytes, ``links`` its stable names under /dev/disk."""
+
+    spec: str
+    path: Path
+    size: int
+    partuuid: str
+    links: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an examined target holds."""
+
+    state: str
+    cycle_id: uuid.UUID
+    reason: Mapping[str, Any]
+    changed: float
+
+
+def link(spec: str) -> Path:
+    """The path udev gives a target spec (``PARTUUID=…``, ``PARTLABEL=…``, a path).
+
+    Raises `NoTarget` for an empty or unknown form.
+    """
+    if spec.startswith("/dev/"):
+        return Path(spec)
+    kind, sign, value = spec.partition("=")
+    if not sign or kind not in LINKS or not value or "/" in value:
+        raise NoTarget(f"No target is configured ({spec!r}).")
+    if kind in ("PARTUUID", "UUID"):
+        value = value.lower()
+    return Path(LINKS[kind], value)
+
+
+def wait_for(paths: list[Path], seconds: float) -> Path:
+    """The first of the paths that is there within the time.  Raises `TargetMissing`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        for path in paths:
+            if path.exists():
+                return path
+        if time.monotonic() >= deadline:
+            names = ", ".join(map(str, paths))
+            raise TargetMissing(f"The target did not appear within {seconds:.0f} s: {names}.")
+        time.sleep(0.05)
+
+
+def examine(path: Path) -> Found | None:
+    """The image on the device, or None.  Raises `TargetMissing`, `ImageVersion`, OSError."""
+    with Device(path) as device:
+        superblock = superblocks.load(device)
+    if superblock is None:
+        return None
+    return Found(
+        superblock.state_name, superblock.cycle, superblock.outcome, superblock.changed
+    )
+
+
+def prepare(path: Path, *, cycle_id: uuid.UUID, hostname: str) -> None:
+    """Mark the target as the one for this cycle; the helper writes to no other.
+
+    Raises `TargetInUse`, `TargetMissing`, `TargetTooSmall`, `TargetWriteFailed`.
+    """
+    with Device(path, writable=True, exclusive=True) as device:
+        if device.size < SMALLEST:
+            raise TargetTooSmall(f"The target {path} has {device.size >> 20} MiB.")
+        old = superblocks.load(device)
+        generation = old.generation if old else 0
+        superblocks.store(
+            device,
+            Superblock(EMPTY, generation, cycle_id, outcome={"hostname": hostname}),
+        )
+
+
+def retire(
+    path: Path, error: KjumpError | None, *, cycle_id: uuid.UUID | None = None
+) -> Found | None:
+    """Mark the image spent, with the reason, whatever its state was; what it was before.
+
+    With ``cycle_id`` only the image of that cycle.  Does nothing to a spent or absent one.
+    """
+    with Device(path, writable=True) as device:
+        superblock = superblocks.load(device)
+        if superblock is None or (cycle_id is not None and superblock.cycle != cycle_id):
+            return None
+        before = Found(
+            superblock.state_name, superblock.cycle, superblock.outcome, superblock.changed
+        )
+        if superblock.state in (WRITING, COMPLETE, RESTORING, EMPTY):
+            outcome = dict(superblock.outcome)
+            if error is not None:
+                outcome = error.report()
+            superblocks.store(device, superblock, state=SPENT, outcome=outcome)
+    return before

@@ -1,0 +1,68 @@
+"""The core header: the ELF file at ``elfcorehdr=`` from which the helper makes /proc/vmcore.
+
+Pure.  ELF64, little-endian, ET_CORE for x86_64.  In a core header ``p_offset`` is a *physical
+address* (fs/proc/vmcore.c); in /proc/vmcore itself it is a file offset, and the PT_NOTEs are
+merged into one.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from kjump.errors import DamagedHandoff
+from kjump.machine.ranges import Range
+
+EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
+PHDR = struct.Struct("<IIQQQQQQ")
+ET_CORE, EM_X86_64 = 4, 62
+PT_LOAD, PT_NOTE = 1, 4
+IDENT = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+RWX = 7
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A program header: file offset, physical address and size, all in bytes."""
+
+    kind: int
+    offset: int
+    physical: int
+    size: int
+
+
+def build(notes: Sequence[tuple[int, int]], memory: Iterable[Range]) -> bytes:
+    """A core header for the ``notes`` ((physical address, bytes), VMCOREINFO first) and the
+    physical ``memory`` ranges."""
+    headers = b"".join(
+        PHDR.pack(PT_NOTE, 0, start, 0, start, size, size, 4) for start, size in notes
+    )
+    count = len(notes)
+    for start, end in memory:
+        # p_vaddr is only for debuggers; the direct map may be anywhere under KASLR.
+        headers += PHDR.pack(PT_LOAD, RWX, start, 0, start, end - start, end - start, 0)
+        count += 1
+    if count >= 0xFFFF:
+        raise ValueError(f"{count} program headers")
+    return (
+        EHDR.pack(IDENT, ET_CORE, EM_X86_64, 1, 0, EHDR.size, 0, 0, EHDR.size, PHDR.size, count, 0, 0, 0)
+        + headers
+    )
+
+
+def parse(data: bytes) -> list[Segment]:
+    """The program headers of an ELF core.  Raises `DamagedHandoff` on anything else."""
+    if len(data) < EHDR.size or data[:6] != IDENT[:6]:
+        raise DamagedHandoff("There is no ELF core header.")
+    fields = EHDR.unpack_from(data)
+    offset, entry_size, count = fields[5], fields[9], fields[10]
+    if fields[2] != EM_X86_64 or entry_size != PHDR.size or offset + count * PHDR.size > len(data):
+        raise DamagedHandoff("The ELF core header is cut short or of another machine.")
+    out = []
+    for number in range(count):
+        kind, _flags, at, _virtual, physical, size, _memsz, _align = PHDR.unpack_from(
+            data, offset + number * PHDR.size
+        )
+        out.append(Segment(kind, at, physical, size))
+    return out
