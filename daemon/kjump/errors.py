@@ -70,6 +70,11 @@ class Busy(KjumpError):
     advice = "Wait for the running cycle to end; see kjumpctl status."
 
 
+class Interrupted(KjumpError):
+    exit_code = 6
+    advice = "Nothing is left staged; ask again."
+
+
 class BadRequest(KjumpError):
     exit_code = 2
     advice = "See kjumpctl(1)."
