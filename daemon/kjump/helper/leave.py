@@ -1,0 +1,85 @@
+"""Leaving the helper: back into the session, or off.
+
+Runs in the helper.  Jumping back needs nothing but the return cell, so that it works when
+everything else is damaged.  ``kjump-return`` (`main`) is what the helper's systemd starts when
+the copy could not even begin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from kjump.errors import DamagedHandoff, HelperFailed, KjumpError
+from kjump.handoff import cell as cells
+from kjump.handoff import report as reports
+from kjump.machine import code, memory, syscalls
+from kjump.machine.console import say
+from kjump.machine.ranges import PAGE
+from kjump.machine.syscalls import Segment
+
+
+def find_cell(cmdline: str | None = None) -> cells.Cell:
+    """The return cell that ``kjump.return=`` on the command line points to.
+
+    Raises `DamagedHandoff`.
+    """
+    words = (Path("/proc/cmdline").read_text() if cmdline is None else cmdline).split()
+    for word in words:
+        if word.startswith("kjump.return="):
+            try:
+                address = int(word.partition("=")[2], 16)
+                with memory.PhysicalMemory() as physical:
+                    return cells.unpack(physical.read(address, cells.CELL.size))
+            except (OSError, ValueError) as error:
+                raise DamagedHandoff(f"The return cell cannot be read: {error}.") from error
+    raise DamagedHandoff("There is no kjump.return= on the helper's command line.")
+
+
+def tell(cell: cells.Cell, document: Mapping[str, Any]) -> bool:
+    """Write the report into the session's report page, if that page is what it should be."""
+    if not cell.report_page:
+        return False
+    try:
+        with memory.PhysicalMemory(writable=True) as physical:
+            if not reports.is_for(physical.read(cell.report_page, PAGE), cell.nonce):
+                say("the report page is not where the handoff says; going back without a report")
+                return False
+            physical.write(cell.report_page, reports.pack(cell.nonce, document))
+    except OSError as error:
+        say(f"the report cannot be written: {error}")
+        return False
+    return True
+
+
+def failure(error: KjumpError, **figures: Any) -> dict[str, Any]:
+    """The report of a helper that failed."""
+    return {"by": "helper", "result": "failed", **error.report(), **figures}
+
+
+def jump_back(cell: cells.Cell) -> NoReturn:
+    """Jump back into the session.  Raises `HelperFailed` where the kernel refuses."""
+    at = cell.window_start + memory.HEADROOM
+    pages = code.jump_pages(
+        at,
+        cell.jump_back,
+        levels=5 if memory.is_5_level() else 4,
+        gigabyte_pages=False,
+    )
+    try:
+        # Plain, not preserving: it also sends the other CPUs into HLT, where the session's kernel
+        # wants to find them.
+        syscalls.kexec_load(at, [Segment(pages, at, len(pages))], preserve_context=False)
+        syscalls.reboot_kexec()
+    except OSError as error:
+        raise HelperFailed(f"The helper cannot jump back: {error.strerror}.") from error
+    raise HelperFailed("The jump back returned.")
+
+
+def main() -> int:
+    """``kjump-return``: the copy never began or its process died."""
+    say("the helper could not do its work; jumping back to the session")
+    cell = find_cell()
+    tell(cell, failure(HelperFailed("The helper's copy service did not start or was killed.")))
+    jump_back(cell)

@@ -1,0 +1,65 @@
+"""Lines for a person in front of the machine, from the helper and from the boot initrd.
+
+Every active console gets them (/sys/class/tty/console/active), as /dev/console is only the last
+one.  Never fails: a console that cannot be written to is passed over.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+PREFIX = "kjump: "
+
+
+def consoles() -> list[Path]:
+    try:
+        names = Path("/sys/class/tty/console/active").read_text().split()
+    except OSError:
+        names = ["console"]
+    return [Path("/dev", name) for name in names]
+
+
+def say(text: str) -> None:
+    """One line on every console."""
+    line = f"{PREFIX}{text}\r\n".encode()
+    for path in consoles():
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            continue
+        try:
+            os.write(fd, line)
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
+
+
+class Progress:
+    """Says how far a copy is, at most once in ``interval`` seconds."""
+
+    def __init__(self, what: str, total: int, interval: float = 1.0) -> None:
+        """``total``: bytes that will be copied."""
+        self._what = what
+        self._total = max(total, 1)
+        self._interval = interval
+        self._start = self._last = time.monotonic()
+
+    def at(self, done: int) -> None:
+        """``done``: bytes so far."""
+        now = time.monotonic()
+        if now - self._last < self._interval:
+            return
+        self._last = now
+        say(self.line(done, now - self._start))
+
+    def line(self, done: int, seconds: float) -> str:
+        rate = done / seconds if seconds > 0 else 0.0
+        left = (self._total - done) / rate if rate > 0 else 0.0
+        return (
+            f"{self._what} {min(done * 100 // self._total, 100):3d} %"
+            f"  {done >> 20} of {self._total >> 20} MiB"
+            f"  {rate / (1 << 20):.0f} MiB/s  {max(left, 0):.0f} s left"
+        )

@@ -1,0 +1,223 @@
+"""Checking an image and putting the memory back.
+
+Runs in the boot kernel.  Deciding is pure (`check`); acting is `restore`, which does not return
+when it works.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kjump.errors import (
+    FileSystemChanged,
+    ImageDamaged,
+    MemoryMapChanged,
+    OtherMachine,
+    PagingModeDiffers,
+    RestoreFailed,
+)
+from kjump.handoff import report as reports
+from kjump.image import fingerprint, superblocks
+from kjump.image.layout import RESTORING, Extent
+from kjump.image.read import Image
+from kjump.machine import code, memory
+from kjump.machine.console import Progress
+from kjump.machine.ranges import PAGE, overlaps
+from kjump.resume import snapshot
+
+
+@dataclass(frozen=True)
+class Machine:
+    """This boot: what an image must match."""
+
+    identity: str
+    firmware_map: list[memory.Entry]
+    page_count: int
+    levels: int
+
+
+def check(description: Mapping[str, Any], machine: Machine) -> None:
+    """Raises `OtherMachine`, `MemoryMapChanged`, `PagingModeDiffers`, `ImageDamaged`."""
+    try:
+        firmware = [memory.Entry(*entry) for entry in description["firmware_map"]]
+        identity, levels = description["machine"], description["levels"]
+        page_count = description["page_count"]
+    except (KeyError, TypeError) as error:
+        raise ImageDamaged(f"The image's description lacks {error}.") from error
+    if identity != machine.identity:
+        raise OtherMachine(f"The image was saved on {description.get('hostname', 'another')}.")
+    if firmware != machine.firmware_map:
+        raise MemoryMapChanged("The firmware's memory map is not the one of the saved session.")
+    if page_count != machine.page_count:
+        raise MemoryMapChanged(
+            f"This boot has {machine.page_count} pages of memory, the session had {page_count}."
+        )
+    if levels != machine.levels:
+        raise PagingModeDiffers(
+            f"The session used {levels}-level page tables, this boot {machine.levels}-level ones."
+        )
+
+
+def check_file_systems(description: Mapping[str, Any]) -> None:
+    """Raises `FileSystemChanged`."""
+    changed = fingerprint.changed(description.get("file_systems", ()))
+    if changed:
+        raise FileSystemChanged(f"Changed since the session was saved: {', '.join(changed)}.")
+
+
+def check_pages(extents: list[Extent], description: Mapping[str, Any]) -> None:
+    """Every page must be RAM outside the window: the kernel would write anywhere it is told.
+
+    Raises `ImageDamaged`.
+    """
+    ram = [(a // PAGE, b // PAGE) for a, b in description["ram"]]
+    hidden = [(a // PAGE, b // PAGE) for a, b in (description["window"], *description["low"])]
+    inside = iter(sorted(ram))
+    start, end = 0, 0
+    for extent in extents:
+        while extent.pfn >= end:
+            start, end = next(inside, (1 << 62, 1 << 62))
+        if extent.pfn < start or extent.pfn + extent.pages > end:
+            raise ImageDamaged(f"The image has a page {extent.pfn:#x} that is not RAM.")
+        if overlaps((extent.pfn, extent.pfn + extent.pages), hidden):
+            raise ImageDamaged(f"The image has a page {extent.pfn:#x} of the window.")
+
+
+def report_page(
+    description: Mapping[str, Any], outcome: Mapping[str, Any], phases: Mapping[str, float]
+) -> snapshot.Insert:
+    """The page the session will find: the helper's figures and those of this boot."""
+    document = {
+        "by": "resume",
+        "result": "ok",
+        "phases": {**dict(outcome.get("phases", {})), **phases},
+        "saved": description.get("saved"),
+        "resumed": time.time(),
+        **{key: outcome[key] for key in ("pages", "image", "memory") if key in outcome},
+    }
+    page = reports.pack(bytes.fromhex(description["nonce"]), document)
+    return snapshot.Insert(int(description["report_page"]) // PAGE, page)
+
+
+def without(extents: list[Extent], pfn: int) -> list[Extent]:
+    """The extents less one page: it is given otherwise."""
+    out = []
+    for e in extents:
+        if e.pfn <= pfn < e.pfn + e.pages:
+            out += [
+                part
+                for part in (
+                    Extent(e.pfn, pfn - e.pfn, e.kind),
+                    Extent(pfn + 1, e.pfn + e.pages - pfn - 1, e.kind),
+                )
+                if part.pages
+            ]
+        else:
+            out.append(e)
+    return out
+
+
+def chunks_without(image: Image, pfn: int) -> Any:
+    """The image's chunks less one page."""
+    for extents, data in image.chunks():
+        at = 0
+        for e in extents:
+            if e.pfn <= pfn < e.pfn + e.pages:
+                cut = at + (pfn - e.pfn) * PAGE
+                yield without(extents, pfn), data[:cut] + data[cut + PAGE :]
+                break
+            at += e.pages * PAGE
+        else:
+            yield extents, data
+
+
+def restore(image: Image, description: Mapping[str, Any], *, started: float, boot: float) -> None:
+    """Mark the image as being restored, load it, and jump.  Does not return when it works.
+
+    ``started``: monotonic time when this program began; ``boot``: seconds the kernel took up to
+    there.  Raises any `KjumpError` of the image and of the restore; nothing of the running system
+    is touched then.
+    """
+    extents = image.index()
+    check_pages(extents, description)
+    phases = {"boot kernel": round(boot, 3), "check": round(time.monotonic() - started, 3)}
+    outcome = dict(image.superblock.outcome)
+    image.superblock = superblocks.store(image.device, image.superblock, state=RESTORING)
+    page = report_page(description, outcome, phases)
+    window = int(description["window"][0])
+    trampoline = code.jump_pages(
+        window,
+        int(description["jump_back"]),
+        levels=int(description["levels"]),
+        gigabyte_pages=False,
+    )
+    inserts = [page, snapshot.Insert(window // PAGE, trampoline)]
+    extents = without(extents, page.pfn)
+    for zero_pages in (True, False):
+        try:
+            _load(image, extents, inserts, window, zero_pages=zero_pages, title=description)
+        except _NoZeroPages:
+            continue
+        return
+    raise RestoreFailed("The kernel does not take the image's page list.")
+
+
+class _NoZeroPages(Exception):
+    """This kernel does not know pages without data."""
+
+
+def _load(
+    image: Image,
+    extents: list[Extent],
+    inserts: list[snapshot.Insert],
+    window: int,
+    *,
+    zero_pages: bool,
+    title: Mapping[str, Any],
+) -> None:
+    meta = snapshot.numbers(extents, inserts, zero_pages=zero_pages)
+    meta_pages = len(meta) * 8 // PAGE
+    data_pages = _data_pages(meta)
+    head = snapshot.header(
+        jump=window,
+        tables=window + 2 * PAGE,
+        map_checksum=memory.map_checksum(memory.firmware_map()),
+        page_count=memory.page_count(),
+        data_pages=data_pages,
+        meta_pages=meta_pages,
+    )
+    progress = Progress(f"resuming {title.get('hostname', '')}:", data_pages * PAGE)
+    with snapshot.Snapshot() as device:
+        try:
+            device.write_page(head)
+            raw = memoryview(meta).cast("B")
+            for at in range(0, len(raw), PAGE):
+                device.write_page(raw[at : at + PAGE])
+        except OSError as error:
+            if zero_pages and error.errno == errno.EFAULT:
+                raise _NoZeroPages from error
+            raise RestoreFailed(
+                f"The kernel does not take the image's head: {error.strerror}."
+            ) from error
+        done = 0
+        for piece in snapshot.stream(
+            chunks_without(image, inserts[0].pfn), extents, inserts, zero_pages=zero_pages
+        ):
+            device.write_pages(piece)
+            done += len(piece)
+            progress.at(done)
+        if done != data_pages * PAGE:
+            raise ImageDamaged("The image holds another number of pages than its index says.")
+        device.restore()
+
+
+def _data_pages(meta: Any) -> int:
+    """How many of the listed pages come with data."""
+    raw = memoryview(meta).cast("B")
+    listed = meta.index(snapshot.END)
+    # The flag is the highest bit of the last byte of each number.
+    return int(listed - sum(byte >> 7 for byte in raw[7 : listed * 8 : 8]))

@@ -1,0 +1,414 @@
+"""Staging the helper and jumping into it.
+
+Runs in the session, in the daemon's worker.  Nothing here decides whether to hibernate; it takes
+the plan, lays everything out, loads it with kexec and jumps.  See docs/handoff.5.md for what
+lies where in the window.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import mmap
+import os
+import socket
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kjump import VERSION
+from kjump.errors import JumpFailed, NoHelperInitrd, NoHelperKernel, StagingFailed
+from kjump.handoff import note
+from kjump.handoff.cell import JUMP_BACK_OFFSET, Cell
+from kjump.image.target import Target
+from kjump.machine import bzimage, code, coreheader, memory, syscalls
+from kjump.machine.identity import machine_identity
+from kjump.machine.ranges import PAGE, Range, align_down, align_up, subtract, whole_pages
+from kjump.machine.syscalls import Segment
+from kjump.session import window as windows
+from kjump.session.reportpage import ReportPage
+from kjump.settings import Settings
+
+MIB = 1 << 20
+
+# Where things lie in the window's first 2 MiB (offsets in bytes).
+STUB = 0x0000
+CELL = 0x0800
+BOOT_PARAMS = 0x1000
+COMMAND_LINE = 0x2000
+CORE_HEADER = 0x4000
+NOTE = 0x14000
+USED = NOTE + note.LARGEST + PAGE
+COMMAND_LINE_ROOM = 0x1000
+CORE_HEADER_ROOM = NOTE - CORE_HEADER
+
+MARGIN = 32 * MIB
+"""Memory that must be left when everything is staged: bytes."""
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """What the helper is made of and what it costs.  Sizes in bytes."""
+
+    kernel: Path
+    initrd: Path
+    window_size: int
+    available_needed: int
+    parts: dict[str, int] = field(default_factory=dict)
+
+
+def find_kernel(settings: Settings, release: str) -> Path:
+    """The helper kernel: as configured, else the running kernel's own image."""
+    names = [settings.helper.kernel] if settings.helper.kernel else [
+        f"/boot/vmlinuz-{release}",
+        f"/usr/lib/modules/{release}/vmlinuz",
+        f"/lib/modules/{release}/vmlinuz",
+    ]
+    for name in names:
+        if os.access(name, os.R_OK):
+            return Path(name)
+    raise NoHelperKernel(f"The helper kernel is missing: {' or '.join(names)}.")
+
+
+def unpacked_size(initrd: Path) -> int:
+    """Bytes the initrd takes unpacked: told beside it (``.json``), else four times its size."""
+    try:
+        facts = json.loads(initrd.with_suffix(".json").read_text())
+        return int(facts["unpacked_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 4 * initrd.stat().st_size
+
+
+def window_parts(init_size: int, packed: int, unpacked: int) -> dict[str, int]:
+    """What the window has to hold, in bytes: the helper's memory at its fullest.
+
+    The initrd is there twice while it is unpacked, and afterwards once, with the programs that
+    run from it.  ``running`` was measured: see docs/window.md.
+    """
+    return {
+        "handoff": memory.HEADROOM,
+        "kernel": init_size,
+        "initrd": packed,
+        "unpacked": unpacked,
+        "running": 72 * MIB,
+    }
+
+
+def sizing(settings: Settings, release: str) -> Sizing:
+    """What staging will take.  Raises `NoHelperKernel`, `NoHelperInitrd`."""
+    kernel = find_kernel(settings, release)
+    with kernel.open("rb") as file:
+        header = bzimage.parse(file.read(PAGE))
+    initrd = settings.helper.initrd_of(release)
+    if not os.access(initrd, os.R_OK):
+        raise NoHelperInitrd(f"The helper initrd is missing: {initrd}.")
+    packed = initrd.stat().st_size
+    parts = window_parts(header.init_size, packed, unpacked_size(initrd))
+    size = settings.helper.window_size or sum(parts.values())
+    size = align_up(size, windows.ALIGNMENT)
+    return Sizing(kernel, initrd, size, size + MARGIN, parts)
+
+
+def acpi_rsdp(running: bytes) -> int:
+    """Physical address of ACPI's root pointer, 0 if the helper will find it by itself (BIOS)."""
+    told = int.from_bytes(running[0x70:0x78], "little")
+    if told:
+        return told
+    try:
+        for line in Path("/sys/firmware/efi/systab").read_text().splitlines():
+            if line.startswith(("ACPI20=", "ACPI=")):
+                return int(line.partition("=")[2], 16)
+    except OSError:
+        pass
+    return 0
+
+
+def command_line(settings: Settings, running: str, *, core_header: int, cell: int) -> str:
+    """The helper's kernel command line.
+
+    Consoles and paging mode are the session's: with other paging the jump back would be deadly.
+    """
+    words = running.split()
+    consoles = (
+        [f"console={c}" for c in settings.helper.console.split()]
+        if settings.helper.console
+        else [w for w in words if w.startswith("console=")]
+    )
+    keep = [w for w in words if w in ("no5lvl", "nokaslr", "no_console_suspend")]
+    cpus = settings.helper.cpu_count
+    return " ".join(
+        [
+            *consoles,
+            *keep,
+            f"elfcorehdr={core_header:#x}",
+            f"kjump.return={cell:#x}",
+            "rd.systemd.unit=kjump-helper.target",
+            f"nr_cpus={cpus}",
+            "reset_devices",
+            "panic=10",
+            "loglevel=4",
+            "systemd.show_status=0",
+            "systemd.log_level=warning",
+            "transparent_hugepage=never",
+            "cgroup_disable=memory",
+            "numa=off",
+            "udev.children-max=4",
+            *settings.helper.command_line.split(),
+        ]
+    )
+
+
+def vmcoreinfo_note() -> tuple[int, int]:
+    """(physical address, bytes) of the running kernel's VMCOREINFO note."""
+    try:
+        address, size = Path("/sys/kernel/vmcoreinfo").read_text().split()
+        return int(address, 16), int(size, 16)
+    except (OSError, ValueError) as error:
+        raise StagingFailed("The kernel does not tell where VMCOREINFO lies.") from error
+
+
+def free_pages_policy(cmdline: str, config: str) -> str:
+    """``skip`` free pages, or record them as ``zero``: with init_on_free the kernel trusts free
+    pages to hold zeros."""
+    on = "CONFIG_INIT_ON_FREE_DEFAULT_ON=y" in config
+    for word in cmdline.split():
+        if word.startswith("init_on_free="):
+            on = word.partition("=")[2].lower() in ("1", "on", "y", "yes", "true")
+    return "zero" if on else "skip"
+
+
+def kernel_config(release: str) -> str:
+    """The running kernel's configuration, or the empty string where it is not told."""
+    try:
+        return gzip.decompress(Path("/proc/config.gz").read_bytes()).decode()
+    except OSError:
+        pass
+    try:
+        return Path(f"/boot/config-{release}").read_text()
+    except OSError:
+        return ""
+
+
+def deadline(settings: Settings, ram: Sequence[Range]) -> int:
+    """Seconds from the jump to the helper's giving up: as configured, else two minutes and what
+    all of the memory takes at 10 MiB/s."""
+    total = sum(end - start for start, end in ram)
+    return settings.helper.deadline or 120 + total // (10 * MIB)
+
+
+def file_systems() -> list[dict[str, Any]]:
+    """The block devices that are mounted, by their stable links: the helper takes their
+    fingerprints, and nobody resumes when one has changed."""
+    seen: dict[str, dict[str, Any]] = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        number = left.split()[2]
+        kind, source = right.split()[:2]
+        if number.startswith("0:") or not source.startswith("/dev/") or number in seen:
+            continue
+        try:
+            facts = Path("/run/udev/data", f"b{number}").read_text().splitlines()
+        except OSError:
+            continue
+        links = [f"/dev/{x[2:]}" for x in facts if x.startswith("S:disk/by-")]
+        seen[number] = {
+            "type": kind,
+            "links": sorted(links, key=lambda x: ("by-partuuid" not in x, "by-id" not in x, x)),
+        }
+    return [x for x in seen.values() if x["links"]]
+
+
+class Staged:
+    """A staged helper.  `close` unloads it; use it as a context manager."""
+
+    def __init__(
+        self, window: windows.Window, page: ReportPage, document: dict[str, Any]
+    ) -> None:
+        self.window = window
+        self.document = document
+        self._page = page
+        self._loaded = True
+
+    def describe(self) -> dict[str, Any]:
+        """The window in bytes (physical), for status and report."""
+        return {"start": self.window.start, "size": self.window.size}
+
+    def check(self) -> None:
+        """Just before the jump: is the report page still where the handoff says?
+
+        Raises `StagingFailed`.
+        """
+        if self._page.where() != self._page.physical:
+            raise StagingFailed("The report page was moved while staging.", advice="Try again.")
+        if not syscalls.kexec_loaded():
+            raise StagingFailed("Somebody unloaded the staged helper.", advice="Try again.")
+
+    def jump(self) -> None:
+        """Jump; returns when the session runs again, one way or the other.
+
+        Raises `JumpFailed` where the kernel refused to leave.
+        """
+        try:
+            syscalls.reboot_kexec()
+        except OSError as error:
+            raise JumpFailed(f"The kernel did not jump: {error.strerror}.") from error
+
+    def report(self) -> dict[str, Any] | None:
+        """What helper or boot side reported, or None."""
+        return self._page.read()
+
+    def close(self) -> None:
+        """Unload.  After a jump the image is spent: a second jump into it would be deadly."""
+        if self._loaded:
+            syscalls.kexec_unload()
+            self._loaded = False
+            self._page.close()
+
+    def __enter__(self) -> Staged:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _map_file(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        # Copy-on-write, because the system call wrapper takes addresses of writable memory only.
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+def stage(
+    settings: Settings, sizing: Sizing, *, cycle_id: uuid.UUID, target: Target
+) -> Staged:
+    """Choose the window, lay everything out, load it.
+
+    Raises `NoWindow`, `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
+    """
+    page = ReportPage()
+    try:
+        return _stage(settings, sizing, page, cycle_id=cycle_id, target=target)
+    except BaseException:
+        page.close()
+        raise
+
+
+def _stage(
+    settings: Settings,
+    sizing: Sizing,
+    page: ReportPage,
+    *,
+    cycle_id: uuid.UUID,
+    target: Target,
+) -> Staged:
+    resources = memory.iomem()
+    info = vmcoreinfo_note()
+    window = windows.choose(
+        sizing.window_size,
+        resources,
+        windows.read_kpageflags,
+        avoid=[(page.physical, page.physical + PAGE), (info[0], info[0] + info[1])],
+    )
+    ram = whole_pages(memory.system_ram(resources))
+    cmdline = Path("/proc/cmdline").read_text()
+    release = os.uname().release
+    firmware = memory.firmware_map()
+    document: dict[str, Any] = {
+        "kjump": VERSION,
+        "cycle": str(cycle_id),
+        "requested": time.time(),
+        "hostname": socket.gethostname(),
+        "machine": machine_identity(),
+        "release": release,
+        "levels": 5 if memory.is_5_level() else 4,
+        "gigabyte_pages": memory.has_gigabyte_pages(),
+        "window": [window.start, window.end],
+        "low": [list(r) for r in window.low],
+        "ram": [list(r) for r in ram],
+        "firmware_map": [[e.start, e.end, e.kind] for e in firmware],
+        "page_count": memory.page_count(),
+        "report_page": page.physical,
+        "nonce": page.nonce.hex(),
+        "free_pages": free_pages_policy(cmdline, kernel_config(release)),
+        "target": {
+            "spec": target.spec,
+            "links": [str(x) for x in target.links] or [str(target.path)],
+            "size": target.size,
+        },
+        "level": settings.image.compression_level,
+        "deadline": deadline(settings, ram),
+        "file_systems": file_systems(),
+    }
+    image = _map_file(sizing.kernel)
+    initrd = _map_file(sizing.initrd)
+    kernel = bzimage.parse(image[:PAGE])
+    kernel_at = window.start + memory.HEADROOM
+    initrd_at = align_down(window.end - len(initrd))
+    if kernel_at + kernel.init_size > initrd_at:
+        raise StagingFailed(
+            f"A window of {window.size >> 20} MiB has no room for the helper's kernel and initrd.",
+            advice="Raise [Helper] WindowSizeMiB=.",
+        )
+    words = command_line(
+        settings, cmdline, core_header=window.start + CORE_HEADER, cell=window.start + CELL
+    )
+    if len(words) >= min(COMMAND_LINE_ROOM, kernel.cmdline_size):
+        raise StagingFailed("The helper's command line is too long.")
+    running = Path("/sys/kernel/boot_params/data").read_bytes()
+    packed = damage(note.pack(document))
+    headers = coreheader.build(
+        [info, (window.start + NOTE, len(packed))],
+        subtract(ram, [window.range, *window.low]),
+    )
+    if len(headers) > CORE_HEADER_ROOM:
+        raise StagingFailed("The memory map is too long for the core header.")
+    first = bytearray(USED)
+    for at, content in (
+        (
+            STUB,
+            code.entry_stub(
+                note_slot=window.start + NOTE + note.descriptor_offset() + note.JUMP_BACK_OFFSET,
+                cell_slot=window.start + CELL + JUMP_BACK_OFFSET,
+                boot_params=window.start + BOOT_PARAMS,
+                kernel_entry=kernel_at + bzimage.ENTRY_64,
+            ),
+        ),
+        (CELL, Cell(page.physical, page.nonce, window.start, window.size).pack()),
+        (
+            BOOT_PARAMS,
+            bzimage.boot_params(
+                kernel,
+                command_line=window.start + COMMAND_LINE,
+                initrd=initrd_at,
+                initrd_size=len(initrd),
+                memory_map=memory.helper_map(firmware, window.range, window.low),
+                running=running,
+                acpi_rsdp=acpi_rsdp(running),
+            ),
+        ),
+        (COMMAND_LINE, words.encode() + b"\0"),
+        (CORE_HEADER, headers),
+        (NOTE, packed),
+    ):
+        first[at : at + len(content)] = content
+    segments = [
+        Segment(first, window.start, memory.HEADROOM),
+        Segment(memoryview(image)[kernel.body_offset :], kernel_at, initrd_at - kernel_at),
+        Segment(initrd, initrd_at, window.end - initrd_at),
+        *(Segment(b"", start, end - start) for start, end in window.low),
+    ]
+    try:
+        syscalls.kexec_load(window.start + STUB, segments, preserve_context=True)
+    except OSError as error:
+        raise StagingFailed(f"The kernel refused the staged helper: {error.strerror}.") from error
+    return Staged(window, page, document)
+
+
+def damage(packed: bytes) -> bytes:
+    """The note as it is, or damaged on purpose for tests (KJUMP_INJECT=damaged-handoff)."""
+    if os.environ.get("KJUMP_INJECT") == "damaged-handoff":
+        at = len(packed) - 8
+        return packed[:at] + bytes([packed[at] ^ 1]) + packed[at + 1 :]
+    return packed
