@@ -238,10 +238,8 @@ def parse(settings: Settings, path: str, text: str) -> Settings:
             warnings.append(Complaint(path, number, f"bad value for {name}=, ignored: {error}"))
             continue
         values[section] = replace(values[section], **{key.attribute: read})
-    return Settings(
-        *(values[name] for name in _sections()),
-        warnings=tuple(warnings),
-    )
+    laid = {name.lower(): value for name, value in values.items()}
+    return replace(settings, **laid, warnings=tuple(warnings))
 
 
 def _sections() -> tuple[str, ...]:
@@ -297,6 +295,16 @@ def fingerprint(settings: Settings) -> str:
     the running configuration's, the initrd would look for another image.
     """
     return hashlib.sha256(dump(settings, BOOT_SECTIONS).encode()).hexdigest()
+
+
+def text_sum(root: Path = Path("/")) -> str:
+    """SHA-256 (hex) of the text of kjump.conf and its drop-ins in /etc, as the boot initrd has it.
+
+    Where it is unchanged the initrd is certainly not behind.
+    """
+    folder = root / DROP_INS[-1]
+    found = [path for path in (root / MAIN, *sorted(folder.glob("*.conf"))) if path.is_file()]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in found)).hexdigest()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

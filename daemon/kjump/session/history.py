@@ -137,7 +137,7 @@ def clear_mark(path: Path = MARK) -> None:
     path.unlink(missing_ok=True)
 
 
-# -- what a target tells about an earlier boot ------------------------------------------------------
+# -- what a target tells about an earlier boot ----------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -160,14 +160,14 @@ def afterlife(
     already tells how that cycle ended; ``skipped``: the boot was told not to resume.
     """
     error: KjumpError | None
-    if reason:
+    if reason.get("error"):
         error = from_report(reason)
     elif state == "spent":
         error = None
     elif skipped and state == "complete":
         error = ResumeSkipped("An image was on the target, and this boot left it alone.")
     elif state == "complete":
-        error = NoBootResume("A complete image was on the target, but this boot did not look at it.")
+        error = NoBootResume("This boot did not look at the complete image on the target.")
     elif state == "restoring":
         error = RestoreFailed("Restoring began, but the machine did not come back.")
     elif state == "writing":

@@ -1,0 +1,7 @@
+"""``python3 -Im kjump.cli``: kjumpctl, see `kjump.cli.main`."""
+
+import sys
+
+from kjump.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,272 @@
+"""kjumpctl: what a person types.
+
+Runs in the session, as any user; what needs rights is asked of kjumpd.  Prints results to stdout,
+errors as one sentence to stderr, and ends with the error's exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kjump import VERSION
+from kjump import settings as configuration
+from kjump.cli import dropins, show
+from kjump.cli.client import Client
+from kjump.errors import BadRequest, Internal, KjumpError, NoImage, NoTarget, table
+
+UPDATE_INITRDS = "/usr/libexec/kjump/update-initrds"
+
+Options = argparse.Namespace
+
+
+def exit_codes() -> str:
+    """The exit codes, from the one table of errors."""
+    lines = ["exit codes:", "    0  done", "    1  an error without a code of its own"]
+    codes = sorted((cls.exit_code, name) for name, cls in table().items())
+    lines += [f"  {code:3}  {name}" for code, name in codes]
+    return "\n".join(lines)
+
+
+# -- printing ------------------------------------------------------------------------------------
+
+
+def put(options: Options, document: Any, text: Callable[[], str]) -> None:
+    """Print a document as JSON or as text."""
+    if options.json:
+        print(json.dumps(document, indent=2, default=str))
+    elif not getattr(options, "quiet", False):
+        print(text())
+
+
+def _colour() -> bool:
+    return show.wants_colour(sys.stdout)
+
+
+def _whole(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report from the bus with everything in it: its own JSON text, opened."""
+    try:
+        found = json.loads(report["json"])
+    except (KeyError, ValueError):
+        return dict(report)
+    return found if isinstance(found, dict) else dict(report)
+
+
+# -- commands --------------------------------------------------------------------------------------
+
+
+def status(options: Options) -> int:
+    values = Client().properties()
+    values["LastCycle"] = _whole(values["LastCycle"]) if values.get("LastCycle") else {}
+    put(options, values, lambda: show.status_text(values, colour=_colour()))
+    return 0
+
+
+def can_hibernate(options: Options) -> int:
+    answer, reasons = Client().can_hibernate()
+    document = {
+        "answer": answer,
+        "reasons": [{"code": code, "sentence": sentence} for code, sentence in reasons],
+    }
+    text = "\n".join(
+        part
+        for part in (
+            show.paint(answer, show.COLOURS.get(answer, show.BOLD), on=_colour()),
+            show.reasons_text(reasons),
+        )
+        if part
+    )
+    put(options, document, lambda: text)
+    if answer in ("yes", "challenge"):
+        return 0
+    cls = table().get(reasons[0][0]) if reasons else None
+    return cls.exit_code if cls else 1
+
+
+def hibernate(options: Options) -> int:
+    report = _whole(Client().hibernate())
+    put(options, report, lambda: show.report_text(report, colour=_colour()))
+    return 0
+
+
+def image_info(options: Options) -> int:
+    path = Path(options.path) if options.path else _target_path()
+    document = _image(path)
+    put(options, document, lambda: show.table(_flat(document)))
+    return 0
+
+
+def _target_path() -> Path:
+    spec = configuration.load().target.path
+    if not spec:
+        raise NoTarget("No target is configured, and no PATH was given.")
+    from kjump.image.target import link
+
+    return link(spec)
+
+
+def _image(path: Path) -> dict[str, Any]:
+    from kjump.image import read
+
+    try:
+        found = read.describe(path)
+    except PermissionError as error:
+        raise BadRequest(f"{path} cannot be read.", advice="Do it as root.") from error
+    except OSError as error:
+        raise NoImage(f"{path} cannot be read: {error.strerror}.") from error
+    return {"path": str(path), **found}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A nested document as rows."""
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and len(value) > 4:
+            rows.append((f"{prefix}{key}", f"({len(value)} entries)"))
+        else:
+            rows.append((f"{prefix}{key}", str(value)))
+    return rows
+
+
+def history(options: Options) -> int:
+    # The file is readable by all, so that this works without the daemon; imported here, as the
+    # rest of kjumpctl does without the daemon's code.
+    from kjump.session.history import HISTORY, History
+
+    entries = History(Path(options.file or HISTORY)).entries()
+    put(options, entries, lambda: show.history_text(entries, colour=_colour()))
+    return 0
+
+
+def enable(options: Options) -> int:
+    root = Path(options.root)
+    changed = dropins.enable(root)
+    _tell_systemd(root, changed)
+    document = {"changed": [str(path) for path in changed]}
+
+    def text() -> str:
+        if not changed:
+            return "Already enabled."
+        return "\n".join(
+            [
+                *(f"Written: {path}" for path in changed),
+                "logind reads its environment when it starts: reboot, or"
+                " systemctl restart systemd-logind.",
+            ]
+        )
+
+    put(options, document, text)
+    return 0
+
+
+def disable(options: Options) -> int:
+    root = Path(options.root)
+    changed = dropins.disable(root)
+    _tell_systemd(root, changed)
+    document = {"changed": [str(path) for path in changed]}
+    put(
+        options,
+        document,
+        lambda: "\n".join(f"Removed: {path}" for path in changed) or "Was not enabled.",
+    )
+    return 0
+
+
+def _tell_systemd(root: Path, changed: Sequence[Path]) -> None:
+    if changed and dropins.systemd_runs(root):
+        subprocess.run(["systemctl", "--system", "daemon-reload"], check=False)
+
+
+def update_initrd(options: Options) -> int:
+    command = [UPDATE_INITRDS, *options.arguments]
+    try:
+        code = subprocess.run(command, check=False).returncode
+    except OSError as error:
+        raise Internal(
+            f"{UPDATE_INITRDS} cannot be started: {error.strerror}.", advice="Install kjump again."
+        ) from error
+    return 1 if code else 0
+
+
+def reload(options: Options) -> int:
+    warnings = Client().reload()
+    put(options, {"warnings": warnings}, lambda: "\n".join(warnings) or "Configuration read.")
+    return 0
+
+
+# -- the command line -------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    out = argparse.ArgumentParser(
+        prog="kjumpctl",
+        description="Hibernation by kexec jump.",
+        epilog=exit_codes(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    out.add_argument("--version", action="version", version=f"kjump {VERSION}")
+    commands = out.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(
+        name: str, function: Callable[[Options], int], text: str, where: Any = commands
+    ) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = where.add_parser(name, help=text, description=text)
+        sub.set_defaults(function=function)
+        sub.add_argument("--json", action="store_true", help="print JSON")
+        return sub
+
+    command("status", status, "Show state, target, window and the last cycle.")
+    command("can-hibernate", can_hibernate, "Tell whether the machine can, and every reason why"
+            " not.")
+    sub = command("hibernate", hibernate, "Hibernate, and report when the session runs again.")
+    sub.add_argument("-q", "--quiet", action="store_true", help="print only what went wrong")
+    image = commands.add_parser("image", help="Look at an image.")
+    images = image.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
+    sub = command("info", image_info, "Describe the image on the target.", images)
+    sub.add_argument("path", nargs="?", metavar="PATH", help="default: the configured target")
+    sub = command("history", history, "Show all cycles.")
+    sub.add_argument("--file", help=argparse.SUPPRESS)
+    for name, function, text in (
+        ("enable", enable, "Lead systemctl hibernate and logind to kjump."),
+        ("disable", disable, "Lead them back."),
+    ):
+        sub = command(name, function, text)
+        sub.add_argument("--root", default="/", metavar="DIR", help="work below this directory")
+    command("reload", reload, "Have kjumpd read its configuration again.")
+    sub = command("update-initrd", update_initrd, "Build helper and boot initrds again.")
+    sub.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="for update-initrds")
+    return out
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """kjumpctl; returns the exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        code = options.function(options)
+        sys.stdout.flush()
+    except KjumpError as error:
+        if getattr(options, "json", False):
+            document = {**error.report(), "sentence": error.sentence}
+            print(json.dumps(document, indent=2), file=sys.stderr)
+        else:
+            name = show.paint("kjumpctl:", show.RED, on=show.wants_colour(sys.stderr))
+            print(f"{name} {error.sentence}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+    except KeyboardInterrupt:
+        return 130
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

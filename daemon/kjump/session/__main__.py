@@ -1,0 +1,7 @@
+"""``python3 -Im kjump.session``: the daemon, see `kjump.session.daemon`."""
+
+import sys
+
+from kjump.session.daemon import main
+
+sys.exit(main())

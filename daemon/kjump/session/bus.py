@@ -1,0 +1,487 @@
+"""org.kjump1 on the bus: the interface, and how calls become work and answers.
+
+Runs in the session.  All of it on the main loop, and none of it waits: work goes to threads, and
+their answers come back through `GLib.idle_add`.
+
+pydbus registers the object, but its ``publish()`` is not used: that lets the name be taken over
+and makes unnamed errors of all exceptions.  `Wrapper` gives every method a `Call` to answer when
+it likes, with results or with a named error.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gi.repository import Gio, GLib
+from pydbus.generic import signal
+from pydbus.registration import ObjectRegistration, ObjectWrapper
+
+from kjump import VERSION
+from kjump.errors import BadRequest, Busy, Internal, KjumpError, NotAuthorized
+from kjump.session import authority as polkit
+from kjump.session import readiness
+from kjump.session.authority import Authority
+from kjump.session.cycle import IDLE, Actions, Cycle, Step
+from kjump.session.devices import Device
+from kjump.session.history import History
+from kjump.session.log import logger
+from kjump.session.readiness import Facts
+from kjump.settings import Settings
+
+NAME = "org.kjump1"
+PATH = "/org/kjump1"
+INTERFACE = "org.kjump1.Manager"
+PROPERTIES = "org.freedesktop.DBus.Properties"
+
+INSTALLED_XML = Path("/usr/share/dbus-1/interfaces/org.kjump1.Manager.xml")
+SOURCE_XML = Path(__file__).parents[3] / "config/dbus/org.kjump1.Manager.xml"
+
+log = logger()
+
+
+def interface_xml() -> str:
+    """The introspection document: of the source checkout the code runs from, else as installed."""
+    path = SOURCE_XML if SOURCE_XML.exists() else INSTALLED_XML
+    return path.read_text(encoding="utf-8")
+
+
+# -- values for the bus ------------------------------------------------------------------------
+
+_TEXTS = ("cycle", "result", "where", "error", "what", "todo", "sentence", "target")
+_TIMES = ("started", "finished")
+_SECONDS = ("phases", "wall")
+_COUNTS = ("pages", "image", "memory", "window")
+
+
+def flatten(report: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A cycle's report as ``a{sv}``, as documented at LastCycle in the interface."""
+    if not report:
+        return {}
+    out: dict[str, Any] = {}
+    for key in _TEXTS:
+        if report.get(key) is not None:
+            out[key] = GLib.Variant("s", str(report[key]))
+    if "what" in report:
+        words = (str(report["what"]), str(report.get("todo", "")))
+        out["sentence"] = GLib.Variant("s", "  ".join(word for word in words if word))
+    for key in _TIMES:
+        if isinstance(report.get(key), int | float):
+            out[key] = GLib.Variant("d", float(report[key]))
+    for key in _SECONDS:
+        if isinstance(report.get(key), Mapping):
+            out[key] = GLib.Variant("a{sd}", _numbers(report[key], float))
+    for key in _COUNTS:
+        if isinstance(report.get(key), Mapping):
+            out[key] = GLib.Variant("a{st}", _numbers(report[key], int))
+    out["json"] = GLib.Variant("s", json.dumps(report, default=str))
+    return out
+
+
+def _numbers(values: Mapping[str, Any], kind: type[int] | type[float]) -> dict[str, Any]:
+    """The entries that are numbers of this kind; counts fit 64 bits without a sign."""
+    return {
+        str(key): kind(value)
+        for key, value in values.items()
+        if isinstance(value, int if kind is int else int | float)
+        and (kind is float or 0 <= value < 1 << 64)
+    }
+
+
+def flatten_target(spec: str, target: Device | KjumpError | None) -> dict[str, Any]:
+    """The Target property."""
+    out = {"spec": GLib.Variant("s", spec), "present": GLib.Variant("b", False)}
+    if isinstance(target, Device):
+        out |= {
+            "present": GLib.Variant("b", True),
+            "path": GLib.Variant("s", str(target.path)),
+            "size": GLib.Variant("t", target.size),
+            "partuuid": GLib.Variant("s", target.partuuid),
+            "links": GLib.Variant("as", list(target.links)),
+        }
+    return out
+
+
+def window_figures(facts: Facts) -> dict[str, int]:
+    """The Window property: bytes."""
+    sizing = facts.sizing
+    if sizing is None or isinstance(sizing, KjumpError):
+        return {}
+    parts = getattr(sizing, "parts", {})
+    return {
+        "size": sizing.window_size,
+        "available_needed": sizing.available_needed,
+        **{str(name): int(size) for name, size in parts.items()},
+    }
+
+
+# -- calls -----------------------------------------------------------------------------------
+
+
+class Call:
+    """One method call that waits for its answer.  Main loop only."""
+
+    def __init__(self, invocation: Any, sender: str, signature: str) -> None:
+        self._invocation = invocation
+        self._signature = signature
+        self.sender = sender
+        flags = invocation.get_message().get_flags()
+        self.interactive = bool(flags & Gio.DBusMessageFlags.ALLOW_INTERACTIVE_AUTHORIZATION)
+
+    def reply(self, *values: Any) -> None:
+        """Answer with the method's results."""
+        invocation, self._invocation = self._invocation, None
+        if invocation is not None:
+            invocation.return_value(GLib.Variant(f"({self._signature})", values))
+
+    def fail(self, error: KjumpError) -> None:
+        """Answer with a named error."""
+        invocation, self._invocation = self._invocation, None
+        if invocation is not None:
+            invocation.return_dbus_error(error.dbus_name, error.sentence)
+
+
+class Wrapper(ObjectWrapper):  # type: ignore[misc]
+    """pydbus's wrapper with answers that may come later and errors that have names."""
+
+    def call_method(  # noqa: PLR0917 - GDBus's order
+        self,
+        connection: Any,
+        sender: str,
+        object_path: str,
+        interface_name: str,
+        method_name: str,
+        parameters: Any,
+        invocation: Any,
+    ) -> None:
+        """What GDBus calls for every call; the arguments' types were checked by then."""
+        if interface_name == PROPERTIES:
+            self._property(method_name, parameters, invocation)
+            return
+        signature = "".join(self.outargs[f"{interface_name}.{method_name}"])
+        call = Call(invocation, sender, signature)
+        try:
+            getattr(self.object, method_name)(call, *parameters.unpack())
+        except KjumpError as error:
+            call.fail(error)
+        except Exception as error:
+            log.exception(f"{method_name} failed")
+            call.fail(Internal(f"{method_name}: {type(error).__name__}: {error}"))
+
+    def _property(self, method: str, parameters: Any, invocation: Any) -> None:
+        """Get and GetAll; GDBus itself refuses unknown and unwritable ones."""
+        arguments = parameters.unpack()
+        try:
+            if method == "Get":
+                value = GLib.Variant("(v)", (self.Get(*arguments),))
+            elif method == "GetAll":
+                value = GLib.Variant("(a{sv})", (self.GetAll(*arguments),))
+            else:
+                raise KeyError(method)
+        except KeyError:
+            invocation.return_dbus_error(
+                "org.freedesktop.DBus.Error.PropertyReadOnly", "No property here can be set."
+            )
+        except Exception as error:
+            log.exception("a property could not be read")
+            invocation.return_dbus_error(Internal("").dbus_name, str(error))
+        else:
+            invocation.return_value(value)
+
+
+# -- the object --------------------------------------------------------------------------------
+
+
+@dataclass
+class _Assessment:
+    facts: Facts
+    reasons: list[KjumpError]
+
+
+class Manager:
+    """The object at /org/kjump1.  Attributes in capitals are the interface; main loop only."""
+
+    CycleStarted = signal()
+    CycleFinished = signal()
+    PropertiesChanged = signal()
+
+    def __init__(
+        self,
+        *,
+        settings: Callable[[], Settings],
+        authority: Authority,
+        history: History,
+        actions: Actions | None = None,
+        look_back: Callable[[Facts], None] = lambda facts: None,
+        status: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """``look_back`` is called in a thread before the first cycle can touch the target;
+        ``status`` is told, on the main loop, what goes on."""
+        self._load = settings
+        self._settings = settings()
+        self._authority = authority
+        self._history = history
+        self._actions = actions or Actions()
+        self._look_back = look_back
+        self._status = status
+        self._looked_back = False
+        self._cycle: Cycle | None = None
+        self._thread: threading.Thread | None = None
+        self._machine = threading.Lock()
+        """Held while facts are read or a cycle runs: the probe for kexec jump must not meet a
+        staged image of ours."""
+        self._assessing = False
+        self._waiting: list[Callable[[_Assessment], None]] = []
+        self._again = False
+        self._values: dict[str, Any] = {
+            "Version": VERSION,
+            "State": IDLE,
+            "Operation": "none",
+            "Progress": (0, ""),
+            "LastCycle": flatten(history.last()),
+            "Target": flatten_target(self._settings.target.path, None),
+            "Window": {},
+            "Available": "no",
+            "Reasons": [],
+            "Warnings": [str(warning) for warning in self._settings.warnings],
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        """Properties are read by name (pydbus's way)."""
+        try:
+            return self.__dict__["_values"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def _set(self, **values: Any) -> None:
+        """Change properties and tell those that changed."""
+        changed = {key: value for key, value in values.items()
+                   if not _same(value, self._values[key])}
+        if changed:
+            self._values |= changed
+            self.PropertiesChanged(INTERFACE, changed, [])
+
+    # -- methods
+
+    def CanHibernate(self, call: Call) -> None:
+        """See the interface."""
+        if self._cycle is not None:
+            busy = Busy("A cycle is running.")
+            call.reply("no", [(busy.name, busy.sentence)])
+            return
+
+        def assessed(assessment: _Assessment) -> None:
+            reasons = [(reason.name, reason.sentence) for reason in assessment.reasons]
+            available = readiness.availability(assessment.reasons)
+            if available != "yes":
+                call.reply(available, reasons)
+                return
+
+            def decided(answer: str) -> None:
+                refused = NotAuthorized("You may not hibernate this machine.")
+                told = [(refused.name, refused.sentence)] if answer == polkit.NO else []
+                call.reply(answer, told)
+
+            self._authority.check(call.sender, polkit.HIBERNATE, interactive=False, done=decided)
+
+        self.assess(assessed)
+
+    def Hibernate(self, call: Call, options: dict[str, Any]) -> None:
+        """See the interface."""
+        if options:
+            raise BadRequest(f"Unknown option: {', '.join(sorted(options))}.")
+        self._refuse_if_busy()
+
+        def decided(answer: str) -> None:
+            if answer != polkit.YES:
+                call.fail(NotAuthorized("You may not hibernate this machine."))
+                return
+            try:
+                self._refuse_if_busy()
+            except Busy as busy:
+                call.fail(busy)
+                return
+            self._start(call)
+
+        self._authority.check(
+            call.sender, polkit.HIBERNATE, interactive=call.interactive, done=decided
+        )
+
+    def Reload(self, call: Call) -> None:
+        """See the interface."""
+
+        def decided(answer: str) -> None:
+            if answer != polkit.YES:
+                call.fail(NotAuthorized("You may not change this machine's settings."))
+                return
+            self.reload()
+            call.reply(self._values["Warnings"])
+
+        self._authority.check(
+            call.sender, polkit.MANAGE, interactive=call.interactive, done=decided
+        )
+
+    # -- what the daemon calls
+
+    @property
+    def busy(self) -> bool:
+        """Whether a cycle runs."""
+        return self._cycle is not None
+
+    def interrupt(self) -> None:
+        """Ask a running cycle to end, where it has not jumped yet."""
+        if self._cycle is not None:
+            self._cycle.interrupt()
+
+    def reload(self) -> None:
+        """Read the configuration again; a running cycle keeps its own."""
+        self._settings = self._load()
+        for warning in self._settings.warnings:
+            log.warning(str(warning))
+        self._set(Warnings=[str(warning) for warning in self._settings.warnings])
+        self.assess()
+
+    def assess(self, done: Callable[[_Assessment], None] | None = None) -> None:
+        """Read the machine in a thread, bring the properties up to date, then call ``done``.
+
+        Calls that come while it reads share the next reading, so a flood of them costs little.
+        """
+        if done is not None:
+            self._waiting.append(done)
+        if self._assessing:
+            self._again = True
+            return
+        self._assessing, self._again = True, False
+        waiting, self._waiting = self._waiting, []
+        settings = self._settings
+
+        def work() -> None:
+            with self._machine:
+                try:
+                    facts = self._actions.read(settings)
+                    reasons = readiness.reasons(facts)
+                    self._look_back_once(facts)
+                except Exception as error:
+                    log.exception("the machine could not be read")
+                    facts = Facts()
+                    reasons = [Internal(f"{type(error).__name__}: {error}")]
+            GLib.idle_add(finish, _Assessment(facts, reasons))
+
+        def finish(assessment: _Assessment) -> bool:
+            self._assessing = False
+            self._show(assessment)
+            for tell in waiting:
+                tell(assessment)
+            if self._again:
+                self.assess()
+            return False
+
+        threading.Thread(target=work, name="readiness", daemon=True).start()
+
+    # -- inside
+
+    def _refuse_if_busy(self) -> None:
+        if self._cycle is not None:
+            raise Busy("A cycle is running.")
+
+    def _look_back_once(self, facts: Facts) -> None:
+        if not self._looked_back and isinstance(facts.target, Device):
+            self._looked_back = True
+            self._look_back(facts)
+            GLib.idle_add(self._show_history)
+
+    def _show_history(self) -> bool:
+        self._set(LastCycle=flatten(self._history.last()))
+        return False
+
+    def _show(self, assessment: _Assessment) -> None:
+        reasons = [(reason.name, reason.sentence) for reason in assessment.reasons]
+        available = readiness.availability(assessment.reasons)
+        self._set(
+            Available=available,
+            Reasons=reasons,
+            Target=flatten_target(self._settings.target.path, assessment.facts.target),
+            Window=window_figures(assessment.facts),
+        )
+        if self._cycle is None:
+            self._status("Ready" if not reasons else f"Cannot hibernate: {reasons[0][1]}")
+
+    def _start(self, call: Call) -> None:
+        settings = self._settings
+
+        def read(settings: Settings) -> Facts:
+            facts = self._actions.read(settings)
+            self._look_back_once(facts)
+            return facts
+
+        actions = Actions(**{**self._actions.__dict__, "read": read})
+        cycle = Cycle(settings, actions=actions, tell=lambda step: _later(self._stepped, step))
+        self._cycle = cycle
+
+        def work() -> None:
+            with self._machine:
+                report = cycle.run()
+            try:
+                self._history.add(report)
+            except OSError as error:
+                log.error(f"the history could not be written: {error}")
+            _later(self._finished, call, cycle, report)
+
+        log.info("cycle begins", KJUMP_CYCLE=str(cycle.id))
+        self._set(Operation="hibernate")
+        self.CycleStarted(str(cycle.id))
+        # Not a daemon thread: the process does not end while something is staged.
+        self._thread = threading.Thread(target=work, name="cycle")
+        self._thread.start()
+
+    def _stepped(self, step: Step) -> None:
+        self._set(State=step.state, Progress=(step.percent, step.message))
+        self._status(step.message)
+
+    def _finished(self, call: Call, cycle: Cycle, report: dict[str, Any]) -> None:
+        self._cycle = self._thread = None
+        flat = flatten(report)
+        took = sum(report["phases"].get(name, 0.0) for name in report["wall"])
+        log.info(
+            f"cycle ends: {report['result']} after {took:.1f} s",
+            KJUMP_CYCLE=str(cycle.id),
+            KJUMP_RESULT=report["result"],
+        )
+        self._set(State=IDLE, Operation="none", Progress=(100, ""), LastCycle=flat)
+        self.CycleFinished(str(cycle.id), flat)
+        if cycle.error is not None:
+            call.fail(cycle.error)
+        else:
+            call.reply(flat)
+        self.assess()
+
+
+def _later(function: Callable[..., None], *arguments: Any) -> None:
+    """Call on the main loop, once, from any thread."""
+
+    def once() -> bool:
+        function(*arguments)
+        return False
+
+    GLib.idle_add(once)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equality that sees into variants."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, GLib.Variant) and isinstance(other, GLib.Variant):
+        return bool(one.equal(other))
+    return bool(one == other)
+
+
+def register(bus: Any, manager: Manager) -> Any:
+    """Put the object on a pydbus bus; returns the registration (``unregister()``)."""
+    interfaces = Gio.DBusNodeInfo.new_for_xml(interface_xml()).interfaces
+    return ObjectRegistration(
+        bus, PATH, interfaces, Wrapper(manager, interfaces), own_wrapper=True
+    )

@@ -1,0 +1,276 @@
+"""kjumpd: the service.  Starts, tells systemd, answers the bus, ends cleanly.
+
+Runs in the session as root.  The main thread runs GLib's main loop and nothing that waits;
+whatever takes time runs in threads (see `kjump.session.bus`).  Nothing stays staged when the
+daemon ends, however it ends: `clean_up` runs when it stops, when it starts, and by
+ExecStopPost=.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from gi.repository import GLib
+
+from kjump import settings as configuration
+from kjump.errors import KjumpError
+from kjump.session import bus, devices, history, hooks
+from kjump.session.authority import Polkit
+from kjump.session.bus import Manager
+from kjump.session.cycle import Actions
+from kjump.session.devices import Device
+from kjump.session.history import History
+from kjump.session.log import logger, set_up
+from kjump.session.readiness import Facts, read_text
+
+SETTLE_MS = 250
+"""Device events come in bursts; one reading serves them all."""
+
+log = logger()
+
+
+# -- after an earlier self ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What cleaning up does to the machine."""
+
+    mark: Path = history.MARK
+    unload: Callable[[], None] = field(default_factory=lambda: Actions().unload)
+    post_hooks: Callable[[float], Sequence[hooks.Result]] = lambda seconds: hooks.run(
+        "post", seconds=seconds
+    )
+
+
+def clean_up(kept: History, *, cleaning: Cleaning | None = None, hook_timeout: float = 30) -> bool:
+    """Give back what a killed daemon's cycle still owes; whether there was one.
+
+    The kexec image is unloaded only if the mark says it is ours.
+    """
+    do = cleaning or Cleaning()
+    mark = history.read_mark(do.mark)
+    if mark is None:
+        return False
+    error = history.interrupted(mark.cycle)
+    log.warning(error.what, KJUMP_CYCLE=mark.cycle)
+    try:
+        do.unload()
+    except OSError as failure:
+        log.error(f"the kexec image could not be unloaded: {failure}")
+        return True  # the mark stays, so that it is tried again
+    if mark.hooks:
+        for result in do.post_hooks(hook_timeout):
+            if result.failed:
+                log.warning(f"post hook: {result.sentence()}")
+    now = round(time.time(), 3)
+    entry = {
+        "cycle": mark.cycle,
+        "result": "failed",
+        "where": "session",
+        "started": now,
+        "finished": now,
+        "phases": {},
+        "wall": {},
+        "target": mark.target,
+        **error.report(),
+    }
+    try:
+        kept.add(entry)
+        history.clear_mark(do.mark)
+    except OSError as failure:
+        log.error(f"the interrupted cycle could not be recorded: {failure}")
+    return True
+
+
+def look_back(kept: History, facts: Facts) -> None:
+    """Read what an earlier boot left on the target, tell the history, and mark it spent.
+
+    Runs in a thread, before the first cycle of this daemon.  Never raises.
+    """
+    from kjump.image import target
+
+    assert isinstance(facts.target, Device)
+    path = facts.target.path
+    try:
+        found = target.examine(path)
+        if found is None:
+            return
+        cycle = str(found.cycle_id)
+        known = any(entry.get("cycle") == cycle for entry in kept.entries())
+        skipped = any(word.partition("=")[0] == "kjump.noresume" for word in facts.command_line)
+        after = history.afterlife(found.state, found.reason, known=known, skipped=skipped)
+        if after.retire:
+            target.retire(path, after.error, cycle_id=UUID(cycle))
+        if after.error is not None:
+            log.warning(after.error.sentence, KJUMP_CYCLE=cycle, KJUMP_ERROR=after.error.name)
+            kept.add(
+                {
+                    "cycle": cycle,
+                    "result": "failed",
+                    "where": "helper" if found.state in ("empty", "writing") else "resume",
+                    "started": found.changed,
+                    "finished": round(time.time(), 3),
+                    "phases": {},
+                    "wall": {},
+                    "target": str(path),
+                    **after.error.report(),
+                }
+            )
+    except (KjumpError, OSError) as error:
+        log.warning(f"the target {path} could not be examined: {error}")
+
+
+# -- talking to systemd ---------------------------------------------------------------------------
+
+
+class ServiceManager:
+    """READY, STATUS, STOPPING and the watchdog, by sdnotify."""
+
+    def __init__(self) -> None:
+        import sdnotify
+
+        self._notifier = sdnotify.SystemdNotifier()
+        self.watchdog_ms = int(os.environ.get("WATCHDOG_USEC", "0")) // 1000
+
+    def tell(self, *lines: str) -> None:
+        """Send state lines; outside of systemd nothing happens."""
+        # sdnotify sends latin-1 and drops what it cannot encode.
+        text = "\n".join(lines).encode("ascii", "replace").decode()
+        self._notifier.notify(text)
+
+    def status(self, text: str) -> None:
+        """What ``systemctl status kjumpd`` shows."""
+        self.tell("STATUS=" + text.splitlines()[0])
+
+    def pet(self) -> bool:
+        """The watchdog's sign of life; from the main loop, so that a stuck loop is noticed."""
+        self.tell("WATCHDOG=1")
+        return True
+
+
+# -- the service -----------------------------------------------------------------------------------
+
+
+class Service:
+    """Everything that lives as long as the daemon; in tests with a private bus and fakes."""
+
+    def __init__(self, connection: Any, manager: Manager, manages: ServiceManager) -> None:
+        self.loop = GLib.MainLoop()
+        self.manager = manager
+        self._manages = manages
+        self._bus = connection
+        self._settling = 0
+        self._stop_watching: Callable[[], None] = lambda: None
+        self._registration = bus.register(connection, manager)
+        try:
+            # After the object, so that whoever waits for the name finds it.
+            self._name = connection.request_name(bus.NAME, allow_replacement=False)
+        except RuntimeError:
+            self._registration.unregister()
+            raise
+
+    def run(self, *, watch: bool = True) -> None:
+        """Serve until `stop`."""
+        if watch:
+            try:
+                self._stop_watching = devices.watch(self._devices_changed)
+            except (ImportError, OSError) as error:
+                log.warning(f"devices cannot be watched: {error}")
+        if self._manages.watchdog_ms:
+            GLib.timeout_add(self._manages.watchdog_ms // 3, self._manages.pet)
+        self.manager.assess()
+        self._manages.tell("READY=1", "STATUS=Ready")
+        try:
+            self.loop.run()
+        finally:
+            self._stop_watching()
+            self._name.unown()
+            self._registration.unregister()
+
+    def stop(self) -> bool:
+        """End: at once, or as soon as a running cycle has given back what it owes."""
+        self._manages.tell("STOPPING=1")
+        self.manager.interrupt()
+
+        def when_idle() -> bool:
+            if self.manager.busy:
+                return True
+            self.loop.quit()
+            return False
+
+        if when_idle():
+            GLib.timeout_add(50, when_idle)
+        return True
+
+    def reload(self) -> bool:
+        """SIGHUP."""
+        self.manager.reload()
+        return True
+
+    def _devices_changed(self) -> None:
+        if not self._settling:
+            self._settling = GLib.timeout_add(SETTLE_MS, self._settled)
+
+    def _settled(self) -> bool:
+        self._settling = 0
+        if not self.manager.busy:
+            self.manager.assess()
+        return False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The daemon; with ``--clean-up`` only what ExecStopPost= needs."""
+    parser = argparse.ArgumentParser(
+        prog="kjumpd", description="Hibernates by kexec jump; see kjumpd(8)."
+    )
+    parser.add_argument("--clean-up", action="store_true",
+                        help="give back what a killed daemon owes, and end")
+    parser.add_argument("--address", help="serve on this bus, not on the system's")
+    parser.add_argument("--debug", action="store_true", help="log more")
+    options = parser.parse_args(arguments)
+    set_up(debug=options.debug)
+    kept = History()
+    settings = configuration.load()
+    clean_up(kept, hook_timeout=settings.session.hook_timeout)
+    if options.clean_up:
+        return 0
+
+    import pydbus
+
+    for warning in settings.warnings:
+        log.warning(str(warning))
+    manages = ServiceManager()
+    try:
+        connection = pydbus.connect(options.address) if options.address else pydbus.SystemBus()
+        manager = Manager(
+            settings=configuration.load,
+            authority=Polkit(connection.con),
+            history=kept,
+            look_back=lambda facts: look_back(kept, facts),
+            status=manages.status,
+        )
+        service = Service(connection, manager, manages)
+    except (GLib.Error, RuntimeError) as error:
+        log.error(f"the bus name {bus.NAME} cannot be had: {error}")
+        return 1
+    GLib.unix_signal_add(GLib.PRIORITY_HIGH, signal.SIGTERM, service.stop)
+    GLib.unix_signal_add(GLib.PRIORITY_HIGH, signal.SIGINT, service.stop)
+    GLib.unix_signal_add(GLib.PRIORITY_DEFAULT, signal.SIGHUP, service.reload)
+    log.info("serving", release=read_text("/proc/sys/kernel/osrelease").strip())
+    service.run()
+    clean_up(kept, hook_timeout=settings.session.hook_timeout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,336 @@
+"""Can this machine hibernate by kexec jump, now?  And if not, every reason why.
+
+Runs in the session.  `read` collects facts, the checks are pure functions over them, and
+`reasons` is what CanHibernate answers and Hibernate obeys: the same code.  Nothing here changes
+the machine, but for one probe of the kernel that stages nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kjump import settings as configuration
+from kjump.errors import (
+    ForeignKexecImage,
+    Internal,
+    KexecDisabled,
+    KjumpError,
+    Lockdown,
+    NoBootResume,
+    NoKexecJump,
+    NoSnapshotDevice,
+    NoTarget,
+    PagePoison,
+    TargetHoldsData,
+    TargetInUse,
+    TargetTooSmall,
+    TooLittleMemory,
+    UnsupportedMachine,
+)
+from kjump.session import devices
+from kjump.session.devices import Device
+from kjump.settings import Settings
+
+if TYPE_CHECKING:
+    from kjump.session.staging import Sizing
+
+SMALLEST_TARGET = 16 << 20
+"""Bytes; below that not even an idle system's kernel memory fits."""
+BOOT_MARK = Path("/var/lib/kjump/boot.json")
+"""Written by whatever built the boot initrd: release, and `settings.fingerprint` then."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was read of the machine; the checks know nothing else."""
+
+    machine: str = "x86_64"
+    release: str = ""
+    lockdown: str = "none"
+    """The active mode of /sys/kernel/security/lockdown; "none" where there is no lockdown."""
+    kexec_disabled: bool = False
+    jump: KjumpError | None = None
+    """What the kernel said to a preserve-context load."""
+    snapshot_device: bool = True
+    command_line: tuple[str, ...] = ()
+    foreign_image: bool = False
+    target: Device | KjumpError = field(default_factory=lambda: NoTarget("No target is set."))
+    target_user: str | None = None
+    target_is_ours: bool = False
+    """Whether an image of ours is on the target: then its content is no one else's data."""
+    sizing: Sizing | KjumpError | None = None
+    available: int = 0
+    """MemAvailable, bytes."""
+    boot: Mapping[str, Any] | None = None
+    """The document in boot.json, None where there is none."""
+    fingerprints: tuple[str, ...] = ()
+    """What boot.json may say for the boot initrd to be up to date."""
+
+
+# -- the checks: one fact, one reason -------------------------------------------------------------
+
+
+def machine(facts: Facts) -> KjumpError | None:
+    """The entry code is x86_64's."""
+    if facts.machine == "x86_64":
+        return None
+    return UnsupportedMachine(f"This machine is {facts.machine}.")
+
+
+def lockdown(facts: Facts) -> KjumpError | None:
+    """Lockdown forbids kexec_load in both its modes."""
+    if facts.lockdown == "none":
+        return None
+    return Lockdown(f"The kernel is locked down ({facts.lockdown}).")
+
+
+def kexec_disabled(facts: Facts) -> KjumpError | None:
+    """The sysctl is one-way until the next boot."""
+    if not facts.kexec_disabled:
+        return None
+    return KexecDisabled("Loading kernels with kexec is switched off on this system.")
+
+
+def jump(facts: Facts) -> KjumpError | None:
+    """What the probe said, unless an earlier check says it better."""
+    if facts.kexec_disabled or facts.lockdown != "none":
+        return facts.jump if isinstance(facts.jump, NoKexecJump) else None
+    return facts.jump
+
+
+def snapshot_device(facts: Facts) -> KjumpError | None:
+    """The boot side restores through /dev/snapshot of the same kernel configuration."""
+    for word in ("nohibernate", "hibernate=no"):
+        if word in facts.command_line:
+            return NoSnapshotDevice(f"The kernel was booted with {word}.")
+    if facts.snapshot_device:
+        return None
+    return NoSnapshotDevice("The kernel has no /dev/snapshot.")
+
+
+def page_poison(facts: Facts) -> KjumpError | None:
+    """With poisoning, free pages have content that the kernel checks; we do not save them."""
+    for word in facts.command_line:
+        name, _, value = word.partition("=")
+        if name == "page_poison" and value.lower() in ("1", "on", "y", "yes", "t", "true"):
+            return PagePoison(f"The kernel was booted with {word}.")
+    return None
+
+
+def foreign_image(facts: Facts) -> KjumpError | None:
+    """Somebody else's kexec image would be thrown away by ours."""
+    return ForeignKexecImage("A kexec image is staged.") if facts.foreign_image else None
+
+
+def target_there(facts: Facts) -> KjumpError | None:
+    """Configured and present."""
+    return facts.target if isinstance(facts.target, KjumpError) else None
+
+
+def target_free(facts: Facts) -> KjumpError | None:
+    """Not mounted, not swap, nothing stacked on it."""
+    if isinstance(facts.target, KjumpError) or facts.target_user is None:
+        return None
+    return TargetInUse(f"The target {facts.target.path} is {facts.target_user}.")
+
+
+def target_size(facts: Facts) -> KjumpError | None:
+    """Large enough for the smallest image."""
+    if isinstance(facts.target, KjumpError) or facts.target.size >= SMALLEST_TARGET:
+        return None
+    return TargetTooSmall(
+        f"The target {facts.target.path} has {mib(facts.target.size)},"
+        f" at least {mib(SMALLEST_TARGET)} are needed."
+    )
+
+
+def target_empty(facts: Facts) -> KjumpError | None:
+    """Nothing of anyone else's is on it."""
+    if isinstance(facts.target, KjumpError) or facts.target_is_ours:
+        return None
+    if facts.target_user is not None or not facts.target.signature:
+        return None  # in use says it better
+    return TargetHoldsData(
+        f"The target {facts.target.path} holds data ({facts.target.signature})."
+    )
+
+
+def helper(facts: Facts) -> KjumpError | None:
+    """Kernel and initrd of the helper are there and could be measured."""
+    return facts.sizing if isinstance(facts.sizing, KjumpError) else None
+
+
+def boot_resume(facts: Facts) -> KjumpError | None:
+    """The boot initrd can resume, and looks where the image will be."""
+    if facts.boot is None:
+        return NoBootResume("The boot initrd was not built with kjump in it.")
+    if facts.boot.get("config") not in facts.fingerprints:
+        return NoBootResume("The boot initrd was built with another configuration.")
+    return None
+
+
+def memory(facts: Facts) -> KjumpError | None:
+    """Staging finds room for the window."""
+    if facts.sizing is None or isinstance(facts.sizing, KjumpError):
+        return None
+    need = facts.sizing.available_needed
+    if facts.available >= need:
+        return None
+    return TooLittleMemory(
+        f"Staging the helper needs {mib(need)} of available memory,"
+        f" and {mib(facts.available)} are available."
+    )
+
+
+CHECKS: tuple[Callable[[Facts], KjumpError | None], ...] = (
+    machine,
+    lockdown,
+    kexec_disabled,
+    jump,
+    snapshot_device,
+    page_poison,
+    foreign_image,
+    target_there,
+    target_free,
+    target_size,
+    target_empty,
+    helper,
+    boot_resume,
+    memory,
+)
+"""In the order in which reasons are told: what no setting can change comes first."""
+
+
+def reasons(facts: Facts) -> list[KjumpError]:
+    """Every reason why not, the most fundamental first; empty: it can be done."""
+    found = [check(facts) for check in CHECKS]
+    return [reason for reason in found if reason is not None]
+
+
+def availability(found: Iterable[KjumpError]) -> str:
+    """``yes``; ``na`` where this machine or kernel cannot; ``no`` where it cannot now."""
+    answers = {reason.availability for reason in found}
+    if "na" in answers:
+        return "na"
+    return "no" if answers else "yes"
+
+
+def mib(size: int) -> str:
+    """Bytes for a person."""
+    return f"{size / (1 << 20):.0f} MiB"
+
+
+def lockdown_mode(text: str) -> str:
+    """The active mode in ``none [integrity] confidentiality``."""
+    for word in text.split():
+        if word.startswith("[") and word.endswith("]"):
+            return word[1:-1]
+    return "none"
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+def read_text(path: str) -> str:
+    """A file's text, empty where it is not there or not ours to read."""
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def available_memory(text: str) -> int:
+    """MemAvailable of /proc/meminfo, in bytes."""
+    for line in text.splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
+def boot_mark(path: Path = BOOT_MARK) -> Mapping[str, Any] | None:
+    """What the boot initrd was built with."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+_jump_is_known = False
+
+
+def probe() -> KjumpError | None:
+    """Ask the kernel once; that it can is not asked again, as that never changes.
+
+    (Lockdown and the sysctl may be switched on later; they are read apart.)
+    """
+    global _jump_is_known  # noqa: PLW0603
+    if _jump_is_known:
+        return None
+    from kjump.machine import syscalls
+
+    error = syscalls.probe_kexec_jump()
+    _jump_is_known = error is None and not syscalls.kexec_loaded()
+    return error
+
+
+def measure(settings: Settings, release: str) -> Sizing | KjumpError:
+    """What the helper needs, or why that is not known."""
+    from kjump.session import staging
+
+    try:
+        return staging.sizing(settings, release)
+    except KjumpError as error:
+        return error
+    except OSError as error:
+        return Internal(f"The helper's files could not be measured: {error}.")
+
+
+def holds_our_image(device: Device) -> bool:
+    """Whether the target begins with a superblock of ours."""
+    from kjump.image import target
+
+    try:
+        return target.examine(device.path) is not None
+    except (KjumpError, OSError):
+        return False
+
+
+def fingerprints(settings: Settings) -> tuple[str, ...]:
+    """The sums of the configuration in force: of what the boot side reads, and of the text."""
+    try:
+        return configuration.fingerprint(settings), configuration.text_sum()
+    except OSError:
+        return (configuration.fingerprint(settings),)
+
+
+def read(settings: Settings) -> Facts:
+    """Read the machine.  Takes up to a second, so never on the main loop; never raises."""
+    from kjump.machine import syscalls
+
+    release = platform.release()
+    is_x86_64 = platform.machine() == "x86_64"
+    target = devices.error_or_device(settings.target.path)
+    return Facts(
+        machine=platform.machine(),
+        release=release,
+        lockdown=lockdown_mode(read_text("/sys/kernel/security/lockdown")),
+        kexec_disabled=read_text("/proc/sys/kernel/kexec_load_disabled").strip() == "1",
+        jump=probe() if is_x86_64 else None,
+        snapshot_device=os.path.exists("/dev/snapshot"),
+        command_line=tuple(read_text("/proc/cmdline").split()),
+        foreign_image=syscalls.kexec_loaded(),
+        target=target,
+        target_user=devices.user_of(target) if isinstance(target, Device) else None,
+        target_is_ours=holds_our_image(target) if isinstance(target, Device) else False,
+        sizing=measure(settings, release),
+        available=available_memory(read_text("/proc/meminfo")),
+        boot=boot_mark(),
+        fingerprints=fingerprints(settings),
+    )
