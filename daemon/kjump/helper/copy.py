@@ -150,9 +150,8 @@ def copy_pages(core: Vmcore, states: States, writer: Writer, progress: Progress)
                     looked, copied = pages.gather(
                         view, offset + looked_at * PAGE, total - looked_at, kinds, position, out, filled
                     )
-                    for pfn, count, kind in pages.runs(
-                        kinds[position : position + looked], at // PAGE + looked_at
-                    ):
+                    seen = kinds[position : position + looked]
+                    for pfn, count, kind in pages.runs(seen, at // PAGE + looked_at):
                         if kind == pages.SAVE:
                             chunk.append(Extent(pfn, count, DATA))
                         if kind in (pages.SAVE, pages.ZERO):
@@ -160,7 +159,7 @@ def copy_pages(core: Vmcore, states: States, writer: Writer, progress: Progress)
                                 Extent(pfn, count, DATA if kind == pages.SAVE else ZERO)
                             )
                     filled += copied
-                    done += copied
+                    done += seen.count(pages.SAVE) + seen.count(pages.ZERO)
                     looked_at += looked
                     if looked_at < total or filled == CHUNK_PAGES:
                         emit()
