@@ -1,0 +1,155 @@
+# kjump: build, install, package, test.
+#
+#   make build          native parts (daemon/kjump/machine/built/)
+#   make install        everything into $(DESTDIR); serves the deb and the rpm
+#   make deb            build/deb/kjump.deb
+#   make setup          what the tests need, with apt and pip
+#   make test           linters, unit tests, private-bus tests, guest tests in QEMU
+#   make test-all       the same, with every guest shape
+#   make demo           one whole cycle in a guest, as a user would see it
+#   make kernel         a Debian kernel package with CONFIG_KEXEC_JUMP
+#   make clean
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.SECONDARY:
+MAKEFLAGS += --no-builtin-rules
+
+export KJUMP_CACHE ?= $(HOME)/.cache/kjump
+PYTHON ?= $(KJUMP_CACHE)/venv/bin/python
+BIN = $(dir $(PYTHON))
+RUN = PYTHONPATH=daemon:. PYTHONDONTWRITEBYTECODE=1 $(PYTHON)
+
+VERSION := $(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' daemon/kjump/__init__.py)
+MACHINE := daemon/kjump/machine
+BUILT := $(MACHINE)/built
+
+# Where things go.
+PYTHONDIR ?= /usr/lib/python3/dist-packages
+BINDIR ?= /usr/bin
+LIBEXECDIR ?= /usr/libexec/kjump
+UNITDIR ?= /usr/lib/systemd/system
+DATADIR ?= /usr/share
+KERNELHOOKDIR ?= /etc/kernel
+
+.PHONY: all build install deb setup lint test test-all test-python test-guests demo kernel clean
+all: build
+
+# -- native parts ---------------------------------------------------------------------------
+#
+# *.S is position-independent machine code, linked at 0: NAME.bin is what gets copied into
+# memory, NAME.elf stays for the tests that disassemble it.  *.c is one shared library, for
+# the loops over pages that Python would be too slow for.
+
+CC ?= gcc
+LD := ld
+OBJCOPY := objcopy
+NATIVE_CFLAGS := -O2 -fPIC -Wall -Wextra -Werror -ffile-prefix-map=$(CURDIR)=.
+
+STUBS := $(patsubst $(MACHINE)/%.S,$(BUILT)/%.bin,$(wildcard $(MACHINE)/*.S))
+LIBRARY := $(if $(wildcard $(MACHINE)/*.c),$(BUILT)/libkjump.so)
+
+build: $(STUBS) $(LIBRARY)
+
+$(BUILT):
+	@mkdir -p $@
+
+$(BUILT)/%.o: $(MACHINE)/%.S | $(BUILT)
+	@$(CC) -c -nostdlib -o $@ $<
+
+$(BUILT)/%.elf: $(BUILT)/%.o
+	@$(LD) --no-warn-rwx-segments -Ttext=0 -e 0 --build-id=none -o $@ $<
+
+$(BUILT)/%.bin: $(BUILT)/%.elf
+	@$(OBJCOPY) -O binary $< $@
+
+$(BUILT)/libkjump.so: $(wildcard $(MACHINE)/*.c $(MACHINE)/*.h) | $(BUILT)
+	@$(CC) $(NATIVE_CFLAGS) $(CFLAGS) -shared $(LDFLAGS) -o $@ $(filter %.c,$^)
+
+# -- installing -----------------------------------------------------------------------------
+
+D = $(DESTDIR)
+
+# $(call into,DIR,MODE,FILES): install FILES, where there are any, into DIR.
+into = $(if $(strip $(3)),install -d $(D)$(1) && install -m $(2) $(3) $(D)$(1)/)
+
+install: build
+	@find daemon/kjump -type d ! -name __pycache__ ! -name built -printf '%P\n' | while read -r folder; do \
+		install -d "$(D)$(PYTHONDIR)/kjump/$$folder"; \
+		find "daemon/kjump/$$folder" -maxdepth 1 -name '*.py' \
+			-exec install -m 644 -t "$(D)$(PYTHONDIR)/kjump/$$folder" {} +; \
+	done
+	@$(call into,$(PYTHONDIR)/kjump/machine/built,644,$(STUBS) $(LIBRARY))
+	@$(call into,$(BINDIR),755,packaging/launchers/kjumpctl)
+	@$(call into,$(LIBEXECDIR),755,$(filter-out %/kjumpctl,$(wildcard packaging/launchers/*)) $(wildcard packaging/libexec/*))
+	@$(call into,$(UNITDIR),644,$(wildcard units/*.service units/*.socket units/*.target units/*.timer units/*.path))
+	@if test -d units/dropins; then cd units/dropins && find . -type f -printf '%P\n' | while read -r f; do \
+		install -D -m 644 "$$f" "$(D)$(DATADIR)/kjump/dropins/$$f"; done; fi
+	@$(call into,/usr/lib/udev/rules.d,644,$(wildcard units/*.rules units/udev/*.rules))
+	@$(call into,$(DATADIR)/dbus-1/system-services,644,$(wildcard units/dbus/*.service config/dbus/*.service config/system-services/*.service))
+	@$(call into,$(DATADIR)/dbus-1/system.d,644,$(wildcard config/*.conf-dbus config/dbus/*.conf config/org.kjump1.conf))
+	@$(call into,$(DATADIR)/dbus-1/interfaces,644,$(wildcard config/*.xml config/dbus/*.xml))
+	@$(call into,$(DATADIR)/polkit-1/actions,644,$(wildcard config/*.policy config/polkit/*.policy))
+	@$(call into,/usr/lib/tmpfiles.d,644,$(wildcard config/tmpfiles/*.conf config/tmpfiles.d/*.conf))
+	@$(call into,/etc/kjump,644,$(wildcard config/kjump.conf))
+	@install -d $(D)/etc/kjump/kjump.conf.d
+	@install -d $(D)/usr/lib/dracut/modules.d
+	@cp -r --no-preserve=ownership,timestamps packaging/dracut/95kjump-helper packaging/dracut/96kjump-resume $(D)/usr/lib/dracut/modules.d/
+	@$(call into,$(DATADIR)/initramfs-tools/hooks,755,packaging/initramfs-tools/hooks/kjump)
+	@$(call into,$(DATADIR)/initramfs-tools/scripts/local-premount,755,packaging/initramfs-tools/scripts/local-premount/kjump)
+	@install -D -m 755 packaging/kernel-hooks/postinst.d $(D)$(KERNELHOOKDIR)/postinst.d/zz-kjump
+	@install -D -m 755 packaging/kernel-hooks/postrm.d $(D)$(KERNELHOOKDIR)/postrm.d/zz-kjump
+
+# -- the Debian package ---------------------------------------------------------------------
+
+deb:
+	@packaging/build-deb
+
+# -- tests ----------------------------------------------------------------------------------
+
+setup:
+	@packaging/setup
+
+lint: setup
+	@mkdir -p build
+	@echo "lint: ruff, mypy, import-linter, shellcheck"
+	@$(BIN)ruff check --quiet daemon $(wildcard tests packaging)
+	@$(BIN)mypy --no-error-summary daemon/kjump $(wildcard tests)
+	@PYTHONPATH=daemon $(BIN)lint-imports --no-logo >build/lint-imports.log 2>&1 || { cat build/lint-imports.log; exit 1; }
+	@if command -v shellcheck >/dev/null; then packaging/shell-files | xargs shellcheck --severity=warning; fi
+
+test-python: setup build
+	@echo "test: tests/unit and tests/bus"
+	@$(RUN) -m pytest -q tests/unit $(wildcard tests/bus)
+
+test-guests: setup build
+	@$(RUN) -m tests.vm.run
+
+# The linters stop nothing: what they find is told, the tests run, and the exit status is theirs
+# together.
+test: setup build
+	@echo "make test: linters, unit and bus tests (2 min), then guests in QEMU (20-40 min on 2 cores"
+	@echo "without KVM; the first run also makes a kernel and guest images). Caches: $(KJUMP_CACHE)"
+	@status=0; \
+	$(MAKE) --no-print-directory lint || status=1; \
+	$(MAKE) --no-print-directory test-python || status=1; \
+	if test -e tests/vm/run.py; then $(MAKE) --no-print-directory test-guests || status=1; fi; \
+	exit $$status
+
+test-all: setup build
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory test-python
+	@$(RUN) -m tests.vm.run --all
+
+demo: setup build
+	@echo "make demo: about 5 minutes with warm caches; the first run builds a guest image (5 min) and,"
+	@echo "where none is cached, a kernel (25 min on 2 cores). Caches: $(KJUMP_CACHE)"
+	@$(RUN) -m tests.vm.demo
+
+kernel:
+	@packaging/kernel/build
+
+clean:
+	@rm -rf build dist $(BUILT) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,77 @@
+#!/bin/bash
+# The helper initrd: systemd, udevd, Python, and nothing to mount or to log in to.
+#
+# Taken alone (dracut --modules kjump-helper), by build-helper-initrd.  It installs the few parts of
+# systemd itself instead of depending on dracut's systemd modules: those bring journald, generators,
+# some eighty units, and differ from release to release.  The window this unpacks into is memory
+# that a full machine has to spare, and every unit started is time the user waits.
+
+check() {
+    # Only when asked for by name.
+    return 255
+}
+
+depends() {
+    return 0
+}
+
+installkernel() {
+    local driver
+    # No firmware: what a disk needs was loaded into it by the session's kernel.
+    for driver in $KJUMP_DRIVERS; do
+        hostonly='' instmods -o "$driver"
+    done
+
+    # Plain modules load faster, pack better, and need no library that kmod opens by name.
+    local module
+    find "$initdir/lib/modules/" -name '*.ko.*' |
+        while read -r module; do
+            case $module in
+                *.xz) xz --decompress --quiet "$module" ;;
+                *.zst) zstd --decompress --quiet --rm "$module" ;;
+                *.gz) gzip --decompress "$module" ;;
+            esac
+        done
+}
+
+install() {
+    local lib="${systemdutildir:-/usr/lib/systemd}"
+
+    inst_multiple "$lib/systemd" "$lib/systemd-udevd" udevadm kmod
+    # PID 1 starts services through it since systemd 255.
+    inst_multiple -o "$lib/systemd-executor"
+    # Opened by name at run time since systemd 256.
+    inst_libdir_file "libkmod.so*" "libblkid.so*"
+    ln_r "$lib/systemd" /init
+    ln_r "$(find_binary kmod)" /usr/sbin/modprobe
+
+    local unit
+    for unit in "$moddir"/*.service "$moddir"/*.target; do
+        inst_simple "$unit" "$systemdsystemunitdir/${unit##*/}"
+    done
+    # Whatever systemd would turn to when something is wrong: go back to the session.
+    for unit in default emergency rescue ctrl-alt-del; do
+        ln -sf kjump-home.target "$initdir$systemdsystemunitdir/$unit.target"
+    done
+
+    inst_simple "$moddir/60-kjump.rules" /usr/lib/udev/rules.d/60-kjump.rules
+    inst_rules 80-drivers.rules
+
+    # A fixed one: asking the random generator this early can take long.
+    echo 6b6a756d7068656c7065726b6a756d70 > "$initdir/etc/machine-id"
+    echo kjump-helper > "$initdir/etc/hostname"
+    echo 'root:x:0:0:root:/:/usr/sbin/nologin' > "$initdir/etc/passwd"
+    echo 'root:x:0:' > "$initdir/etc/group"
+    {
+        echo 'NAME="kjump helper"'
+        echo 'ID=kjump-helper'
+    } > "$initdir/usr/lib/initrd-release"
+    ln -sf ../usr/lib/initrd-release "$initdir/etc/initrd-release"
+    ln -sf initrd-release "$initdir/usr/lib/os-release"
+    ln -sf ../usr/lib/initrd-release "$initdir/etc/os-release"
+    mkdir -p "$initdir/etc/systemd"
+    cp "$moddir/system.conf" "$initdir/etc/systemd/system.conf"
+
+    "${KJUMP_LIBEXEC:-/usr/libexec/kjump}/initrd-files" helper --into "$initdir" ||
+        { dfatal "kjump-helper: cannot copy the Python files"; exit 1; }
+}

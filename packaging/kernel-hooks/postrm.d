@@ -1,0 +1,7 @@
+#!/bin/sh
+# A kernel was removed (RELEASE in $1): its helper initrd goes with it.
+set -e
+release=$1
+[ -n "$release" ] || exit 0
+[ -x /usr/libexec/kjump/update-initrds ] || exit 0
+/usr/libexec/kjump/update-initrds --forget --release "$release" || true
