@@ -11,8 +11,12 @@ depends() {
 }
 
 install() {
+    # A boot initrd without kjump still boots; one that cannot be made may not.
+    if ! /usr/libexec/kjump/initrd-files resume --into "$initdir"; then
+        dwarn "kjump: this initrd cannot resume a hibernated session"
+        return 0
+    fi
     inst_simple "$moddir/kjump-resume.service" "$systemdsystemunitdir/kjump-resume.service"
     mkdir -p "$initdir$systemdsystemunitdir/initrd.target.wants"
     ln -sf ../kjump-resume.service "$initdir$systemdsystemunitdir/initrd.target.wants/"
-    /usr/libexec/kjump/initrd-files resume --into "$initdir"
 }
