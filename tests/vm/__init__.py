@@ -1,0 +1,1 @@
+"""Tests on real kernels: a Debian guest image, QEMU, and what a user might be doing in it."""

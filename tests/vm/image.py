@@ -1,0 +1,424 @@
+"""Builds the disk of a test guest: Debian 13, a kernel that can kexec-jump, a stock one, and kjump.
+
+Three layers, each cached under a hash of all that decides its content: the base system (slow,
+rarely changes), the kernels on top of it, and the disk with the kjump package.  A disk is never
+written to once it is there; guests run on qcow2 overlays of it.
+
+Nothing is downloaded but Debian packages, from where this machine's own apt gets them.  Needs root
+(mounts in a namespace of its own), no loop devices.
+
+usage: python3 -m tests.vm.image [--deb kjump.deb] --kernel linux-image.deb
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import inspect
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+GRUB = Path("/usr/lib/grub/i386-pc")
+
+SUITE = "trixie"
+STOCK_KERNEL = "linux-image-amd64"
+# Left out of the guest: nobody reads there.
+UNREAD = ("doc", "man", "locale", "info", "lintian")
+PACKAGES = (
+    "systemd systemd-sysv udev dbus libpam-systemd polkitd login passwd util-linux procps kmod "
+    "iproute2 python3 initramfs-tools zstd dmsetup cryptsetup-bin tmux nano less dracut-core "
+    "python3-gi python3-pydbus gir1.2-glib-2.0 python3-pyudev python3-sdnotify python3-structlog "
+    "python3-systemd python3-zstandard e2fsprogs kexec-tools"
+)
+
+MIB = 1 << 20
+ROOT_SIZE = 4096 * MIB  # sparse: what is free costs nothing
+TARGET_SIZE = 3072 * MIB
+KEPT_IMAGES = 2
+
+USER = "alice"
+UID = 1000
+INITRAMFS_CONF = "/etc/initramfs-tools/conf.d/kjtest"
+# What makes this a quiet machine that boots to a session on tty1.
+FILES = {
+    "/etc/hostname": "kjump-guest\n",
+    "/etc/hosts": "127.0.0.1 localhost kjump-guest\n::1 localhost\n",
+    "/etc/fstab": "PARTLABEL=root / ext4 defaults,errors=remount-ro 0 1\n",
+    INITRAMFS_CONF: "RESUME=none\nCOMPRESS=zstd\nCOMPRESSLEVEL=1\n",
+    "/etc/systemd/system/getty@tty1.service.d/autologin.conf": (
+        f"[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin {USER} --noclear %I $TERM\n"
+    ),
+    "/etc/systemd/system/kjtest-agent.service": (
+        "[Unit]\nDescription=Test agent for root on ttyS1\nAfter=basic.target\n\n"
+        "[Service]\nExecStart=/usr/bin/python3 /usr/local/lib/kjtest/agent.py /dev/ttyS1\n"
+        "Restart=always\nKillMode=process\nEnvironment=HOME=/root\nWorkingDirectory=/root\n\n"
+        "[Install]\nWantedBy=multi-user.target\n"
+    ),
+    # The user's agent is a child of her login shell, so what it runs is in her active session.
+    f"/home/{USER}/.bash_profile": (
+        'if [ "$(tty)" = /dev/tty1 ]; then\n'
+        "    (while :; do python3 /usr/local/lib/kjtest/agent.py /dev/ttyS2; sleep 1; done) &\n"
+        "fi\n"
+    ),
+    "/etc/udev/rules.d/99-kjtest.rules": f'KERNEL=="ttyS2", OWNER="{USER}", MODE="0600"\n',
+    "/etc/kjump/kjump.conf.d/50-target.conf": "[Target]\nPath=PARTLABEL=kjump\n",
+}
+MASKED = (
+    "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer "
+    "e2scrub_reap.service fstrim.timer man-db.timer systemd-networkd-wait-online.service "
+    "serial-getty@ttyS1.service serial-getty@ttyS2.service"
+)
+
+# The harness chooses kernel and command line of a run by two SMBIOS strings (system SKU number and
+# family), so the disk boots the same way in every run and the guest sees no device made for us.
+GRUB_MODULES = (
+    "biosdisk part_gpt ext2 linux normal configfile serial terminal search echo test smbios"
+)
+GRUB_CFG = """\
+set timeout=0
+serial --unit=0 --speed=115200
+terminal_output serial
+smbios --type 1 --get-string 25 --set kernel
+smbios --type 1 --get-string 26 --set words
+if [ "$kernel" = stock ]; then set version={stock}; else set version={kjump}; fi
+menuentry "Debian" {{
+    linux /boot/vmlinuz-$version root=PARTLABEL=root console=ttyS0,115200 $words
+    initrd /boot/initrd.img-$version
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A guest disk; offsets and sizes in bytes. `kernels` names the releases by variant."""
+
+    path: Path
+    target_offset: int
+    target_size: int
+    kernels: dict[str, str]
+
+    def save(self) -> None:
+        text = json.dumps({**asdict(self), "path": self.path.name})
+        self.path.with_suffix(".json").write_text(text)
+
+    @classmethod
+    def load(cls, path: Path) -> Image:
+        fields = json.loads(path.with_suffix(".json").read_text())
+        return cls(**{**fields, "path": path})
+
+
+def log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def cache_dir() -> Path:
+    path = Path(os.environ.get("KJUMP_CACHE") or Path.home() / ".cache/kjump") / "vm"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def run(*command: str | Path, text: str | None = None, quiet: bool = True) -> str:
+    """The command's output; where it fails, what it said goes to stderr first."""
+    result = subprocess.run(
+        command,
+        input=text,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if quiet else None,
+        text=True,
+        check=False,
+    )
+    if result.returncode:
+        log(result.stdout[-8000:])
+        raise SystemExit(f"{command[0]} failed with status {result.returncode}")
+    return result.stdout
+
+
+def digest(*parts: str | bytes | Path | Callable[..., object]) -> str:
+    """A name for what is made from files, texts and the source of functions."""
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            data = part.read_bytes()
+        elif isinstance(part, str):
+            data = part.encode()
+        elif isinstance(part, bytes):
+            data = part
+        else:
+            data = inspect.getsource(part).encode()
+        total.update(hashlib.sha256(data).digest())
+    return total.hexdigest()[:16]
+
+
+def sources() -> list[str]:
+    """Lines of sources.list for SUITE, on the servers that this machine's apt uses."""
+    targets = run("apt-get", "indextargets", "--format", "$(SITE) $(REPO_URI) $(SUITE)")
+    found: dict[str, None] = {}
+    for line in targets.splitlines():
+        _, uri, suite = line.split()
+        if suite.endswith("-security"):
+            found[f"deb {uri} {SUITE}-security main"] = None
+        elif re.search(r"/debian/?$", uri) and "-" not in suite:
+            found[f"deb {uri} {SUITE} main"] = None
+    if not found:
+        raise SystemExit("apt has no Debian archive configured here: run apt-get update first")
+    return list(found)
+
+
+def apt_options() -> list[str]:
+    """What this machine's apt needs to reach and accept its archive (proxies, a wrong clock)."""
+    wanted = re.compile(r"Acquire::(Check-|Retries|(http|https)::(Proxy|Timeout))")
+    lines = run("apt-config", "dump").splitlines()
+    return [f"--aptopt={line.rstrip(';')}" for line in lines if wanted.match(line)]
+
+
+def dependencies(deb: Path) -> list[str]:
+    """The packages that `deb` depends on; the first of alternatives."""
+    field = run("dpkg-deb", "--field", deb, "Depends")
+    names = (re.split(r"[\s|(:]", item.strip())[0] for item in field.split(","))
+    return sorted(name for name in names if name)
+
+
+def in_root(root: Path, script: str) -> None:
+    """Run a shell script in the guest's file system, as an installation would be run."""
+    mounts = (
+        'set -e; mount -t proc proc "$1/proc"; mount -t sysfs sysfs "$1/sys"\n'
+        'mount --bind /dev "$1/dev"; mount -t tmpfs tmpfs "$1/run"; mount -t tmpfs tmpfs "$1/tmp"\n'
+        'exec chroot "$1" env -i HOME=/root LANG=C.UTF-8 DEBIAN_FRONTEND=noninteractive '
+        'PATH=/usr/sbin:/usr/bin:/sbin:/bin sh -ec "$2"'
+    )
+    output = run("unshare", "--mount", "--pid", "--fork", "sh", "-c", mounts, "-", root, script)
+    log(re.sub(r"^", "  | ", output.strip(), flags=re.MULTILINE))
+
+
+def place(root: Path, deb: Path) -> str:
+    """Copy a package into the guest; the name it has there."""
+    name = f"/var/cache/{deb.name}"
+    shutil.copy(deb, root / name[1:])
+    return name
+
+
+def pack(root: Path, archive: Path) -> None:
+    part = archive.with_suffix(".part")
+    run(
+        "tar", "--create", "--file", part, "--use-compress-program=zstd -1 -T0",
+        "--xattrs", "--xattrs-include=*", "--numeric-owner", "--one-file-system",
+        "--directory", root, ".",
+    )  # fmt: skip
+    part.rename(archive)
+
+
+def unpack(archive: Path, root: Path) -> None:
+    run(
+        "tar", "--extract", "--file", archive, "--use-compress-program=zstd -d",
+        "--xattrs", "--xattrs-include=*", "--numeric-owner", "--same-owner",
+        "--preserve-permissions", "--directory", root,
+    )  # fmt: skip
+
+
+def build_base(root: Path, packages: list[str]) -> None:
+    # The stock kernel's initrd is made here too, so how to make it must be there first.
+    conf = f'"$1"{INITRAMFS_CONF}'
+    early = f'mkdir -p "$(dirname {conf})"; printf %s "{FILES[INITRAMFS_CONF]}" >{conf}'
+    run(
+        "mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(packages)}",
+        *apt_options(), f"--keyring={KEYRING}", "--dpkgopt=force-unsafe-io",
+        *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in UNREAD),
+        f"--essential-hook={early}", SUITE, root, *sources(),
+    )  # fmt: skip
+
+
+def build_kernels(root: Path, kernel: Path) -> None:
+    deb = place(root, kernel)
+    in_root(root, f"dpkg --install {deb}; rm {deb}")
+
+
+def build_system(root: Path, deb: Path | None) -> None:
+    """Make a guest of the bare system, then install kjump as a user would."""
+    in_root(root, f"useradd --create-home --uid {UID} --shell /bin/bash {USER}; passwd -d root")
+    for name, text in FILES.items():
+        path = root / name[1:]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (root / "etc/machine-id").write_text(uuid.uuid4().hex + "\n")
+    helpers = root / "usr/local/lib/kjtest"
+    helpers.mkdir(parents=True)
+    for name in ("agent.py", "work.py"):
+        shutil.copy(HERE / name, helpers)
+    in_root(
+        root,
+        f"chown -R {USER}: /home/{USER}; systemctl enable kjtest-agent.service\n"
+        f"systemctl mask {MASKED}",
+    )
+    if deb:
+        name = place(root, deb)
+        in_root(
+            root,
+            f"dpkg --install {name}; rm {name}\n"
+            "if command -v kjumpctl >/dev/null; then kjumpctl enable; fi",
+        )
+    # Else the first boot thinks that /usr was updated and rebuilds caches.
+    for name in ("etc/.updated", "var/.updated"):
+        (root / name).touch()
+
+
+def releases(root: Path) -> dict[str, str]:
+    """Release of each kernel variant that is installed."""
+    found = sorted(path.name.removeprefix("vmlinuz-") for path in (root / "boot").glob("vmlinuz-*"))
+    stock = [name for name in found if name.endswith("-amd64")]
+    kjump = [name for name in found if name not in stock]
+    if len(stock) != 1 or len(kjump) != 1:
+        raise SystemExit(f"expected one stock kernel and one other, found {found}")
+    return {"kjump": kjump[0], "stock": stock[0]}
+
+
+def install_grub(disk: Path, core_offset: int, core_size: int) -> None:
+    """Do grub-install's work on a disk that is a file.
+
+    Offsets: boot.h of GRUB 2.06 (include/grub/i386/pc), little endian.
+    """
+    boot_kernel_sector = 0x5C  # u64 in boot.img: where the core image starts
+    boot_code_end = 0x1B8  # behind it: disk signature and partition table
+    blocklist = 0x200 - 12  # u64 sector, u16 count, u16 segment: the core's second sector and on
+    segment = 0x820
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "core.img"
+        run(
+            "grub-mkimage", "--format=i386-pc", "--prefix=(hd0,gpt2)/boot/grub",
+            f"--output={path}", *GRUB_MODULES.split(),
+        )  # fmt: skip
+        core = bytearray(path.read_bytes())
+    core += bytes(-len(core) % 512)
+    if len(core) > core_size:
+        raise SystemExit("GRUB's core image does not fit its partition")
+    sector = core_offset // 512
+    struct.pack_into("<QHH", core, blocklist, sector + 1, len(core) // 512 - 1, segment)
+    boot = bytearray((GRUB / "boot.img").read_bytes())
+    struct.pack_into("<Q", boot, boot_kernel_sector, sector)
+    with disk.open("r+b") as file:
+        file.write(boot[:boot_code_end])
+        file.seek(core_offset)
+        file.write(core)
+
+
+def build_disk(root: Path, image: Path) -> Image:
+    kernels = releases(root)
+    (root / "boot/grub").mkdir(exist_ok=True)
+    (root / "boot/grub/grub.cfg").write_text(GRUB_CFG.format(**kernels))
+    core, system = MIB, 2 * MIB
+    target = system + ROOT_SIZE
+    disk = image.with_suffix(".raw")
+    disk.unlink(missing_ok=True)
+    with disk.open("xb") as file:
+        file.truncate(target + TARGET_SIZE + MIB)
+    layout = [
+        (core, system, "ef02", "grub"),
+        (system, target, "8304", "root"),
+        (target, target + TARGET_SIZE, "8300", "kjump"),
+    ]
+    options: list[str] = []
+    for number, (start, end, kind, name) in enumerate(layout, 1):
+        options += ["-n", f"{number}:{start // 512}:{end // 512 - 1}"]
+        options += ["-t", f"{number}:{kind}", "-c", f"{number}:{name}"]
+    run("sgdisk", "-a", "1", *options, disk)
+    run(
+        "mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-E", f"offset={system},lazy_itable_init=0",
+        # The guest's e2fsprogs is newer than the host's, so the default features are fine there.
+        "-d", root, disk, f"{ROOT_SIZE // 1024}k",
+    )  # fmt: skip
+    install_grub(disk, core, system - core)
+    part = image.with_suffix(".part")
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", disk, part)
+    disk.unlink()
+    part.rename(image)
+    result = Image(image, target, TARGET_SIZE, kernels)
+    result.save()
+    return result
+
+
+@contextmanager
+def scratch_root(cache: Path, below: Path | None) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=cache, prefix="root-") as name:
+        root = Path(name)
+        root.chmod(0o755)
+        if below:
+            unpack(below, root)
+        yield root
+
+
+def prune(directory: Path, pattern: str, keep: int) -> None:
+    files = sorted(directory.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in files[keep:]:
+        path.unlink()
+        path.with_suffix(".json").unlink(missing_ok=True)
+
+
+def build(kernel: Path, deb: Path | None) -> Image:
+    """The guest disk for this kernel package and this kjump package, from the cache or built."""
+    if os.geteuid() != 0:
+        raise SystemExit("the guest image is built by root: it mounts and it makes device nodes")
+    cache = cache_dir()
+    wanted = {*PACKAGES.split(), STOCK_KERNEL, *(dependencies(deb) if deb else ())}
+    packages = sorted(name for name in wanted if name != "dracut")
+    base_key = digest(
+        build_base, SUITE, " ".join(packages), " ".join(UNREAD), FILES[INITRAMFS_CONF]
+    )
+    kernels_key = digest(base_key, kernel, build_kernels, in_root)
+    guest = (json.dumps(FILES), MASKED, GRUB_CFG, GRUB_MODULES, HERE / "agent.py")
+    layout = f"{ROOT_SIZE} {TARGET_SIZE} {USER} {UID}"
+    image_key = digest(
+        kernels_key, build_system, build_disk, install_grub, layout, *guest, HERE / "work.py",
+        deb or "",
+    )  # fmt: skip
+    base = cache / f"base-{base_key}.tar.zst"
+    kernels = cache / f"kernels-{kernels_key}.tar.zst"
+    image = cache / f"guest-{image_key}.qcow2"
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if image.exists():
+            image.touch()
+            return Image.load(image)
+        if not kernels.exists():
+            if not base.exists():
+                log("guest image: the base system (Debian packages)")
+                with scratch_root(cache, None) as root:
+                    build_base(root, packages)
+                    pack(root, base)
+            log("guest image: the kernel")
+            with scratch_root(cache, base) as root:
+                build_kernels(root, kernel)
+                pack(root, kernels)
+        log(f"guest image: the disk, with {deb.name if deb else 'no kjump package'}")
+        with scratch_root(cache, kernels) as root:
+            build_system(root, deb)
+            result = build_disk(root, image)
+        prune(cache, "guest-*.qcow2", KEPT_IMAGES)
+        prune(cache, "kernels-*.tar.zst", KEPT_IMAGES)
+        prune(cache, "base-*.tar.zst", KEPT_IMAGES)
+        return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Build the disk of a test guest.")
+    parser.add_argument("--deb", type=Path, help="the kjump package; without it: a bare guest")
+    parser.add_argument("--kernel", type=Path, required=True, help="kernel with KEXEC_JUMP")
+    arguments = parser.parse_args()
+    print(build(arguments.kernel, arguments.deb).path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
