@@ -115,8 +115,10 @@ class KexecDisabled(KjumpError):
 class NoSnapshotDevice(KjumpError):
     exit_code = 24
     availability = "na"
-    advice = "Boot a kernel with CONFIG_HIBERNATION and CONFIG_HIBERNATION_SNAPSHOT_DEV, and"\
+    advice = (
+        "Boot a kernel with CONFIG_HIBERNATION and CONFIG_HIBERNATION_SNAPSHOT_DEV, and"
         " without nohibernate on its command line."
+    )
 
 
 class PagePoison(KjumpError):
@@ -230,7 +232,9 @@ class HelperFailed(KjumpError):
 
 class WrongTarget(KjumpError):
     exit_code = 59
-    advice = "The device found in the helper is not the one the session prepared; nothing was written."
+    advice = (
+        "The device found in the helper is not the one the session prepared; nothing was written."
+    )
 
 
 # -- the image and the way back --------------------------------------------------------------------

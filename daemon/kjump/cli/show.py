@@ -58,23 +58,19 @@ def table(rows: Iterable[Sequence[str]], *, heading: Sequence[str] | None = None
     return "\n".join(out)
 
 
-def _first(values: Mapping[str, Any], *names: str) -> Any:
-    return next((values[name] for name in names if values.get(name)), None)
-
-
 def figures(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Pages, image size and ratio of a report, where it tells them."""
     rows: list[tuple[str, str]] = []
     pages = report.get("pages") or {}
-    for name in ("saved", "free", "zero"):
-        if name in pages:
-            rows.append((f"pages {name}", f"{pages[name]} ({size(pages[name] * PAGE)})"))
+    for key, count in pages.items():
+        name = "saved" if key == "data" else key
+        rows.append((f"pages {name}", f"{count} ({size(count * PAGE)})"))
     image = report.get("image") or {}
-    stored = _first(image, "bytes", "size", "stored", "written")
+    stored, data = image.get("size"), image.get("data")
     if stored:
-        rows.append(("image", size(stored)))
-        if pages.get("saved"):
-            rows.append(("ratio", f"{pages['saved'] * PAGE / stored:.2f} : 1"))
+        rows.append(("image size", size(stored)))
+        if data:
+            rows.append(("ratio", f"{data / stored:.2f} : 1"))
     return rows
 
 

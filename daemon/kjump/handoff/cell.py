@@ -55,8 +55,9 @@ def unpack(data: bytes) -> Cell:
     if len(data) < CELL.size or data[:8] != MAGIC:
         raise DamagedHandoff("There is no return cell where the command line says.")
     _magic, jump_back, page, nonce, start, size, version, checksum = CELL.unpack_from(data)
-    if version != VERSION or zlib.crc32(
-        CELL.pack(MAGIC, 0, page, nonce, start, size, version, 0)
-    ) != checksum:
+    if (
+        version != VERSION
+        or zlib.crc32(CELL.pack(MAGIC, 0, page, nonce, start, size, version, 0)) != checksum
+    ):
         raise DamagedHandoff("The return cell's checksum is wrong.")
     return Cell(page, nonce, start, size, jump_back)

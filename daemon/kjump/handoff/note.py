@@ -102,7 +102,9 @@ def unpack(descriptor: bytes) -> Note:
     if magic != MAGIC:
         raise DamagedHandoff("The handoff note does not begin with its magic.")
     if major != MAJOR:
-        raise WrongHandoffVersion(f"The handoff note is of version {major}, this helper reads {MAJOR}.")
+        raise WrongHandoffVersion(
+            f"The handoff note is of version {major}, this helper reads {MAJOR}."
+        )
     text = descriptor[HEADER.size : HEADER.size + length]
     if len(text) != length:
         raise DamagedHandoff("The handoff note is cut short.")

@@ -31,7 +31,7 @@ from kjump.helper import leave
 from kjump.helper.states import States, classify
 from kjump.image import fingerprint, superblocks, target
 from kjump.image.device import Device
-from kjump.image.layout import CHUNK_PAGES, DATA, EMPTY, ZERO, Extent
+from kjump.image.layout import CHUNK_PAGES, DATA, EMPTY, ZERO, Extent, Superblock
 from kjump.image.write import Writer
 from kjump.machine import pages, syscalls, vmcoreinfo
 from kjump.machine.console import Progress, say
@@ -148,16 +148,20 @@ def copy_pages(core: Vmcore, states: States, writer: Writer, progress: Progress)
                 while looked_at < total:
                     position = first + looked_at
                     looked, copied = pages.gather(
-                        view, offset + looked_at * PAGE, total - looked_at, kinds, position, out, filled
+                        view,
+                        offset + looked_at * PAGE,
+                        total - looked_at,
+                        kinds,
+                        position,
+                        out,
+                        filled,
                     )
                     seen = kinds[position : position + looked]
                     for pfn, count, kind in pages.runs(seen, at // PAGE + looked_at):
                         if kind == pages.SAVE:
                             chunk.append(Extent(pfn, count, DATA))
                         if kind in (pages.SAVE, pages.ZERO):
-                            index.append(
-                                Extent(pfn, count, DATA if kind == pages.SAVE else ZERO)
-                            )
+                            index.append(Extent(pfn, count, DATA if kind == pages.SAVE else ZERO))
                     filled += copied
                     done += seen.count(pages.SAVE) + seen.count(pages.ZERO)
                     looked_at += looked
@@ -225,7 +229,7 @@ def save(core: Vmcore, facts: Mapping[str, str], handoff: Handoff, clock: Clock)
     return report
 
 
-def _prepared(device: Device) -> superblocks.Superblock:
+def _prepared(device: Device) -> Superblock:
     found = superblocks.load(device)
     if found is None:
         raise WrongTarget(f"{device.path} lost this cycle's mark.")
@@ -276,3 +280,4 @@ def main() -> int:
     leave.tell(cell, report)
     say("jumping back to the session")
     leave.jump_back(cell)
+    return None

@@ -261,7 +261,7 @@ class ChunkHeader:
 
 
 def pack_chunk_head(
-    number: int, extents: Sequence[Extent], pages: int, codec: int, payload: bytes
+    number: int, extents: Sequence[Extent], pages: int, codec: int, payload: bytes | memoryview[int]
 ) -> bytes:
     """Header and extents of a chunk; the payload follows."""
     table = pack_extents(extents)

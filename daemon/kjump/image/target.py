@@ -82,9 +82,7 @@ def examine(path: Path) -> Found | None:
         superblock = superblocks.load(device)
     if superblock is None:
         return None
-    return Found(
-        superblock.state_name, superblock.cycle, superblock.outcome, superblock.changed
-    )
+    return Found(superblock.state_name, superblock.cycle, superblock.outcome, superblock.changed)
 
 
 def prepare(path: Path, *, cycle_id: uuid.UUID, hostname: str) -> None:

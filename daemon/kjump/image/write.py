@@ -10,7 +10,6 @@ import json
 import mmap
 import queue
 import threading
-import uuid
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -87,11 +86,11 @@ class Writer:
         Raises `TargetTooSmall`, or the `TargetWriteFailed` of an earlier chunk.
         """
         count = len(pages) // PAGE
-        packed: bytes | memoryview = self._compressor.compress(pages)
+        packed: bytes | memoryview[int] = self._compressor.compress(pages)
         codec = ZSTD
         if len(packed) >= len(pages):
             packed, codec = pages, RAW
-        head = pack_chunk_head(self._chunks, extents, count, codec, bytes(packed) if codec else packed)  # type: ignore[arg-type]
+        head = pack_chunk_head(self._chunks, extents, count, codec, packed)
         size = align_up(len(head) + len(packed), BLOCK)
         self._check_room(size)
         buffer = self._free.get()

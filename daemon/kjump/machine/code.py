@@ -26,9 +26,7 @@ def blob(name: str) -> bytes:
 def entry_stub(*, note_slot: int, cell_slot: int, boot_params: int, kernel_entry: int) -> bytes:
     """The helper's first instructions; all arguments are physical addresses."""
     code = bytearray(blob("entry"))
-    struct.pack_into(
-        "<4Q", code, ENTRY_PARAMETERS, note_slot, cell_slot, boot_params, kernel_entry
-    )
+    struct.pack_into("<4Q", code, ENTRY_PARAMETERS, note_slot, cell_slot, boot_params, kernel_entry)
     return bytes(code)
 
 

@@ -46,7 +46,9 @@ def build(notes: Sequence[tuple[int, int]], memory: Iterable[Range]) -> bytes:
     if count >= 0xFFFF:
         raise ValueError(f"{count} program headers")
     return (
-        EHDR.pack(IDENT, ET_CORE, EM_X86_64, 1, 0, EHDR.size, 0, 0, EHDR.size, PHDR.size, count, 0, 0, 0)
+        EHDR.pack(
+            IDENT, ET_CORE, EM_X86_64, 1, 0, EHDR.size, 0, 0, EHDR.size, PHDR.size, count, 0, 0, 0
+        )
         + headers
     )
 

@@ -31,7 +31,11 @@ def identity(
         raise ValueError(f"{levels}-level paging")
     leaf_shift = 30 if gigabyte_pages else 21
     leaves = sorted(
-        {n for start, end in ranges for n in range(start >> leaf_shift, (end - 1 >> leaf_shift) + 1)}
+        {
+            n
+            for start, end in ranges
+            for n in range(start >> leaf_shift, (end - 1 >> leaf_shift) + 1)
+        }
     )
     reach = 12 + 9 * levels - 1  # the lower half of the canonical addresses
     if leaves and leaves[-1] << leaf_shift >= 1 << reach:
@@ -50,9 +54,7 @@ def identity(
             table = ((entry & ~0xFFF) - base) // PAGE
             shift -= 9
         pages[table][address >> shift & 511] = address | LEAF
-    return b"".join(
-        struct.pack("<512Q", *(page.get(i, 0) for i in range(512))) for page in pages
-    )
+    return b"".join(struct.pack("<512Q", *(page.get(i, 0) for i in range(512))) for page in pages)
 
 
 def translate(tables: bytes, base: int, address: int, *, levels: int) -> int | None:

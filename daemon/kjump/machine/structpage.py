@@ -72,7 +72,9 @@ class AddressSpace:
         self.root = top - START_KERNEL_MAP + number(facts, "NUMBER(phys_base)")
         self.levels = 5 if facts.get("NUMBER(pgtable_l5_enabled)") == "1" else 4
         # With SME the encryption bit stands in every entry.
-        self._mask = ADDRESS & ~(number(facts, "NUMBER(sme_mask)") if "NUMBER(sme_mask)" in facts else 0)
+        self._mask = ADDRESS & ~(
+            number(facts, "NUMBER(sme_mask)") if "NUMBER(sme_mask)" in facts else 0
+        )
 
     def translate(self, address: int) -> tuple[int, int]:
         """Physical address, and how many bytes from there on are contiguous.
@@ -83,7 +85,9 @@ class AddressSpace:
         while True:
             (entry,) = struct.unpack("<Q", self._read(table + (address >> shift & 511) * 8, 8))
             if not entry & PRESENT:
-                raise MemoryUnreadable(f"Virtual address {address:#x} is not mapped in the session.")
+                raise MemoryUnreadable(
+                    f"Virtual address {address:#x} is not mapped in the session."
+                )
             if shift == 12 or (entry & LARGE and shift <= 30):
                 inside = address & (1 << shift) - 1
                 return (entry & self._mask & ~((1 << shift) - 1)) + inside, (1 << shift) - inside

@@ -55,7 +55,9 @@ class Vmcore:
         try:
             data = os.pread(self._fd, size, segment.offset + start - segment.physical)
         except OSError as error:
-            raise MemoryUnreadable(f"Reading the session's memory at {start:#x}: {error}.") from error
+            raise MemoryUnreadable(
+                f"Reading the session's memory at {start:#x}: {error}."
+            ) from error
         if len(data) != size:
             raise MemoryUnreadable(f"The session's memory ends at {start + len(data):#x}.")
         return data
@@ -69,7 +71,9 @@ class Vmcore:
         try:
             view = mmap.mmap(self._fd, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=first)
         except OSError as error:
-            raise MemoryUnreadable(f"Mapping the session's memory at {start:#x}: {error}.") from error
+            raise MemoryUnreadable(
+                f"Mapping the session's memory at {start:#x}: {error}."
+            ) from error
         return view, at - first
 
     def close(self) -> None:

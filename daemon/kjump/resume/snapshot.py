@@ -61,7 +61,9 @@ class Insert:
         return len(self.data) // PAGE
 
 
-def numbers(extents: Sequence[Extent], inserts: Sequence[Insert], *, zero_pages: bool) -> array[int]:
+def numbers(
+    extents: Sequence[Extent], inserts: Sequence[Insert], *, zero_pages: bool
+) -> array[int]:
     """All page frame numbers, ascending, ended by ~0 and filled up to whole pages.
 
     ``zero_pages``: the kernel knows pages of zeros without data; otherwise they are listed as
@@ -90,7 +92,9 @@ def header(
     page = bytearray(PAGE)
     struct.pack_into("<QQQQQ", page, 0, jump, jump, tables, MAGIC, map_checksum)
     total = 1 + meta_pages + data_pages
-    struct.pack_into("<IxxxxQixxxxQQQ", page, 392, 0, page_count, 0, data_pages, total, total * PAGE)
+    struct.pack_into(
+        "<IxxxxQixxxxQQQ", page, 392, 0, page_count, 0, data_pages, total, total * PAGE
+    )
     return bytes(page)
 
 

@@ -141,16 +141,23 @@ def where(error: KjumpError | None, report: Mapping[str, Any] | None) -> str:
 
 
 def merged_phases(ours: Mapping[str, float], report: Mapping[str, Any] | None) -> dict[str, float]:
-    """Our phases, then those of the other kernels with their place before the name."""
-    phases = {name: round(seconds, 3) for name, seconds in ours.items()}
-    if report:
-        theirs = report.get("phases")
-        if isinstance(theirs, Mapping):
-            for name, seconds in theirs.items():
-                if isinstance(seconds, int | float):
-                    place = "" if "." in str(name) else f"{report.get('by', 'helper')}."
-                    phases[f"{place}{name}"] = round(float(seconds), 3)
-    return phases
+    """Seconds of each phase in the order in which they came: the other kernels' after the jump.
+
+    A name that both have gets its place before it ("resume check").
+    """
+    theirs: dict[str, float] = {}
+    told = report.get("phases") if report else None
+    if report and isinstance(told, Mapping):
+        for name, seconds in told.items():
+            if isinstance(seconds, int | float):
+                place = f"{report.get('by', 'helper')} " if name in ours else ""
+                theirs[f"{place}{name}"] = round(float(seconds), 3)
+    out: dict[str, float] = {}
+    for name, seconds in ours.items():
+        out[name] = round(seconds, 3)
+        if name == "jump":
+            out |= theirs
+    return out
 
 
 # -- acting --------------------------------------------------------------------------------------
@@ -197,7 +204,7 @@ class Cycle:
         self._staged: Staged | None = None
         self._facts: Facts | None = None
         self._described: dict[str, Any] = {}
-        self._unload_owed = self._post_owed = self._retire_owed = False
+        self._unload_owed = self._post_owed = self._retire_owed = self._clear_owed = False
 
     def interrupt(self) -> None:
         """Ask the cycle to end at the next step before the jump; thread-safe."""
@@ -293,7 +300,7 @@ class Cycle:
             self._attempt(
                 "marking the image spent", lambda: do.retire(path, self.error, self.id)
             )
-        if self._unload_owed or self._retire_owed:
+        if self._clear_owed:
             self._attempt("removing the mark of the cycle", do.clear_mark)
 
     def _attempt(self, what: str, action: Callable[[], object]) -> None:
@@ -306,6 +313,7 @@ class Cycle:
     def _mark(self, *, hooks_owed: bool) -> None:
         target = self._facts.target if self._facts else None
         path = str(target.path) if isinstance(target, Device) else ""
+        self._clear_owed = True
         try:
             self._do.write_mark(history.Mark(str(self.id), path, hooks_owed))
         except OSError as error:

@@ -107,7 +107,7 @@ def look_back(kept: History, facts: Facts) -> None:
             return
         cycle = str(found.cycle_id)
         known = any(entry.get("cycle") == cycle for entry in kept.entries())
-        skipped = any(word.partition("=")[0] == "kjump.noresume" for word in facts.command_line)
+        skipped = not {"kjump.noresume", "noresume"}.isdisjoint(facts.command_line)
         after = history.afterlife(found.state, found.reason, known=known, skipped=skipped)
         if after.retire:
             target.retire(path, after.error, cycle_id=UUID(cycle))

@@ -62,11 +62,15 @@ class Sizing:
 
 def find_kernel(settings: Settings, release: str) -> Path:
     """The helper kernel: as configured, else the running kernel's own image."""
-    names = [settings.helper.kernel] if settings.helper.kernel else [
-        f"/boot/vmlinuz-{release}",
-        f"/usr/lib/modules/{release}/vmlinuz",
-        f"/lib/modules/{release}/vmlinuz",
-    ]
+    names = (
+        [settings.helper.kernel]
+        if settings.helper.kernel
+        else [
+            f"/boot/vmlinuz-{release}",
+            f"/usr/lib/modules/{release}/vmlinuz",
+            f"/lib/modules/{release}/vmlinuz",
+        ]
+    )
     for name in names:
         if os.access(name, os.R_OK):
             return Path(name)
@@ -224,9 +228,7 @@ def file_systems() -> list[dict[str, Any]]:
 class Staged:
     """A staged helper.  `close` unloads it; use it as a context manager."""
 
-    def __init__(
-        self, window: windows.Window, page: ReportPage, document: dict[str, Any]
-    ) -> None:
+    def __init__(self, window: windows.Window, page: ReportPage, document: dict[str, Any]) -> None:
         self.window = window
         self.document = document
         self._page = page
@@ -280,9 +282,7 @@ def _map_file(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
-def stage(
-    settings: Settings, sizing: Sizing, *, cycle_id: uuid.UUID, target: Target
-) -> Staged:
+def stage(settings: Settings, sizing: Sizing, *, cycle_id: uuid.UUID, target: Target) -> Staged:
     """Choose the window, lay everything out, load it.
 
     Raises `NoWindow`, `StagingFailed`, `NoHelperKernel`; nothing is loaded then.

@@ -1,0 +1,285 @@
+"""The image format: round trips, states, and readers that are fed anything."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kjump.errors import (
+    ImageDamaged,
+    ImageIncomplete,
+    ImageSpent,
+    KjumpError,
+    NoImage,
+    TargetTooSmall,
+    TargetWriteFailed,
+)
+from kjump.image import superblocks, target
+from kjump.image.device import Device
+from kjump.image.layout import (
+    BLOCK,
+    CHUNKS_OFFSET,
+    COMPLETE,
+    DATA,
+    EMPTY,
+    RESTORING,
+    SLOTS,
+    SPENT,
+    WRITING,
+    ZERO,
+    Extent,
+    Superblock,
+    newest,
+    pack_extents,
+    unpack_chunk_header,
+    unpack_extents,
+    unpack_superblock,
+)
+from kjump.image.read import Image
+from kjump.image.write import Writer
+from kjump.machine.ranges import PAGE
+
+SIZE = 32 << 20
+CYCLE = uuid.UUID(int=7)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "target"
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+    target.prepare(path, cycle_id=CYCLE, hostname="h")
+    return path
+
+
+def write(path: Path, pages: list[tuple[int, bytes]], zeros: list[Extent] | None = None) -> None:
+    with Device(path, writable=True) as device:
+        found = superblocks.load(device)
+        assert found is not None
+        writer = Writer(device, found, level=1)
+        writer.begin({"hostname": "h"})
+        extents = []
+        for pfn, data in pages:
+            extent = Extent(pfn, len(data) // PAGE)
+            writer.chunk([extent], memoryview(data))
+            extents.append(extent)
+        writer.commit(sorted(extents + (zeros or []), key=lambda e: e.pfn))
+
+
+def read(path: Path) -> tuple[dict, list[Extent], dict[int, bytes]]:
+    with Device(path) as device:
+        image = Image(device)
+        image.require_complete()
+        found = {}
+        for extents, data in image.chunks():
+            at = 0
+            for extent in extents:
+                for pfn in range(extent.pfn, extent.pfn + extent.pages):
+                    found[pfn] = data[at : at + PAGE]
+                    at += PAGE
+        return image.description(), image.index(), found
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 30), st.booleans()), max_size=8),
+    st.integers(0, 1000),
+)
+def test_round_trip(disk: Path, spans: list[tuple[int, int, bool]], seed: int) -> None:
+    rng = random.Random(seed)
+    target.prepare(disk, cycle_id=CYCLE, hostname="h")
+    pages, pfn = [], 0
+    for gap, count, random_bytes in spans:
+        pfn += gap
+        pages.append((pfn, rng.randbytes(count * PAGE) if random_bytes else b"ab" * (count * 2048)))
+        pfn += count
+    zeros = [Extent(pfn + 1, 5, ZERO)]
+    write(disk, pages, zeros)
+    description, index, found = read(disk)
+    assert description == {"hostname": "h"}
+    assert [e for e in index if e.kind == ZERO] == zeros
+    assert found == {
+        pfn + i: data[i * PAGE : (i + 1) * PAGE]
+        for pfn, data in pages
+        for i in range(len(data) // PAGE)
+    }
+
+
+def covered(disk: Path) -> list[int]:
+    """Offsets of every byte behind the superblocks that means something."""
+    with Device(disk) as device:
+        s = Image(device).superblock
+        out = [*range(2 * BLOCK, 2 * BLOCK + s.description_length)]
+        out += range(s.index_offset, s.index_offset + s.index_length)
+        at = CHUNKS_OFFSET
+        for number in range(s.chunks):
+            header = unpack_chunk_header(device.read(at, BLOCK), number)
+            out += range(at, at + header.payload_offset + header.length)
+            at += header.stored
+    return out
+
+
+def test_one_flipped_bit_anywhere_is_found(disk: Path) -> None:
+    rng = random.Random(1)
+    write(
+        disk,
+        [(100, rng.randbytes(3 * PAGE)), (200, bytes(range(256)) * 64)],
+        [Extent(300, 2, ZERO)],
+    )
+    places = covered(disk)
+    with disk.open("r+b") as file:
+        for at in rng.sample(places, 400) + places[:64]:
+            file.seek(at)
+            was = file.read(1)[0]
+            file.seek(at)
+            file.write(bytes([was ^ 1 << rng.randrange(8)]))
+            file.flush()
+            with pytest.raises(ImageDamaged):
+                read(disk)
+            file.seek(at)
+            file.write(bytes([was]))
+            file.flush()
+    assert read(disk)[2]
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_reader_of_any_bytes_raises_by_name(disk: Path, data: st.DataObject) -> None:
+    target.prepare(disk, cycle_id=CYCLE, hostname="h")
+    write(disk, [(1, bytes(PAGE - 1) + b"x")])
+    with disk.open("rb") as file:
+        whole = bytearray(file.read(20 * BLOCK))
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(st.integers(0, len(whole) - 1))
+        piece = data.draw(st.binary(min_size=1, max_size=40))
+        whole[at : at + len(piece)] = piece
+    with disk.open("r+b") as file:
+        file.write(whole[: 20 * BLOCK])
+    try:
+        read(disk)
+    except KjumpError:
+        pass
+
+
+def test_the_reader_believes_no_size_beyond_the_device(disk: Path) -> None:
+    write(disk, [(1, bytes([1]) * PAGE)])
+    with Device(disk, writable=True) as device:
+        found = superblocks.load(device)
+        assert found is not None
+        superblocks.store(device, found, index_size=1 << 50, extents=(1 << 50) // 16)
+    with pytest.raises(ImageDamaged):
+        read(disk)
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50), st.sampled_from([DATA, ZERO]))))
+def test_extents_round_trip(spans: list[tuple[int, int, int]]) -> None:
+    extents, at = [], 0
+    for gap, pages, kind in spans:
+        extents.append(Extent(at + gap, pages, kind))
+        at += gap + pages
+    assert unpack_extents(pack_extents(extents)) == extents
+
+
+@pytest.mark.parametrize(
+    "extents",
+    [[Extent(5, 2), Extent(6, 1)], [Extent(5, 0)], [Extent(9, 1), Extent(3, 1)], [Extent(1, 1, 9)]],
+)
+def test_extents_out_of_order_are_refused(extents: list[Extent]) -> None:
+    with pytest.raises(ImageDamaged):
+        unpack_extents(pack_extents(extents))
+
+
+def test_states_and_who_may_resume(disk: Path) -> None:
+    with Device(disk, writable=True) as device:
+        for state, error in (
+            (EMPTY, NoImage),
+            (WRITING, ImageIncomplete),
+            (RESTORING, ImageSpent),
+            (SPENT, ImageSpent),
+        ):
+            found = superblocks.load(device)
+            assert found is not None
+            superblocks.store(device, found, state=state)
+            with pytest.raises(error):
+                Image(device).require_complete()
+        found = superblocks.load(device)
+        assert found is not None
+        superblocks.store(device, found, state=COMPLETE)
+        Image(device).require_complete()
+
+
+@pytest.mark.parametrize("torn", SLOTS)
+def test_a_torn_superblock_write_leaves_the_old_or_the_new_state(disk: Path, torn: int) -> None:
+    with Device(disk, writable=True) as device:
+        found = superblocks.load(device)
+        assert found is not None
+        after = superblocks.store(device, found, state=WRITING)
+    data = bytearray(disk.read_bytes())
+    data[torn + 100 : torn + 200] = bytes(100)
+    disk.write_bytes(data)
+    with Device(disk) as device:
+        assert superblocks.load(device) == after
+
+
+def test_a_change_goes_to_the_slot_that_does_not_count_first(disk: Path) -> None:
+    class Stops(Device):
+        writes = 0
+
+        def write(self, offset: int, data: bytes) -> None:
+            self.writes += 1
+            if self.writes == 2:
+                raise TargetWriteFailed("power cut")
+            super().write(offset, data)
+
+    for state in (WRITING, COMPLETE, RESTORING):
+        with Stops(disk, writable=True) as device:
+            found = superblocks.load(device)
+            assert found is not None
+            with pytest.raises(TargetWriteFailed):
+                superblocks.store(device, found, state=state)
+            after = superblocks.load(device)
+            assert after is not None and after.state == state
+
+
+def test_newest_generation_counts() -> None:
+    old = Superblock(COMPLETE, 4, CYCLE).pack()
+    new = Superblock(SPENT, 5, CYCLE).pack()
+    for blocks in ([old, new], [new, old], [bytes(BLOCK), new]):
+        found = newest(blocks)
+        assert found is not None and found.state == SPENT
+
+
+def test_an_outcome_too_long_is_shortened_and_still_read() -> None:
+    found = unpack_superblock(
+        Superblock(SPENT, 1, CYCLE, outcome={"error": "E", "what": "w" * 9000}).pack()
+    )
+    assert found is not None and found.outcome["error"] == "E"
+
+
+def test_target_too_small_is_told_before_anything_beyond_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "small"
+    with path.open("wb") as file:
+        file.truncate(16 << 20)
+    target.prepare(path, cycle_id=CYCLE, hostname="h")
+    data = random.Random(3).randbytes(1024 * PAGE)
+    with pytest.raises(TargetTooSmall):
+        write(path, [(i * 1024, data) for i in range(1, 9)])
+    assert path.stat().st_size == 16 << 20
+    with Device(path) as device, pytest.raises(ImageIncomplete):
+        Image(device).require_complete()
+
+
+def test_retire_marks_any_image_spent_with_the_reason_and_only_its_own(disk: Path) -> None:
+    write(disk, [(1, bytes([1]) * PAGE)])
+    assert target.retire(disk, None, cycle_id=uuid.uuid4()) is None
+    found = target.examine(disk)
+    assert found is not None and found.state == "complete"
+    before = target.retire(disk, ImageDamaged("hurt"), cycle_id=CYCLE)
+    assert before is not None and before.state == "complete"
+    found = target.examine(disk)
+    assert found is not None and found.state == "spent" and found.reason["error"] == "ImageDamaged"

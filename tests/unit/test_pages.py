@@ -1,0 +1,196 @@
+"""Page states: the native loops against plain ones, and struct page through page tables."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kjump.errors import MemoryUnreadable
+from kjump.helper.states import WINDOW, States
+from kjump.machine import pages, structpage, vmcoreinfo
+from kjump.machine.ranges import PAGE
+
+# Lines of a real VMCOREINFO: 6.12.117, x86_64.
+VMCOREINFO = b"""\
+OSRELEASE=6.12.117-kjump
+PAGESIZE=4096
+SYMBOL(init_top_pgt)=ffffffff82a10000
+SYMBOL(vmemmap)=ffffea0000000000
+NUMBER(phys_base)=-1048576
+NUMBER(pgtable_l5_enabled)=0
+NUMBER(sme_mask)=0
+SIZE(page)=64
+OFFSET(page.flags)=0
+OFFSET(page._refcount)=52
+OFFSET(page._mapcount)=48
+OFFSET(page.private)=40
+LENGTH(zone.free_area)=11
+NUMBER(PG_hwpoison)=20
+NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)=-268435456
+NUMBER(PAGE_OFFLINE_MAPCOUNT_VALUE)=-251658240
+"""
+FACTS = vmcoreinfo.parse(VMCOREINFO + bytes(7))
+LAYOUT = structpage.layout(FACTS)
+
+
+def struct_page(mapcount: int = 0xFFFFFFFF, private: int = 0, flags: int = 0) -> bytes:
+    page = bytearray(64)
+    struct.pack_into("<Q", page, 0, flags)
+    struct.pack_into("<Q", page, 40, private)
+    struct.pack_into("<I", page, 48, mapcount)
+    return bytes(page)
+
+
+BUDDY, OFFLINE = 0xF0000000, 0xF1000000
+
+
+def classify(structs: list[bytes], step: int | None = None) -> list[int]:
+    kinds = bytearray(len(structs))
+    classifier = pages.Classifier(LAYOUT)
+    step = step or len(structs)
+    for at in range(0, len(structs), step):
+        part = structs[at : at + step]
+        classifier.classify(b"".join(part), 0, len(part), kinds, at)
+    return list(kinds)
+
+
+def test_layout_values_are_unsigned() -> None:
+    assert (LAYOUT.buddy, LAYOUT.offline, LAYOUT.unaccepted) == (BUDDY, OFFLINE, None)
+    assert LAYOUT.max_order == 11
+
+
+def test_each_state() -> None:
+    found = classify(
+        [
+            struct_page(),
+            struct_page(BUDDY, private=1),
+            struct_page(),  # the block's second page
+            struct_page(OFFLINE),
+            struct_page(flags=1 << 20),
+            struct_page(0),
+        ]
+    )
+    assert found == [
+        pages.SAVE, pages.FREE, pages.FREE, pages.OFFLINE, pages.POISONED, pages.SAVE,
+    ]  # fmt: skip
+
+
+def test_an_impossible_order_is_rather_saved() -> None:
+    assert classify([struct_page(BUDDY, private=11), struct_page()]) == [pages.SAVE, pages.SAVE]
+
+
+@given(
+    st.lists(st.one_of(st.integers(0, 4), st.just(None), st.just("offline")), max_size=30),
+    st.integers(1, 40),
+)
+def test_blocks_go_on_across_calls(blocks: list, step: int) -> None:
+    structs: list[bytes] = []
+    wanted: list[int] = []
+    for block in blocks:
+        if block is None:
+            structs.append(struct_page())
+            wanted.append(pages.SAVE)
+        elif block == "offline":
+            structs.append(struct_page(OFFLINE))
+            wanted.append(pages.OFFLINE)
+        else:
+            structs += [struct_page(BUDDY, private=block)] + [struct_page()] * ((1 << block) - 1)
+            wanted += [pages.FREE] * (1 << block)
+    if structs:
+        assert classify(structs, step) == wanted
+
+
+@given(st.lists(st.sampled_from(["zero", "data", "free"]), max_size=40), st.integers(1, 10))
+def test_gather_copies_data_and_finds_zeros(what: list[str], room: int) -> None:
+    memory = b"".join(
+        bytes(PAGE) if w == "zero" else bytes(PAGE - 1) + bytes([i % 255 + 1])
+        for i, w in enumerate(what)
+    )
+    kinds = bytearray(pages.FREE if w == "free" else pages.SAVE for w in what)
+    got, at = b"", 0
+    while at < len(what):
+        out = bytearray(room * PAGE)
+        looked, copied = pages.gather(memory, at * PAGE, len(what) - at, kinds, at, out, 0)
+        got += out[: copied * PAGE]
+        at += looked
+        assert looked
+    assert got == b"".join(
+        memory[i * PAGE : (i + 1) * PAGE] for i, w in enumerate(what) if w == "data"
+    )
+    assert [k == pages.ZERO for k in kinds] == [w == "zero" for w in what]
+
+
+def test_bounds_are_checked_before_the_native_code_is_called() -> None:
+    with pytest.raises(ValueError):
+        pages.gather(bytes(PAGE), 0, 2, bytearray(2), 0, bytearray(PAGE), 0)
+    with pytest.raises(ValueError):
+        pages.Classifier(LAYOUT).classify(bytes(64), 0, 2, bytearray(2), 0)
+    with pytest.raises(ValueError):
+        pages.Classifier(LAYOUT).classify(bytes(128), 0, 2, bytearray(1), 0)
+
+
+@given(st.lists(st.integers(0, 6), max_size=3000), st.integers(0, 1 << 30))
+def test_runs(kinds: list[int], first: int) -> None:
+    found = pages.runs(bytearray(kinds), first)
+    assert [k for _, count, kind in found for k in [kind] * count] == kinds
+    assert all(a[2] != b[2] for a, b in itertools.pairwise(found))
+    assert not found or found[0][0] == first
+
+
+def test_states_hide_the_window_and_turn_free_to_zero() -> None:
+    states = States([(1, 5), (100, 110)])
+    states.mark([(3, 104)], WINDOW)
+    states.mark([(1, 2)], pages.FREE)
+    states.free_is_zero()
+    counts = states.counts()
+    assert (counts["window"], counts["zero"], counts["free"], counts["data"]) == (6, 1, 0, 7)
+    assert states.find(105)[1] == 5
+    with pytest.raises(ValueError):
+        states.find(50)
+
+
+# -- walking page tables ---------------------------------------------------------------------------
+
+
+class Memory:
+    """Physical memory made of the quads that were set."""
+
+    def __init__(self) -> None:
+        self.quads: dict[int, int] = {}
+
+    def read(self, start: int, size: int) -> bytes:
+        return b"".join(
+            struct.pack("<Q", self.quads.get(at, 0)) for at in range(start, start + size, 8)
+        )
+
+
+def test_translate_and_spans_through_2_mib_pages() -> None:
+    memory = Memory()
+    root = 0x82A10000 - 0x80000000 - 1048576
+    vmemmap = 0xFFFFEA0000000000
+    pgd, pud, pmd = (vmemmap >> s & 511 for s in (39, 30, 21))
+    memory.quads |= {
+        root + pgd * 8: 0x5000 | 0x63,
+        0x5000 + pud * 8: 0x6000 | 0x63,
+        0x6000 + pmd * 8: 0x4000000 | 0xE3 | 1 << 63,  # a leaf, no-execute
+        0x6000 + pmd * 8 + 8: 0x8000000 | 0xE3,
+    }
+    space = structpage.AddressSpace(FACTS, memory.read)
+    assert space.root == root
+    assert space.translate(vmemmap + 0x1234) == (0x4001234, (2 << 20) - 0x1234)
+    assert list(space.spans(vmemmap + (1 << 20), 2 << 20)) == [
+        (0x4100000, 1 << 20), (0x8000000, 1 << 20),
+    ]  # fmt: skip
+    with pytest.raises(MemoryUnreadable):
+        space.translate(vmemmap + (4 << 20))
+    where = structpage.MemoryMap(FACTS, space, memory.read)
+    assert where.struct_page(3) == vmemmap + 3 * 64
+
+
+def test_what_the_kernel_does_not_tell_is_an_error_with_its_name() -> None:
+    with pytest.raises(MemoryUnreadable, match="PAGE_BUDDY_MAPCOUNT_VALUE"):
+        structpage.layout({k: v for k, v in FACTS.items() if "BUDDY" not in k})

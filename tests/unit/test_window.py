@@ -1,0 +1,70 @@
+"""Choosing the window: never over what is looked at while the helper runs."""
+
+from __future__ import annotations
+
+import random
+import struct
+
+import pytest
+
+from kjump.errors import NoWindow
+from kjump.machine.memory import parse_iomem
+from kjump.machine.ranges import PAGE, overlaps
+from kjump.session import window
+
+MIB = 1 << 20
+
+
+def iomem(kernel: int) -> str:
+    return (
+        "00001000-0009fbff : System RAM\n"
+        "00100000-3ffdefff : System RAM\n"
+        f"  {kernel:08x}-{kernel + 28 * MIB - 1:08x} : Kernel code\n"
+        f"  {kernel + 28 * MIB:08x}-{kernel + 36 * MIB - 1:08x} : Kernel bss\n"
+        "100000000-13fffffff : System RAM\n"
+    )
+
+
+def flags(immovable: set[int]) -> window.ReadFlags:
+    def read(first: int, count: int) -> bytes:
+        return b"".join(
+            struct.pack("<Q", 1 << window.KPF_RESERVED if pfn in immovable else 0)
+            for pfn in range(first, first + count)
+        )
+
+    return read
+
+
+@pytest.mark.parametrize("kernel", [0x1000000, 0x12000000, 0x2B800000, 0x3D000000])
+def test_never_over_the_kernel_wherever_kaslr_put_it(kernel: int) -> None:
+    found = window.choose(192 * MIB, parse_iomem(iomem(kernel)), flags(set()))
+    assert not overlaps(found.range, [(kernel, kernel + 36 * MIB)])
+    assert found.start % (2 * MIB) == 0 and found.end <= 0x3FFDF000
+    assert found.low == ((0x1000, 0x9F000),)
+
+
+def test_never_over_anything_immovable_or_avoided() -> None:
+    rng = random.Random(5)
+    resources = parse_iomem(iomem(0x1000000))
+    for _ in range(10):
+        bad = {rng.randrange(0x100, 0x3FFDF) for _ in range(6)}
+        avoid = rng.randrange(0x10000, 0x3FFDF) * PAGE
+        found = window.choose(64 * MIB, resources, flags(bad), avoid=[(avoid, avoid + PAGE)])
+        assert not bad & set(range(found.start // PAGE, found.end // PAGE))
+        assert not overlaps(found.range, [(avoid, avoid + PAGE)])
+
+
+def test_no_window_tells_the_longest_run() -> None:
+    bad = set(range(0, 0x40000, 0x8000))  # one page every 128 MiB
+    with pytest.raises(NoWindow, match="192 MiB"):
+        window.choose(192 * MIB, parse_iomem(iomem(0x1000000)), flags(bad))
+
+
+def test_memory_above_4_gib_is_not_taken() -> None:
+    with pytest.raises(NoWindow):
+        window.choose(1023 * MIB, parse_iomem(iomem(0x1000000)), flags(set()))
+
+
+def test_last_immovable() -> None:
+    assert window.last_immovable(struct.pack("<4Q", 0, 1 << 26, 1, 0)) == 1
+    assert window.last_immovable(struct.pack("<2Q", 1, 1 << 10)) is None
