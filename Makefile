@@ -111,13 +111,17 @@ deb:
 setup:
 	@packaging/setup
 
+# All of them run, whatever the first finds.
 lint: setup
-	@mkdir -p build
-	@echo "lint: ruff, mypy, import-linter, shellcheck"
-	@$(BIN)ruff check --quiet daemon $(wildcard tests packaging)
-	@$(BIN)mypy --no-error-summary daemon/kjump $(wildcard tests)
-	@PYTHONPATH=daemon $(BIN)lint-imports --no-logo >build/lint-imports.log 2>&1 || { cat build/lint-imports.log; exit 1; }
-	@if command -v shellcheck >/dev/null; then packaging/shell-files | xargs shellcheck --severity=warning; fi
+	@mkdir -p build; echo "lint: ruff, mypy, import-linter, shellcheck"; status=0; \
+	$(BIN)ruff check --quiet daemon $(wildcard tests packaging/libexec/* packaging/launchers/*) || status=1; \
+	$(BIN)mypy --no-error-summary --explicit-package-bases daemon/kjump $(wildcard tests) || status=1; \
+	for script in $(wildcard packaging/libexec/*); do \
+		$(BIN)mypy --no-error-summary "$$script" || status=1; \
+	done; \
+	PYTHONPATH=daemon $(BIN)lint-imports >build/lint-imports.log 2>&1 || { cat build/lint-imports.log; status=1; }; \
+	if command -v shellcheck >/dev/null; then packaging/shell-files | xargs shellcheck --severity=warning || status=1; fi; \
+	exit $$status
 
 test-python: setup build
 	@echo "test: tests/unit and tests/bus"

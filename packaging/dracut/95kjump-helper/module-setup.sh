@@ -1,4 +1,5 @@
 #!/bin/bash
+# shellcheck disable=SC2154  # dracut sets initdir, moddir, systemdsystemunitdir
 # The helper initrd: systemd, udevd, Python, and nothing to mount or to log in to.
 #
 # Taken alone (dracut --modules kjump-helper), by build-helper-initrd.  It installs the few parts of

@@ -1,4 +1,5 @@
 #!/bin/bash
+# shellcheck disable=SC2154  # dracut sets initdir, moddir, systemdsystemunitdir
 # dracut: put kjump-resume, and the Python it needs, into the boot initrd.
 
 check() {

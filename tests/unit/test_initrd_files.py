@@ -1,0 +1,121 @@
+"""packaging/libexec: what goes into the initrds runs there, and nothing else is needed."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import py_compile
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "packaging/libexec"
+ENTRY = {"helper": "kjump.helper.copy, kjump.helper.leave", "resume": "kjump.resume.main"}
+
+
+def script(name: str) -> ModuleType:
+    """A script without .py, as a module."""
+    loader = importlib.machinery.SourceFileLoader(name.replace("-", "_"), str(SCRIPTS / name))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[loader.name] = module  # dataclasses look themselves up there
+    loader.exec_module(module)
+    return module
+
+
+def initrd_files(*arguments: str) -> str:
+    command = [
+        str(SCRIPTS / "initrd-files"), *arguments,
+        "--daemon", str(ROOT / "daemon"), "--launchers", str(ROOT / "packaging/launchers"),
+    ]  # fmt: skip
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def in_root(root: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code with ``root`` as the whole file system."""
+    change = ["chroot"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "chroot"]
+    done = subprocess.run(
+        [*change, str(root), "/usr/bin/python3", "-I", "-c", code],
+        check=False, capture_output=True, text=True,
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+    )  # fmt: skip
+    if done.returncode and "not permitted" in done.stderr:
+        pytest.skip("no chroot here")
+    return done
+
+
+@pytest.mark.parametrize("place", sorted(ENTRY))
+def test_the_closure_is_closed(place: str, tmp_path: Path) -> None:
+    initrd_files(place, "--into", str(tmp_path))
+    code = (
+        f"import {ENTRY[place]}; import ctypes, traceback, zstandard;"
+        "print(zstandard.backend, kjump.__file__)"
+    )
+    done = in_root(tmp_path, code)
+    assert not done.stderr
+    backend, file = done.stdout.split()
+    assert backend == "cext"
+    assert file.startswith("/usr/lib/python3/dist-packages/kjump/")
+
+
+@pytest.mark.parametrize("place", sorted(ENTRY))
+def test_lines(place: str) -> None:
+    lines = [line.split("\t") for line in initrd_files(place).splitlines()]
+    targets = [target for _source, target in lines]
+    assert len(targets) == len(set(targets))
+    for source, target in lines:
+        assert Path(source).is_file()
+        # Copied as it stands: /lib64 and the like must not come up as folders of their own.
+        assert os.path.realpath(Path(target).parent) == str(Path(target).parent)
+    names = {Path(target).name for target in targets}
+    assert {"python3", "libkjump.so", "jump.bin", "libgcc_s.so.1"} <= names
+    assert ("kjump-resume" in names) == (place == "resume")
+    assert ("kjump-copy" in names) == (place == "helper")
+    # A system configuration of the session has no business in the helper.
+    assert place == "resume" or not any(t.startswith("/etc/") for t in targets)
+    # OpenSSL is larger than all of Python's library together.
+    assert not any("libcrypto" in name for name in names)
+
+
+def test_what_goes_in_stays_small() -> None:
+    sources = [Path(line.split("\t")[0]) for line in initrd_files("helper").splitlines()]
+    assert sum(source.stat().st_size for source in sources) < 20_000_000
+
+
+def test_byte_code_goes_in_only_where_it_is_of_this_source(tmp_path: Path) -> None:
+    is_fresh = script("initrd-files").is_fresh
+    source, code = tmp_path / "a.py", tmp_path / "a.pyc"
+    source.write_text("a = 1\n")
+    py_compile.compile(str(source), str(code), doraise=True)
+    assert is_fresh(code, source)
+    source.write_text("a = 2  # longer\n")
+    assert not is_fresh(code, source)
+    code.write_bytes(b"\0" * 16)
+    assert not is_fresh(code, source)
+    assert not is_fresh(tmp_path / "none.pyc", source)
+
+
+def test_kernels_by_number() -> None:
+    by_number = script("update-initrds").by_number
+    releases = ["6.12.9-amd64", "6.9.1", "6.12.117-kjump", "6.12.12-amd64", "7.2.13"]
+    assert sorted(releases, key=by_number) == [
+        "6.9.1", "6.12.9-amd64", "6.12.12-amd64", "6.12.117-kjump", "7.2.13",
+    ]  # fmt: skip
+
+
+def test_drivers_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = script("build-helper-initrd")
+    release = tmp_path / "1.2.3"
+    release.mkdir()
+    (release / "modules.dep").write_text(
+        "kernel/drivers/nvme/host/nvme.ko.xz: kernel/drivers/nvme/host/nvme-core.ko.xz\n"
+        "kernel/drivers/md/dm-mod.ko:\n"
+    )
+    monkeypatch.setattr(module, "MODULES", tmp_path)
+    assert module.existing({"nvme", "dm_mod", "no_such_driver"}, "1.2.3") == ["dm_mod", "nvme"]
