@@ -235,7 +235,7 @@ class Guest:
         self.exit_reason: str | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.disk = self.folder / "disk.qcow2"
-        self.root, self.user, self.monitor = Channel(), Channel(), Channel(self.events.append)
+        self.root, self.user, self.monitor = Channel(), Channel(), Channel(self.noted)
         self.ready: set[bool] = set()
         self.nodes = itertools.count(1)
         self.seen = 0
@@ -507,6 +507,10 @@ class Guest:
             raise self.error(f"QEMU's {command}: {answer['error'] if answer else 'no answer'}")
         return answer["return"]
 
+    def noted(self, message: Message) -> None:
+        if "event" in message:
+            self.events.append(message)
+
     def wait_event(self, name: str, deadline: float = 60) -> Message:
         """Wait for an event of QEMU, such as SUSPEND."""
         end = time.monotonic() + deadline
@@ -531,8 +535,10 @@ class Guest:
     def slow_disk(self, rate: int) -> None:
         """Limit the disk to `rate` bytes a second; 0 lifts the limit."""
         zero = dict.fromkeys(("bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
+        # For virtio the disk is a part of the PCI device.
+        path = "/machine/peripheral/hd" + ("/virtio-backend" if self.shape.bus == "virtio" else "")
         # These arguments are spelt with underscores.
-        message = {"id": "hd", "bps": rate, **zero}
+        message = {"id": path, "bps": rate, **zero}
         answer = self.monitor.ask({"execute": "block_set_io_throttle", "arguments": message}, 30)
         if answer is None or "error" in answer:
             raise self.error(f"QEMU's throttle: {answer}")
