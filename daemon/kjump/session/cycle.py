@@ -288,6 +288,12 @@ class Cycle:
                 if staged is not None:
                     self._attempt("closing what is staged", staged.close)
                 self._attempt("unloading the kexec image", do.unload)
+        # Then the image: while the session runs, nobody may resume from it.
+        if self._retire_owed and self._facts and isinstance(self._facts.target, Device):
+            path = self._facts.target.path
+            self._attempt(
+                "marking the image spent", lambda: do.retire(path, self.error, self.id)
+            )
         if self._post_owed:
             self._tell(Step(HOOKS, 90, "Running system-sleep hooks"))
             with clock.phase("hooks-post"):
@@ -295,11 +301,6 @@ class Cycle:
                     "post", do.hooks("post", self._settings.session.hook_timeout)
                 ))
         self._tell(Step(REPORTING, 95, "Reporting"))
-        if self._retire_owed and self._facts and isinstance(self._facts.target, Device):
-            path = self._facts.target.path
-            self._attempt(
-                "marking the image spent", lambda: do.retire(path, self.error, self.id)
-            )
         if self._clear_owed:
             self._attempt("removing the mark of the cycle", do.clear_mark)
 

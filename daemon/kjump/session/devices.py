@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,10 +138,19 @@ def describe(device: Any) -> Device:
         partuuid=properties.get("ID_PART_ENTRY_UUID", properties.get("PARTUUID", "")),
         label=decode(properties.get("ID_PART_ENTRY_NAME", properties.get("PARTNAME", ""))),
         links=tuple(sorted(properties.get("DEVLINKS", "").split())),
-        signature=properties.get("ID_FS_TYPE", "") or properties.get("ID_PART_TABLE_TYPE", ""),
+        signature=signature(properties),
         holders=holders,
         properties=properties,
     )
+
+
+def signature(properties: Mapping[str, str]) -> str:
+    """What udev found on a device.  A partition also bears its disk's partition table type
+    (60-persistent-storage.rules imports the parent's properties), which says nothing of it."""
+    found = properties.get("ID_FS_TYPE", "")
+    if not found and properties.get("DEVTYPE") != "partition":
+        found = properties.get("ID_PART_TABLE_TYPE", "")
+    return found
 
 
 def listing() -> list[Device]:
