@@ -148,7 +148,7 @@ class Call:
 class Wrapper(ObjectWrapper):  # type: ignore[misc]
     """pydbus's wrapper with answers that may come later and errors that have names."""
 
-    def call_method(  # noqa: PLR0917 - GDBus's order
+    def call_method(
         self,
         connection: Any,
         sender: str,
