@@ -1,0 +1,168 @@
+"""The real daemon code on a private bus, with a machine that is played.
+
+``python3 -m tests.bus.server ADDRESS DIRECTORY``.  The test says through files in the directory
+what the machine does:
+
+- ``reasons``: names of errors, one a line, that the machine is not ready for;
+- ``hold``: while it is there, the jump does not return;
+- ``fail``: name of the error the jump fails with;
+- ``slow``: while it is there, reading the machine does not return;
+- ``done``: what was done, one word a line, is written here.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pydbus
+from gi.repository import GLib
+
+from kjump import errors
+from kjump.session.authority import Polkit
+from kjump.session.bus import Manager
+from kjump.session.cycle import Actions
+from kjump.session.daemon import Cleaning, Service, ServiceManager, clean_up
+from kjump.session.history import History, Mark, clear_mark, write_mark
+from kjump.session.hooks import Result
+from kjump.session.log import set_up
+from kjump.session.readiness import Facts
+from kjump.settings import Settings, parse
+from tests.unit.test_readiness import DISK, READY
+
+REPORT = {
+    "by": "resume",
+    "result": "ok",
+    "phases": {"copy": 1.5},
+    "pages": {"data": 1000, "zero": 24, "free": 3072},
+    "image": {"size": 1024000, "data": 4096000},
+}
+FACTS: dict[str, dict[str, Any]] = {
+    "NoKexecJump": {"jump": errors.NoKexecJump("No CONFIG_KEXEC_JUMP.")},
+    "NoTarget": {"target": errors.NoTarget("No target is configured.")},
+    "NoBootResume": {"boot": None},
+}
+
+
+class World:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def done(self, word: str) -> None:
+        with (self.folder / "done").open("a") as stream:
+            stream.write(word + "\n")
+
+    def wait_while(self, name: str) -> None:
+        while (self.folder / name).exists():
+            time.sleep(0.01)
+
+    def read(self, _settings: Settings) -> Facts:
+        self.done("read")
+        self.wait_while("slow")
+        facts: Facts = READY
+        try:
+            names = (self.folder / "reasons").read_text().split()
+        except OSError:
+            names = []
+        for name in names:
+            facts = replace(facts, **FACTS[name])
+        return facts
+
+    def stage(self, *_arguments: object) -> World:
+        self.done("stage")
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        return {"start": 1 << 28, "size": 160 << 20}
+
+    def check(self) -> None:
+        self.done("check")
+
+    def jump(self) -> None:
+        self.done("jump")
+        self.wait_while("hold")
+        if (self.folder / "fail").exists():
+            cls = errors.table()[(self.folder / "fail").read_text().strip()]
+            raise cls("It was told to fail.")
+
+    def report(self) -> dict[str, Any]:
+        return REPORT
+
+    def close(self) -> None:
+        self.done("close")
+
+    def prepare(self, _path: Path, _cycle: uuid.UUID) -> None:
+        self.done("prepare")
+
+    def hooks(self, when: str, _seconds: float = 0) -> list[Result]:
+        self.done(when)
+        return []
+
+    def retire(self, *_arguments: object) -> None:
+        self.done("retire")
+
+    def unload(self) -> None:
+        self.done("unload")
+
+
+def settings(folder: Path) -> Settings:
+    try:
+        text = (folder / "kjump.conf").read_text()
+    except OSError:
+        text = f"[Target]\nPath={DISK.path}\n"
+    return parse(Settings(), "kjump.conf", text)
+
+
+def main() -> int:
+    address, folder = sys.argv[1], Path(sys.argv[2])
+    set_up(debug=True)
+    world, mark = World(folder), folder / "staged"
+    kept = History(folder / "history.jsonl")
+
+    def post(_seconds: float) -> list[Result]:
+        return world.hooks("post")
+
+    cleaning = Cleaning(mark, world.unload, post)
+    clean_up(kept, cleaning=cleaning)
+
+    def put_mark(found: Mark) -> None:
+        write_mark(found, mark)
+
+    actions = Actions(
+        read=world.read,
+        prepare=world.prepare,
+        stage=world.stage,
+        hooks=world.hooks,
+        sync=lambda: world.done("sync"),
+        retire=world.retire,
+        unload=world.unload,
+        write_mark=put_mark,
+        clear_mark=lambda: clear_mark(mark),
+    )
+    connection = pydbus.connect(address)
+    manages = ServiceManager()
+    manager = Manager(
+        settings=lambda: settings(folder),
+        authority=Polkit(connection.con),
+        history=kept,
+        actions=actions,
+        look_back=lambda facts: world.done("look-back"),
+        status=manages.status,
+    )
+    try:
+        service = Service(connection, manager, manages)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    GLib.unix_signal_add(GLib.PRIORITY_HIGH, signal.SIGTERM, service.stop)
+    service.run(watch=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

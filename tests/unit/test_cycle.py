@@ -1,0 +1,380 @@
+"""kjump.session.cycle: whatever fails, what is owed is given back, and the report names it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kjump import errors
+from kjump.session import cycle as cycles
+from kjump.session import history, hooks
+from kjump.session.cycle import Actions, Cycle, Step
+from kjump.session.daemon import Cleaning, clean_up, look_back
+from kjump.session.history import History, Mark
+from kjump.session.log import set_up
+from kjump.session.readiness import Facts
+from kjump.settings import Settings
+from tests.unit.test_readiness import DISK, READY
+
+ID = uuid.UUID("11111111-2222-3333-4444-555555555555")
+RESTORED = {
+    "by": "resume",
+    "result": "ok",
+    "phases": {"copy": 2.0, "check": 0.25},
+    "pages": {"data": 1000, "zero": 20, "free": 3000},
+    "image": {"size": 2048000, "data": 4096000},
+    "memory": {"available": 5},
+    "speed": 17,
+}
+
+
+@pytest.fixture(autouse=True)
+def plain_log() -> None:
+    set_up()
+
+
+class World:
+    """A machine that notes what is done to it, and fails where it is told to."""
+
+    def __init__(self, report: dict[str, Any] | None = RESTORED) -> None:
+        self.done: list[str] = []
+        self.fail: dict[str, Exception] = {}
+        self.jumped: Callable[[], None] = lambda: None
+        self.answer = report
+        self.facts: Facts = READY
+        self.loaded = False
+        self.mark: Mark | None = None
+        self.retired: list[tuple[Path, errors.KjumpError | None, uuid.UUID | None]] = []
+        self.steps: list[Step] = []
+
+    def do(self, name: str) -> None:
+        self.done.append(name)
+        if name in self.fail:
+            raise self.fail[name]
+
+    # what staging gives
+    def describe(self) -> dict[str, Any]:
+        return {"start": 1 << 28, "size": 160 << 20}
+
+    def check(self) -> None:
+        self.do("recheck")
+
+    def jump(self) -> None:
+        assert self.mark is not None and self.mark.hooks and self.loaded
+        self.do("jump")
+        self.jumped()
+
+    def report(self) -> dict[str, Any] | None:
+        self.do("report")
+        return self.answer
+
+    def close(self) -> None:
+        self.do("close")
+        self.loaded = False
+
+    # actions
+    def read(self, _settings: Settings) -> Facts:
+        self.do("read")
+        return self.facts
+
+    def prepare(self, path: Path, cycle: uuid.UUID) -> None:
+        assert (path, cycle) == (DISK.path, ID)
+        self.do("prepare")
+
+    def stage(self, _settings: Settings, _facts: Facts, _cycle: uuid.UUID) -> World:
+        assert self.mark is not None  # a killed daemon must find it
+        self.loaded = True
+        self.do("stage")
+        return self
+
+    def hooks(self, when: str, _seconds: float) -> list[hooks.Result]:
+        self.do(when)
+        return [hooks.Result(Path("/h"), 1, 0.1, "a line")]
+
+    def sync(self) -> None:
+        self.do("sync")
+
+    def retire(
+        self, path: Path, error: errors.KjumpError | None, cycle: uuid.UUID | None
+    ) -> None:
+        self.retired.append((path, error, cycle))
+        self.do("retire")
+
+    def unload(self) -> None:
+        self.loaded = False
+        self.do("unload")
+
+    def write_mark(self, mark: Mark) -> None:
+        self.mark = mark
+        self.do("mark")
+
+    def clear_mark(self) -> None:
+        self.do("clear")
+        self.mark = None
+
+    def actions(self) -> Actions:
+        return Actions(**{name: getattr(self, name) for name in Actions.__dataclass_fields__})
+
+    def cycle(self) -> Cycle:
+        return Cycle(Settings(), actions=self.actions(), tell=self.steps.append, cycle_id=ID)
+
+
+def test_a_restored_cycle() -> None:
+    world = World()
+    cycle = world.cycle()
+    report = cycle.run()
+    assert cycle.error is None
+    assert world.done == [
+        "read", "mark", "prepare", "stage", "mark", "pre", "sync", "recheck", "jump", "report",
+        "close", "unload", "retire", "post", "clear",
+    ]  # fmt: skip
+    assert world.retired == [(DISK.path, None, ID)]
+    assert (report["result"], report["where"]) == ("ok", "resume")
+    assert "error" not in report
+    assert report["cycle"] == str(ID)
+    assert report["pages"] == RESTORED["pages"] and report["image"] == RESTORED["image"]
+    assert report["window"] == world.describe()
+    assert report["target"] == "/dev/vda3"
+    assert report["more"] == {"speed": 17}
+    assert list(report["phases"]) == [
+        "check", "prepare", "stage", "hooks-pre", "sync", "jump", "copy", "resume check",
+        "unload", "hooks-post",
+    ]  # fmt: skip
+    assert report["finished"] >= report["started"]
+    assert set(report["wall"]) == set(report["phases"]) - {"copy", "resume check"}
+
+
+def test_the_states_come_in_order() -> None:
+    world = World()
+    world.cycle().run()
+    states = [step.state for step in world.steps]
+    assert list(dict.fromkeys(states)) == ["checking", "staging", "hooks", "jumping", "reporting"]
+    percents = [step.percent for step in world.steps]
+    assert percents == sorted(percents) and all(step.message for step in world.steps)
+    assert set(states) < set(cycles.STATES)
+
+
+def test_a_deliberate_return() -> None:
+    world = World({"by": "helper", "result": "returned"})
+    cycle = world.cycle()
+    assert cycle.run()["result"] == "returned"
+    assert cycle.error is None
+
+
+POINTS = ("read", "mark", "prepare", "stage", "pre", "sync", "recheck", "jump", "report",
+          "close", "unload", "post", "retire", "clear")
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(
+    "failure", [errors.StagingFailed("It broke."), OSError(5, "I/O error"), RuntimeError("bug")]
+)
+def test_every_point_of_failure(point: str, failure: Exception) -> None:
+    """Nothing stays staged, hooks are paired, the mark goes, and the report has the cause."""
+    world = World()
+    world.fail[point] = failure
+    cycle = world.cycle()
+    report = cycle.run()
+    done = world.done
+
+    if "stage" in done:
+        assert not world.loaded
+        assert "unload" in done
+        if "pre" in done:  # a reboot must not find it staged while hooks run
+            assert done.index("unload") < done.index("post")
+    assert ("pre" in done) == ("post" in done)
+    if "prepare" in done:
+        assert len(world.retired) == 1
+        assert world.retired[0][1] is cycle.error
+    if point != "clear":
+        assert world.mark is None
+
+    backwards = point in ("close", "unload", "post", "retire", "clear")
+    unimportant = point == "mark" and isinstance(failure, OSError)
+    if backwards or unimportant:
+        assert cycle.error is None and report["result"] == "ok"
+        return
+    assert report["result"] == "failed"
+    if isinstance(failure, errors.KjumpError):
+        assert cycle.error is failure
+        assert report["error"] == "StagingFailed" and report["what"] == "It broke."
+    else:
+        assert report["error"] == "Internal"
+        assert type(failure).__name__ in report["what"]
+    assert report["where"] == "session" or point in ("report",)
+
+
+@pytest.mark.parametrize("point", ["close", "unload", "post", "retire"])
+def test_a_failure_on_the_way_back_hides_none_before(point: str) -> None:
+    world = World()
+    world.fail = {"jump": errors.JumpFailed("No."), point: RuntimeError("bug")}
+    report = world.cycle().run()
+    assert report["error"] == "JumpFailed"
+    assert "post" in world.done and "unload" in world.done
+    assert world.mark is None
+
+
+def test_a_reason_of_the_checks_stages_nothing() -> None:
+    world = World()
+    world.facts = replace(READY, boot=None, target_user="mounted on /")
+    cycle = world.cycle()
+    report = cycle.run()
+    assert isinstance(cycle.error, errors.TargetInUse)  # the first of them
+    assert world.done == ["read"]
+    assert (report["error"], report["where"]) == ("TargetInUse", "session")
+
+
+@pytest.mark.parametrize(
+    ("report", "error", "where"),
+    [
+        (None, "HelperSilent", "helper"),
+        ({"by": "helper", "result": "failed", **errors.TargetWriteFailed("EIO").report()},
+         "TargetWriteFailed", "helper"),
+        ({"by": "resume", "result": "failed", **errors.ImageDamaged("x").report()},
+         "ImageDamaged", "resume"),
+        ({"by": "helper", "result": "ok"}, "HelperSilent", "helper"),
+        ({"by": "resume", "result": "returned"}, "HelperSilent", "resume"),
+        ({"result": "failed", "error": "Flux", "what": "?"}, "HelperFailed", "session"),
+        ({}, "HelperSilent", "helper"),
+    ],
+)
+def test_reports_of_failure(report: dict[str, Any] | None, error: str, where: str) -> None:
+    world = World(report)
+    cycle = world.cycle()
+    told = cycle.run()
+    assert cycle.error is not None and cycle.error.name == error
+    assert (told["result"], told["error"], told["where"]) == ("failed", error, where)
+    assert world.retired == [(DISK.path, cycle.error, ID)]
+    assert "post" in world.done and not world.loaded
+
+
+@pytest.mark.parametrize("state", ["checking", "staging", "hooks"])
+def test_an_interrupted_cycle_gives_back(state: str) -> None:
+    world = World()
+
+    def tell(step: Step) -> None:
+        if step.state == state:
+            cycle.interrupt()
+
+    cycle = Cycle(Settings(), actions=world.actions(), tell=tell, cycle_id=ID)
+    cycle.run()
+    assert isinstance(cycle.error, errors.Interrupted)
+    assert "jump" not in world.done and not world.loaded and world.mark is None
+    assert ("pre" in world.done) == ("post" in world.done)
+
+
+def test_an_interruption_after_the_jump_changes_nothing() -> None:
+    world = World()
+    cycle = world.cycle()
+    world.jumped = cycle.interrupt
+    assert cycle.run()["result"] == "ok"
+
+
+def test_strange_figures_do_no_harm() -> None:
+    report = {"by": "resume", "result": "ok", "phases": {"a": "long", "b": 1}, "pages": 7}
+    told = World(report).cycle().run()
+    assert told["phases"]["b"] == 1.0 and "a" not in told["phases"] and "pages" not in told
+
+
+# -- after a daemon that was killed
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> History:
+    return History(tmp_path / "history.jsonl")
+
+
+@pytest.fixture
+def done() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def cleaning(tmp_path: Path, done: list[str]) -> Iterator[Cleaning]:
+    def post(_seconds: float) -> list[hooks.Result]:
+        done.append("post")
+        return []
+
+    yield Cleaning(tmp_path / "staged", lambda: done.append("unload"), post)
+
+
+def test_cleaning_up_where_nothing_is_owed(
+    kept: History, cleaning: Cleaning, done: list[str]
+) -> None:
+    """Somebody else's kexec image stays."""
+    assert not clean_up(kept, cleaning=cleaning)
+    assert done == [] and kept.last() is None
+
+
+@pytest.mark.parametrize("owed", [False, True])
+def test_cleaning_up_after_a_killed_daemon(
+    kept: History, cleaning: Cleaning, done: list[str], owed: bool
+) -> None:
+    history.write_mark(Mark(str(ID), "/dev/vda3", owed), cleaning.mark)
+    assert clean_up(kept, cleaning=cleaning)
+    assert done == (["unload", "post"] if owed else ["unload"])
+    last = kept.last()
+    assert last is not None
+    assert (last["cycle"], last["result"], last["error"]) == (str(ID), "failed", "Interrupted")
+    assert not clean_up(kept, cleaning=cleaning)
+
+
+def test_cleaning_up_is_tried_again_where_unloading_failed(
+    kept: History, cleaning: Cleaning
+) -> None:
+    def refuse() -> None:
+        raise OSError(1, "no")
+
+    history.write_mark(Mark(str(ID)), cleaning.mark)
+    assert clean_up(kept, cleaning=replace(cleaning, unload=refuse))
+    assert history.read_mark(cleaning.mark) is not None
+    assert clean_up(kept, cleaning=cleaning)
+    assert history.read_mark(cleaning.mark) is None
+
+
+# -- a real superblock, in a file in place of a device
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "target"
+    with path.open("wb") as stream:
+        stream.truncate(32 << 20)
+    return path
+
+
+def test_an_image_of_an_earlier_boot_is_told_once_and_retired(kept: History, image: Path) -> None:
+    from kjump.image import target
+
+    facts = replace(READY, target=replace(DISK, path=image))
+    look_back(kept, facts)
+    assert kept.last() is None
+    target.prepare(image, cycle_id=ID, hostname="h")
+    look_back(kept, facts)
+    last = kept.last()
+    assert last is not None and (last["cycle"], last["error"]) == (str(ID), "ImageIncomplete")
+    found = target.examine(image)
+    assert found is not None and found.state == "spent"
+    look_back(kept, facts)
+    assert len(kept.entries()) == 1
+
+
+def test_a_failed_resume_is_told_after_the_boot(kept: History, image: Path) -> None:
+    from kjump.image import target
+
+    target.prepare(image, cycle_id=ID, hostname="h")
+    target.retire(image, errors.MemoryMapChanged("It changed."))
+    look_back(kept, replace(READY, target=replace(DISK, path=image)))
+    last = kept.last()
+    assert last is not None and last["error"] == "MemoryMapChanged"
+    assert last["where"] == "resume"
+
+
+def test_a_target_that_is_gone_is_no_reason_to_fail(kept: History, tmp_path: Path) -> None:
+    look_back(kept, replace(READY, target=replace(DISK, path=tmp_path / "gone")))
+    assert kept.last() is None

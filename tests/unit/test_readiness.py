@@ -1,0 +1,205 @@
+"""kjump.session.readiness and devices: each reason, by facts alone."""
+
+from __future__ import annotations
+
+import json
+import types
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kjump import errors
+from kjump.session import devices, readiness
+from kjump.session.devices import Device
+from kjump.session.readiness import Facts, availability, reasons
+
+MIB = 1 << 20
+DISK = Device(Path("/dev/vda3"), 4096 * MIB, "254:3", "abcd-01", "kjump image",
+              ("/dev/disk/by-partuuid/abcd-01",))
+
+
+def sizing(need: int = 256 * MIB) -> Any:
+    return types.SimpleNamespace(
+        kernel=Path("/boot/vmlinuz"), initrd=Path("/x.img"), window_size=160 * MIB,
+        available_needed=need, parts={},
+    )
+
+
+READY = Facts(
+    release="6.12.0",
+    target=DISK,
+    sizing=sizing(),
+    available=512 * MIB,
+    boot={"release": "6.12.0", "config": "aa"},
+    fingerprints=("aa", "bb"),
+)
+
+
+def names(facts: Facts) -> list[str]:
+    return [reason.name for reason in reasons(facts)]
+
+
+def test_a_ready_machine() -> None:
+    assert names(READY) == []
+    assert availability([]) == "yes"
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "answer"),
+    [
+        ({"machine": "aarch64"}, "UnsupportedMachine", "na"),
+        ({"lockdown": "integrity"}, "Lockdown", "na"),
+        ({"kexec_disabled": True}, "KexecDisabled", "na"),
+        ({"jump": errors.NoKexecJump("no")}, "NoKexecJump", "na"),
+        ({"jump": errors.Lockdown("no")}, "Lockdown", "na"),
+        ({"snapshot_device": False}, "NoSnapshotDevice", "na"),
+        ({"command_line": ("quiet", "nohibernate")}, "NoSnapshotDevice", "na"),
+        ({"command_line": ("hibernate=no",)}, "NoSnapshotDevice", "na"),
+        ({"command_line": ("page_poison=on",)}, "PagePoison", "na"),
+        ({"command_line": ("page_poison=1",)}, "PagePoison", "na"),
+        ({"foreign_image": True}, "ForeignKexecImage", "no"),
+        ({"target": errors.NoTarget("none")}, "NoTarget", "no"),
+        ({"target": errors.TargetMissing("gone")}, "TargetMissing", "no"),
+        ({"target_user": "mounted on /"}, "TargetInUse", "no"),
+        ({"target": replace(DISK, size=15 * MIB)}, "TargetTooSmall", "no"),
+        ({"target": replace(DISK, signature="ext4")}, "TargetHoldsData", "no"),
+        ({"sizing": errors.NoHelperKernel("none")}, "NoHelperKernel", "no"),
+        ({"sizing": errors.NoHelperInitrd("none")}, "NoHelperInitrd", "no"),
+        ({"available": 255 * MIB}, "TooLittleMemory", "no"),
+        ({"boot": None}, "NoBootResume", "no"),
+        ({"boot": {"config": "cc"}}, "NoBootResume", "no"),
+        ({"boot": {}}, "NoBootResume", "no"),
+    ],
+)
+def test_each_reason(changes: dict[str, Any], name: str, answer: str) -> None:
+    found = reasons(replace(READY, **changes))
+    assert [reason.name for reason in found] == [name]
+    assert availability(found) == answer
+
+
+def test_what_is_no_reason() -> None:
+    assert names(replace(READY, command_line=("page_poison=0", "hibernate=nocompress"))) == []
+    assert names(replace(READY, boot={"config": "bb"})) == []
+    ours = replace(READY, target=replace(DISK, signature="gpt"), target_is_ours=True)
+    assert names(ours) == []
+
+
+def test_the_kernel_comes_first_and_one_cause_is_told_once() -> None:
+    facts = replace(
+        READY, kexec_disabled=True, jump=errors.KexecDisabled("x"), boot=None,
+        target=errors.NoTarget("none"),
+    )
+    assert names(facts) == ["KexecDisabled", "NoTarget", "NoBootResume"]
+    assert availability(reasons(facts)) == "na"
+    mounted = replace(READY, target=replace(DISK, signature="ext4"), target_user="mounted on /")
+    assert names(mounted) == ["TargetInUse"]
+
+
+def test_the_figures_are_in_the_sentence() -> None:
+    (reason,) = reasons(replace(READY, available=100 * MIB))
+    assert "256 MiB" in reason.sentence and "100 MiB" in reason.sentence
+    (reason,) = reasons(replace(READY, target=replace(DISK, size=2 * MIB)))
+    assert "2 MiB" in reason.sentence and "16 MiB" in reason.sentence
+
+
+def test_every_check_is_pure() -> None:
+    for check in readiness.CHECKS:
+        assert check(READY) is None
+        assert check.__doc__
+
+
+def test_small_readers(tmp_path: Path) -> None:
+    assert readiness.lockdown_mode("none [integrity] confidentiality\n") == "integrity"
+    assert readiness.lockdown_mode("[none] integrity confidentiality\n") == "none"
+    assert readiness.lockdown_mode("") == "none"
+    assert readiness.available_memory("MemTotal: 5 kB\nMemAvailable:   2048 kB\n") == 2 * MIB
+    assert readiness.available_memory("") == 0
+    mark = tmp_path / "boot.json"
+    assert readiness.boot_mark(mark) is None
+    mark.write_text("{")
+    assert readiness.boot_mark(mark) is None
+    mark.write_text(json.dumps({"config": "aa"}))
+    assert readiness.boot_mark(mark) == {"config": "aa"}
+
+
+# -- devices
+
+
+def test_a_spec_names_a_device() -> None:
+    assert devices.matches("PARTUUID=ABCD-01", DISK)
+    assert devices.matches("PARTLABEL=kjump image", DISK)
+    assert devices.matches("/dev/vda3", DISK)
+    assert devices.matches("/dev/disk/by-partuuid/abcd-01", DISK)
+    assert not devices.matches("PARTLABEL=kjump", DISK)
+    assert not devices.matches("PARTUUID=", replace(DISK, partuuid="x"))
+
+
+def test_the_choice_of_a_device() -> None:
+    other = replace(DISK, path=Path("/dev/vdb3"))
+    assert devices.choose("/dev/vdb3", [DISK, other]) is other
+    with pytest.raises(errors.NoTarget):
+        devices.choose("", [DISK])
+    with pytest.raises(errors.TargetMissing, match="not there"):
+        devices.choose("/dev/vdc", [DISK])
+    with pytest.raises(errors.TargetMissing, match="/dev/vda3 and /dev/vdb3"):
+        devices.choose("PARTLABEL=kjump image", [DISK, other])
+
+
+def test_udevs_escapes() -> None:
+    assert devices.decode(r"kjump\x20image") == "kjump image"
+    assert devices.decode(r"\xc3\xa4") == "ä"
+    assert devices.decode(r"a\xzz") == r"a\xzz"
+    assert devices.decode("ä") == "ä"
+
+
+MOUNTINFO = "36 35 254:3 / /home/a\\040b rw - ext4 /dev/vda3 rw\n"
+
+
+def test_who_uses_a_device() -> None:
+    def occupied(**changes: Any) -> str | None:
+        given: dict[str, Any] = {"mountinfo": "", "swaps": (), "claimed": False, **changes}
+        return devices.occupation(given.pop("device", DISK), **given)
+
+    assert occupied() is None
+    assert occupied(mountinfo=MOUNTINFO) == "mounted on /home/a\\040b"
+    assert occupied(swaps={"254:3"}) == "in use as swap"
+    assert occupied(device=replace(DISK, holders=("dm-0",))) == "in use by dm-0"
+    assert occupied(claimed=True) == "in use by the kernel"
+    assert occupied(mountinfo=MOUNTINFO.replace("254:3", "254:33")) is None
+
+
+def test_a_described_udev_device(tmp_path: Path) -> None:
+    (tmp_path / "holders").mkdir()
+    (tmp_path / "holders/dm-1").touch()
+    raw = types.SimpleNamespace(
+        properties={
+            "ID_PART_ENTRY_UUID": "abcd-01",
+            "ID_PART_ENTRY_NAME": r"kjump\x20image",
+            "DEVLINKS": "/dev/disk/by-b /dev/disk/by-a",
+            "ID_FS_TYPE": "ext4",
+        },
+        device_number=(254 << 8) | 3,
+        sys_path=str(tmp_path),
+        device_node="/dev/vda3",
+        attributes=types.SimpleNamespace(asstring={"size": "2048"}.__getitem__),
+    )
+    found = devices.describe(raw)
+    assert found.size == MIB
+    assert found.number == "254:3"
+    assert found.label == "kjump image"
+    assert found.links == ("/dev/disk/by-a", "/dev/disk/by-b")
+    assert found.signature == "ext4"
+    assert found.holders == ("dm-1",)
+    target = found.target("PARTUUID=abcd-01")
+    assert (target.spec, target.path, target.size) == ("PARTUUID=abcd-01", Path("/dev/vda3"), MIB)
+
+
+def test_reading_this_machine_never_raises() -> None:
+    from kjump.settings import Settings
+
+    facts = readiness.read(Settings())
+    assert facts.release
+    assert facts.available > 0
+    assert "NoTarget" in names(facts)
