@@ -1,8 +1,10 @@
 #!/bin/bash
-# shellcheck disable=SC2154  # dracut sets initdir, moddir, systemdsystemunitdir
+# shellcheck disable=SC2154  # set by dracut
 # dracut: put kjump-resume, and the Python it needs, into the boot initrd.
 
 check() {
+    # An initrd for kdump.
+    [[ $mount_needs ]] && return 1
     [[ -x /usr/libexec/kjump/initrd-files ]] || return 1
     return 0
 }
