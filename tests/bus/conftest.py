@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pydbus
@@ -179,6 +181,23 @@ def wait_for_name(
         if process.poll() is not None or time.monotonic() > end:
             raise RuntimeError(f"{name} did not come: {log.read_text() if log else ''}")
         time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def time_limit() -> Iterator[None]:
+    """A test that hangs shows where, and fails."""
+
+    def over(_number: int, _frame: FrameType | None) -> None:
+        faulthandler.dump_traceback()
+        raise TimeoutError("The test took too long.")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.alarm(90)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="session")

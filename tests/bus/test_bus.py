@@ -223,10 +223,11 @@ needs_root = pytest.mark.skipif(os.getuid() != 0, reason="plays another user, wh
 
 def stranger(address: str, method: str, *, interactive: bool = False) -> str:
     """What an unprivileged user gets; nothing of this checkout is needed for it."""
+    # setpriv and not Popen(user=): that would fork a process that has GDBus's threads.
     done = subprocess.run(
-        ["/usr/bin/python3", "-I", "-c", STRANGER, address, method, str(int(interactive))],
-        user=NOBODY, group=NOBODY, extra_groups=[], cwd="/", env={}, check=True,
-        stdout=subprocess.PIPE, text=True, timeout=30,
+        ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups",
+         "/usr/bin/python3", "-I", "-c", STRANGER, address, method, str(int(interactive))],
+        cwd="/", check=True, stdout=subprocess.PIPE, text=True, timeout=30,
     )  # fmt: skip
     return done.stdout.strip()
 
