@@ -45,6 +45,10 @@ USED = NOTE + note.LARGEST + PAGE
 COMMAND_LINE_ROOM = 0x1000
 CORE_HEADER_ROOM = NOTE - CORE_HEADER
 
+KEPT_WORDS = ("no5lvl", "nokaslr", "no_console_suspend", "no_timer_check", "noapic", "nolapic")
+"""Words of the session's command line that the helper needs as well: the paging mode must be the
+same, and what this machine needs to boot it needs again."""
+
 MARGIN = 32 * MIB
 """Memory that must be left when everything is staged: bytes."""
 
@@ -141,7 +145,7 @@ def command_line(settings: Settings, running: str, *, core_header: int, cell: in
         if settings.helper.console
         else [w for w in words if w.startswith("console=")]
     )
-    keep = [w for w in words if w in ("no5lvl", "nokaslr", "no_console_suspend")]
+    keep = [w for w in words if w in KEPT_WORDS]
     cpus = settings.helper.cpu_count
     return " ".join(
         [
