@@ -94,6 +94,12 @@ install: build
 	@$(call into,/usr/lib/tmpfiles.d,644,$(wildcard config/tmpfiles/*.conf config/tmpfiles.d/*.conf))
 	@$(call into,/etc/kjump,644,$(wildcard config/kjump.conf))
 	@install -d $(D)/etc/kjump/kjump.conf.d
+	@for page in $(wildcard docs/*.[1-8].md); do \
+		name=$$(basename $$page .md); folder=$(D)$(DATADIR)/man/man$${name##*.}; \
+		install -d $$folder; packaging/md2man $$page >$$folder/$$name; \
+	done
+	@$(call into,$(DATADIR)/bash-completion/completions,644,$(wildcard completions/kjumpctl))
+	@$(call into,$(DATADIR)/zsh/vendor-completions,644,$(wildcard completions/_kjumpctl))
 	@install -d $(D)/usr/lib/dracut/modules.d
 	@cp -r --no-preserve=ownership,timestamps packaging/dracut/95kjump-helper packaging/dracut/96kjump-resume $(D)/usr/lib/dracut/modules.d/
 	@$(call into,$(DATADIR)/initramfs-tools/hooks,755,packaging/initramfs-tools/hooks/kjump)
@@ -116,7 +122,7 @@ lint: setup
 	@mkdir -p build; echo "lint: ruff, mypy, import-linter, shellcheck"; status=0; \
 	$(BIN)ruff check --quiet daemon $(wildcard tests packaging/libexec/* packaging/launchers/*) || status=1; \
 	$(BIN)mypy --no-error-summary --explicit-package-bases daemon/kjump $(wildcard tests) || status=1; \
-	for script in $(wildcard packaging/libexec/*); do \
+	for script in $(wildcard packaging/libexec/*) packaging/md2man; do \
 		$(BIN)mypy --no-error-summary "$$script" || status=1; \
 	done; \
 	PYTHONPATH=daemon $(BIN)lint-imports >build/lint-imports.log 2>&1 || { cat build/lint-imports.log; status=1; }; \
