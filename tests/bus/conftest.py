@@ -15,9 +15,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import pydbus
 import pytest
 from gi.repository import Gio, GLib
+
+from kjump.session.connection import connect
 
 ROOT = Path(__file__).parents[2]
 MANAGER = "org.kjump1.Manager"
@@ -59,7 +60,7 @@ class Client:
     """A bus client that runs the main loop while it waits."""
 
     def __init__(self, address: str) -> None:
-        self.connection: Any = pydbus.connect(address).con
+        self.connection: Any = connect(address).con
         self.heard: list[tuple[str, tuple[Any, ...]]] = []
         self.connection.signal_subscribe(
             "org.kjump1", None, None, "/org/kjump1", None, Gio.DBusSignalFlags.NONE, self._hear
@@ -143,7 +144,7 @@ class Daemon:
             env=environment, cwd=ROOT, stderr=(self.folder / "log").open("ab"),
         )  # fmt: skip
         if wait:
-            connection = pydbus.connect(self.address).con
+            connection = connect(self.address).con
             wait_for_name(connection, "org.kjump1", self.process, self.folder / "log")
         return self.process
 
@@ -270,7 +271,7 @@ def polkit(address: str) -> Iterator[Polkit]:
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        connection = pydbus.connect(address).con
+        connection = connect(address).con
         wait_for_name(connection, "org.freedesktop.PolicyKit1", process)
         yield Polkit(address)
     finally:

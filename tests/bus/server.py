@@ -20,12 +20,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pydbus
 from gi.repository import GLib
 
 from kjump import errors
 from kjump.session.authority import Polkit
 from kjump.session.bus import Manager
+from kjump.session.connection import connect
 from kjump.session.cycle import Actions
 from kjump.session.daemon import Cleaning, Service, ServiceManager, clean_up
 from kjump.session.history import History, Mark, clear_mark, write_mark
@@ -144,7 +144,7 @@ def main() -> int:
         write_mark=put_mark,
         clear_mark=lambda: clear_mark(mark),
     )
-    connection = pydbus.connect(address)
+    connection = connect(address)
     manages = ServiceManager()
     manager = Manager(
         settings=lambda: settings(folder),

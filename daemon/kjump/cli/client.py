@@ -36,8 +36,10 @@ class Client:
     def __init__(self, address: str | None = None) -> None:
         """``address``: another bus than the system's (or KJUMP_BUS_ADDRESS), for tests."""
         try:
-            import pydbus
+            import pydbus  # noqa: F401
             from gi.repository import GLib
+
+            from kjump.session.connection import connect
         except ImportError as error:
             raise ServiceUnreachable(
                 f"The D-Bus library is missing: {error}.",
@@ -45,7 +47,7 @@ class Client:
             ) from error
         address = address or os.environ.get("KJUMP_BUS_ADDRESS")
         try:
-            bus = pydbus.connect(address) if address else pydbus.SystemBus()
+            bus = connect(address)
         except GLib.Error as error:
             raise ServiceUnreachable(f"There is no system bus: {error.message}.") from error
         self._connection: Any = bus.con

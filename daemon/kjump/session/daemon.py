@@ -26,6 +26,7 @@ from kjump.errors import KjumpError
 from kjump.session import bus, devices, history, hooks
 from kjump.session.authority import Polkit
 from kjump.session.bus import Manager
+from kjump.session.connection import connect
 from kjump.session.cycle import Actions
 from kjump.session.devices import Device
 from kjump.session.history import History
@@ -245,13 +246,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.clean_up:
         return 0
 
-    import pydbus
-
     for warning in settings.warnings:
         log.warning(str(warning))
     manages = ServiceManager()
     try:
-        connection = pydbus.connect(options.address) if options.address else pydbus.SystemBus()
+        connection = connect(options.address)
         manager = Manager(
             settings=configuration.load,
             authority=Polkit(connection.con),

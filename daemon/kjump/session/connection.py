@@ -1,0 +1,26 @@
+"""The connection to the bus, made once and kept until the process ends.
+
+Runs in the session, in kjumpd and in kjumpctl.
+
+Why it is never freed: when Python drops the last reference to a `Gio.DBusConnection`, GLib takes
+a global lock while the GIL is held.  GDBus's thread takes the two the other way round for every
+message on any connection (``on_worker_message_received`` holds message_bus_lock and takes a
+reference, which PyGObject is told of under the GIL).  Seen as a hang, now and then, with GLib 2.74
+and PyGObject 3.42; at the end of kjumpctl it would hang systemd-hibernate.service for ever.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+
+def connect(address: str | None = None) -> Any:
+    """A pydbus bus: the system's, or the one at a D-Bus address.  Raises `GLib.Error`."""
+    import pydbus
+
+    bus = pydbus.connect(address) if address else pydbus.SystemBus()
+    # One reference more than anybody will ever give back, so that not even the end of the
+    # interpreter frees it.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(bus.con))
+    return bus
