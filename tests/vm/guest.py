@@ -142,7 +142,8 @@ class Channel:
     def __init__(self, other: Callable[[Message], None] | None = None) -> None:
         self.socket, self.far_end = socket.socketpair()
         self.other = other
-        self.ids = itertools.count(1)
+        # An agent that was frozen may still owe an answer to the host of before the hibernation.
+        self.ids = itertools.count(time.time_ns() // 1000)
         self.waiting: dict[int, queue.Queue[Message | None]] = {}
         self.lock = threading.Lock()
         self.open = True
@@ -353,7 +354,13 @@ class Guest:
         shape = shape or Shape()
         snapshot = None
         if shape.bus != "nvme":
-            key = digest(repr((shape, work, acceleration())), Path(__file__), cls.version())
+            key = digest(
+                repr((shape, work, acceleration())),
+                cls.command,
+                cls.make_snapshot,
+                Shape,
+                cls.version(),
+            )
             snapshot = image.path.with_name(f"booted-{image.path.stem}-{key}")
             with snapshot.with_suffix(".lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)

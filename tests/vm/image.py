@@ -42,13 +42,16 @@ PACKAGES = (
     "systemd systemd-sysv udev dbus libpam-systemd polkitd login passwd util-linux procps kmod "
     "iproute2 python3 initramfs-tools zstd dmsetup cryptsetup-bin tmux nano less dracut-core "
     "python3-gi python3-pydbus gir1.2-glib-2.0 python3-pyudev python3-sdnotify python3-structlog "
-    "python3-systemd python3-zstandard e2fsprogs kexec-tools"
+    "python3-systemd python3-zstandard e2fsprogs kexec-tools "
+    "default-dbus-system-bus libc-bin libc6 xz-utils"
 )
 
 MIB = 1 << 20
 ROOT_SIZE = 4096 * MIB  # sparse: what is free costs nothing
 TARGET_SIZE = 3072 * MIB
+SMALL_SIZE = 32 * MIB  # a second target, too small for any image
 KEPT_IMAGES = 2
+KEPT_SNAPSHOTS = 12
 
 USER = "alice"
 UID = 1000
@@ -323,11 +326,12 @@ def build_disk(root: Path, image: Path) -> Image:
     disk = image.with_suffix(".raw")
     disk.unlink(missing_ok=True)
     with disk.open("xb") as file:
-        file.truncate(target + TARGET_SIZE + MIB)
+        file.truncate(target + TARGET_SIZE + SMALL_SIZE + MIB)
     layout = [
         (core, system, "ef02", "grub"),
         (system, target, "8304", "root"),
         (target, target + TARGET_SIZE, "8300", "kjump"),
+        (target + TARGET_SIZE, target + TARGET_SIZE + SMALL_SIZE, "8300", "small"),
     ]
     options: list[str] = []
     for number, (start, end, kind, name) in enumerate(layout, 1):
@@ -366,11 +370,29 @@ def prune(directory: Path, pattern: str, keep: int) -> None:
         path.with_suffix(".json").unlink(missing_ok=True)
 
 
+def prune_snapshots(cache: Path) -> None:
+    """Delete what guest.py keeps of guests that have booted, where it is old or of no image."""
+    folders = sorted(cache.glob("booted-*/"), key=lambda path: path.stat().st_mtime, reverse=True)
+    images = {path.stem for path in cache.glob("guest-*.qcow2")}
+    for number, folder in enumerate(folders):
+        image = folder.name.removeprefix("booted-").rpartition("-")[0]
+        if number >= KEPT_SNAPSHOTS or image not in images:
+            shutil.rmtree(folder)
+            folder.with_suffix(".lock").unlink(missing_ok=True)
+
+
 def build(kernel: Path, deb: Path | None) -> Image:
     """The guest disk for this kernel package and this kjump package, from the cache or built."""
     if os.geteuid() != 0:
         raise SystemExit("the guest image is built by root: it mounts and it makes device nodes")
-    cache = cache_dir()
+    with tempfile.TemporaryDirectory(prefix="kjump-debs-") as name:
+        # Copies: what a build is named by is what it contains, even if a package is remade now.
+        kernel = Path(shutil.copy(kernel, name))
+        deb = Path(shutil.copy(deb, name)) if deb else None
+        return build_cached(cache_dir(), kernel, deb)
+
+
+def build_cached(cache: Path, kernel: Path, deb: Path | None) -> Image:
     wanted = {*PACKAGES.split(), STOCK_KERNEL, *(dependencies(deb) if deb else ())}
     packages = sorted(name for name in wanted if name != "dracut")
     base_key = digest(
@@ -378,7 +400,7 @@ def build(kernel: Path, deb: Path | None) -> Image:
     )
     kernels_key = digest(base_key, kernel, build_kernels, in_root)
     guest = (json.dumps(FILES), MASKED, GRUB_CFG, GRUB_MODULES, HERE / "agent.py")
-    layout = f"{ROOT_SIZE} {TARGET_SIZE} {USER} {UID}"
+    layout = f"{ROOT_SIZE} {TARGET_SIZE} {SMALL_SIZE} {USER} {UID}"
     image_key = digest(
         kernels_key, build_system, build_disk, install_grub, layout, *guest, HERE / "work.py",
         deb or "",
@@ -406,6 +428,7 @@ def build(kernel: Path, deb: Path | None) -> Image:
             build_system(root, deb)
             result = build_disk(root, image)
         prune(cache, "guest-*.qcow2", KEPT_IMAGES)
+        prune_snapshots(cache)
         prune(cache, "kernels-*.tar.zst", KEPT_IMAGES)
         prune(cache, "base-*.tar.zst", KEPT_IMAGES)
         return result
