@@ -85,7 +85,7 @@ def unpacked_size(initrd: Path) -> int:
     """Bytes the initrd takes unpacked: told beside it (``.json``), else four times its size."""
     try:
         facts = json.loads(initrd.with_suffix(".json").read_text())
-        return int(facts["unpacked_size"])
+        return int(facts["unpacked"])
     except (OSError, ValueError, KeyError, TypeError):
         return 4 * initrd.stat().st_size
 

@@ -1,0 +1,123 @@
+"""Runs the guest scenarios, two at a time, with progress; exits non-zero if one failed.
+
+usage: python3 -m tests.vm.run [--all] [--jobs N] [NAME ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import deque
+from pathlib import Path
+
+from . import image, scenarios
+from .guest import GuestError, acceleration
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def kernel_package() -> Path:
+    """The test kernel: cached, or built by the project's recipe (about 25 minutes)."""
+    out = subprocess.run(
+        [ROOT / "packaging/kernel/build"], check=True, capture_output=True, text=True
+    ).stdout
+    return Path(out.strip().splitlines()[-1])
+
+
+def our_package() -> Path:
+    """The Debian package of this tree."""
+    out = subprocess.run(
+        ["make", "--no-print-directory", "-C", ROOT, "deb"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    return Path(out.strip().splitlines()[-1])
+
+
+def guest_image() -> image.Image:
+    """The guest with this tree's package installed, from the cache or built; one that
+    KJUMP_GUEST_IMAGE names is taken as it is."""
+    if "KJUMP_GUEST_IMAGE" in os.environ:
+        return image.Image.load(Path(os.environ["KJUMP_GUEST_IMAGE"]))
+    return image.build(kernel_package(), our_package())
+
+
+def run_one(name: str) -> int:
+    """Run a scenario in this process."""
+    every = scenarios.ALWAYS | scenarios.MORE
+    try:
+        every[name](guest_image())
+    except GuestError as error:
+        print(error)
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def run_all(names: list[str], jobs: int, disk: image.Image) -> int:
+    """Run scenarios, each in a process of its own; how many failed."""
+    every = scenarios.ALWAYS | scenarios.MORE
+    waiting, running = deque(names), {}
+    failed: list[str] = []
+    begin = time.monotonic()
+    logs = Path(tempfile.mkdtemp(prefix="kjump-guests-"))
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            name = waiting.popleft()
+            log = (logs / f"{name}.log").open("w")
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.vm.run", "--here", name],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=os.environ
+                | {"PYTHONPATH": f"{ROOT}/daemon:{ROOT}", "KJUMP_GUEST_IMAGE": str(disk.path)},
+                cwd=ROOT,
+            )
+            running[process] = (name, time.monotonic())
+        time.sleep(0.5)
+        for process in [p for p in running if p.poll() is not None]:
+            name, since = running.pop(process)
+            good = process.returncode == 0
+            took = time.monotonic() - since
+            word = "passed" if good else "FAILED"
+            print(f"guest {word} {took:5.0f} s  {name}: {every[name].__doc__}", flush=True)
+            if not good:
+                failed.append(name)
+                print((logs / f"{name}.log").read_text(), flush=True)
+    minutes = (time.monotonic() - begin) / 60
+    print(f"guest tests took {minutes:.1f} min" + (f"; failed: {failed}" if failed else ""))
+    print(f"{len(names) - len(failed)} passed, {len(failed)} failed", flush=True)
+    return len(failed)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--all", action="store_true", help="every shape, hours in emulation")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--here", action="store_true", help="in this process")
+    options = parser.parse_args()
+    if options.here:
+        return max(run_one(name) for name in options.names)
+    names = options.names or [*scenarios.ALWAYS, *(scenarios.MORE if options.all else ())]
+    print(f"guest tests: {len(names)} scenarios, {options.jobs} at a time, {acceleration()};"
+          f" caches in {image.cache_dir()}", flush=True)  # fmt: skip
+    begin = time.monotonic()
+    found = guest_image()
+    print(
+        f"guest image ready after {time.monotonic() - begin:.0f} s: {found.path.name}", flush=True
+    )
+    return 1 if run_all(names, options.jobs, found) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""What must hold, each in a guest that really jumps.
+
+A scenario is a function of the guest image; its docstring is what it shows.  ``ALWAYS`` runs with
+``make test``, ``MORE`` with ``make test-all`` besides.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+from collections.abc import Callable
+
+from .guest import DiskErrors, Guest, Shape
+from .image import Image
+from .steps import (
+    cycle,
+    ctl,
+    ctl_json,
+    expect,
+    hibernate_fails,
+    last_cycle,
+    nothing_staged,
+    power_off,
+    ready,
+    refused,
+    request,
+    require,
+    work_holds,
+)
+
+MIB = 1 << 20
+Scenario = Callable[[Image], None]
+
+
+def shape_name(shape: Shape) -> str:
+    levels = 5 if shape.la57 else 4
+    return f"{shape.machine}, {shape.cpus} CPU, {shape.memory} MiB, {levels}-level, {shape.bus}"
+
+
+def daemon_size(guest: Guest) -> int:
+    """Resident memory of kjumpd in bytes."""
+    script = "ps -o rss= -p $(systemctl show -P MainPID kjumpd.service)"
+    return int(guest.check(script)) * 1024
+
+
+def whole_cycle(shape: Shape, times: int = 1) -> Scenario:
+    """The user's ``systemctl hibernate``: off, on again, and her work runs on."""
+
+    def run(image: Image) -> None:
+        with Guest(image, shape) as first:
+            ready(first)
+            first.start_work(100)
+            before = daemon_size(first)
+            guest = first
+            for number in range(times):
+                with_boot_id = guest.check("cat /proc/sys/kernel/random/boot_id")
+                request(guest)
+                power_off(guest)
+                guest = guest.again().start()
+                try:
+                    expect(
+                        "boot id", guest.check("cat /proc/sys/kernel/random/boot_id"), with_boot_id
+                    )
+                    work_holds(guest)
+                    nothing_staged(guest)
+                    last = last_cycle(guest)
+                    expect(f"result of cycle {number + 1}", last["result"], "ok")
+                    print(f"cycle {number + 1}: {last}", flush=True)
+                    require("free pages were not saved", last["pages"]["free"] > 1000, last)
+                    expect("state of the image", ctl_json(guest, "image info")["state"], "spent")
+                    levels = 5 if shape.la57 else 4
+                    description = ctl_json(guest, "image info")["description"]
+                    expect("paging mode", description["levels"], levels)
+                    unit = guest.check("systemctl show -P Result systemd-hibernate.service").strip()
+                    expect("systemd-hibernate.service", unit, "success")
+                    if number == times - 1:
+                        grown = daemon_size(guest) - before
+                        require("the daemon does not grow", grown < 12 * MIB, f"{grown} bytes")
+                        guest.spawn("systemctl poweroff")
+                        expect("end", guest.wait_exit(120), "poweroff")
+                except BaseException:
+                    guest.close()
+                    raise
+            guest.close()
+
+    run.__doc__ = f"{times} cycle{'s' if times > 1 else ''}: {shape_name(shape)}"
+    return run
+
+
+def comes_back(image: Image) -> None:
+    """Failures in the helper come back to the session with their cause; then it works."""
+    with Guest(image, Shape()) as guest:
+        ready(guest)
+        guest.start_work(100)
+
+        # A target that fails in the middle of the write.
+        guest.fail_disk(DiskErrors(image.target_offset + 24 * MIB, 4 * MIB))
+        last = hibernate_fails(guest, "TargetWriteFailed")
+        expect("where", last["where"], "helper")
+        guest.heal_disk()
+        work_holds(guest)
+        require("not complete", ctl_json(guest, "image info")["state"] == "spent")
+
+        # A target too small.
+        guest.put(b"[Target]\nPath=PARTLABEL=small\n", "/etc/kjump/kjump.conf.d/90-test.conf")
+        pretend_initrds_are_made(guest)
+        guest.check("kjumpctl reload")
+        hibernate_fails(guest, "TargetTooSmall")
+        guest.check("rm /etc/kjump/kjump.conf.d/90-test.conf")
+        pretend_initrds_are_made(guest)
+        guest.check("kjumpctl reload")
+        work_holds(guest)
+
+        # A helper that finds a damaged handoff.
+        drop_in = "/run/systemd/system/kjumpd.service.d/test.conf"
+        guest.check(f"mkdir -p {drop_in.rpartition('/')[0]}")
+        guest.put(b"[Service]\nEnvironment=KJUMP_INJECT=damaged-handoff\n", drop_in)
+        guest.check("systemctl daemon-reload; systemctl restart kjumpd", timeout=120)
+        hibernate_fails(guest, "DamagedHandoff")
+        guest.check(f"rm {drop_in}; systemctl daemon-reload; systemctl restart kjumpd", timeout=120)
+        work_holds(guest)
+
+        # A helper that is too slow for its deadline.
+        guest.put(b"[Helper]\nDeadlineSec=30\n", "/etc/kjump/kjump.conf.d/90-test.conf")
+        guest.check("kjumpctl reload")
+        guest.slow_disk(1 * MIB)
+        hibernate_fails(guest, "HelperDeadline")
+        guest.slow_disk(0)
+        guest.check("rm /etc/kjump/kjump.conf.d/90-test.conf; kjumpctl reload")
+        work_holds(guest)
+
+        # And the next attempt on a good target works.
+        with cycle(guest) as again:
+            work_holds(again)
+            expect("result", last_cycle(again)["result"], "ok")
+
+
+def pretend_initrds_are_made(guest: Guest) -> None:
+    """Say that the boot initrd has the configuration in force: making it takes minutes in
+    emulation, and nothing is resumed with it here."""
+    guest.check(
+        "python3 -c 'import json; from kjump import settings as s;"
+        ' p = "/var/lib/kjump/boot.json"; d = json.load(open(p));'
+        ' d["config"] = s.fingerprint(s.load()); json.dump(d, open(p, "w"))\''
+    )
+
+
+def normal_boot(guest: Guest, error: str) -> None:
+    """This power-on is a boot, not a resume, and tells why."""
+    guest.wait_console(r"kjump: not resumed: .*")
+    ready(guest)
+    require("the work is gone", not guest.work()["work"]["ok"])
+    last = last_cycle(guest)
+    expect("error told by the daemon", last["error"], error)
+    status = ctl(guest, "status").out
+    require("status tells why", error in status or last["what"] in status, status)
+    expect("state of the image", ctl_json(guest, "image info")["state"], "spent")
+
+
+def plug_pulled_and_flipped_bit(image: Image) -> None:
+    """Power lost while saving, and an image with one flipped bit: a normal boot, with the reason."""
+    with Guest(image, Shape()) as guest:
+        ready(guest)
+        guest.start_work(100)
+        request(guest)
+        guest.wait_console(r"kjump: saving +\d+ %")
+        guest.kill()
+        with guest.again() as second:
+            normal_boot(second, "ImageIncomplete")
+            second.start_work(20)
+            request(second)
+            power_off(second)
+            flip_bit(second, image)
+            with second.again() as third:
+                normal_boot(third, "ImageDamaged")
+                # A spent image is not tried again.
+                third.spawn("systemctl poweroff")
+                third.wait_exit(120)
+                with third.again() as fourth:
+                    ready(fourth)
+                    require("nothing to resume", "not resumed" not in fourth.console())
+
+
+def flip_bit(guest: Guest, image: Image) -> None:
+    """Flip one bit of the image, in the payload of one of its chunks, on the switched-off disk."""
+    at = image.target_offset + (1 * MIB) + random.Random(4).randrange(20 * MIB)
+
+    def qemu_io(command: str) -> str:
+        return subprocess.run(
+            ["qemu-io", "-f", "qcow2", "-c", command, guest.disk],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+    found = re.search(r"^[0-9a-f]+:\s+([0-9a-f]{2})", qemu_io(f"read -v {at} 1"), re.MULTILINE)
+    assert found
+    qemu_io(f"write -P {int(found[1], 16) ^ 0x08} {at} 1")
+
+
+def refusals(image: Image) -> None:
+    """What cannot work is refused with its name, by CanHibernate and Hibernate alike."""
+    with Guest(image, Shape(memory=768, cpus=1)) as guest:
+        ready(guest)
+        expect("can-hibernate", ctl_json(guest, "can-hibernate")["answer"], "yes")
+
+        # Who is neither active nor an administrator.
+        nobody = "setpriv --reuid nobody --regid nogroup --clear-groups"
+        result = guest.run(f"{nobody} kjumpctl hibernate --json", timeout=120)
+        require("nobody is refused", "NotAuthorized" in result.err + result.out, result)
+        expect("exit code", result.rc, 4)
+        nothing_staged(guest)
+
+        configuration = "/etc/kjump/kjump.conf.d/90-test.conf"
+        for text, code in (
+            ("[Target]\nPath=PARTLABEL=nonesuch\n", "TargetMissing"),
+            ("[Target]\nPath=PARTLABEL=root\n", "TargetInUse"),
+            ("[Helper]\nInitrd=/nonexistent/helper.img\n", "NoHelperInitrd"),
+            ("[Helper]\nKernel=/etc/hostname\n", "NoHelperKernel"),
+        ):
+            guest.put(text.encode(), configuration)
+            guest.check("kjumpctl reload")
+            refused(guest, code, "no")
+        guest.check(f"rm {configuration}; kjumpctl reload")
+
+        available = guest.check("awk '/MemAvailable/ {print $2}' /proc/meminfo")
+        fill = int(available) // 1024 - 60
+        guest.check(f"mkdir /fill; mount -t tmpfs -o size=90% fill /fill;"
+                    f" dd if=/dev/zero of=/fill/x bs=1M count={fill} status=none", timeout=200)  # fmt: skip
+        refused(guest, "TooLittleMemory", "no")
+        guest.check("umount /fill")
+
+        guest.check(
+            'kexec -l "/boot/vmlinuz-$(uname -r)" --initrd=/dev/null --reuse-cmdline', timeout=120
+        )
+        can = ctl_json(guest, "can-hibernate")
+        require("a foreign image is named", "ForeignKexecImage" in str(can), can)
+        guest.check("kexec -u")
+
+        guest.check("sysctl kernel.kexec_load_disabled=1")
+        refused(guest, "KexecDisabled", "na")
+        guest.spawn("systemctl poweroff")
+        guest.wait_exit(120)
+        with guest.again(kernel="stock") as stock:
+            ready(stock)
+            refused(stock, "NoKexecJump", "na")
+            stock.spawn("systemctl poweroff")
+            stock.wait_exit(120)
+            with stock.again(words="lockdown=integrity") as locked:
+                ready(locked)
+                refused(locked, "Lockdown", "na")
+
+
+ALWAYS: dict[str, Scenario] = {
+    "three-cycles": whole_cycle(Shape(memory=1024, cpus=2, machine="q35", la57=True), times=3),
+    "comes-back": comes_back,
+    "refusals": refusals,
+    "plug-and-bit": plug_pulled_and_flipped_bit,
+    "small-pc": whole_cycle(Shape(memory=768, cpus=1, machine="pc")),
+    "large": whole_cycle(Shape(memory=5120, cpus=2, machine="q35")),
+}
+
+MORE: dict[str, Scenario] = {
+    f"shape-{machine}-{cpus}-{memory}-{'5' if la57 else '4'}": whole_cycle(
+        Shape(memory=memory, cpus=cpus, machine=machine, la57=la57)
+    )
+    for machine in ("pc", "q35")
+    for cpus in (1, 2)
+    for memory in (768, 1024, 5120)
+    for la57 in (False, True)
+} | {
+    f"bus-{bus}": whole_cycle(Shape(machine="pc" if bus == "ide" else "q35", bus=bus))
+    for bus in ("ahci", "ide", "nvme", "scsi")
+}

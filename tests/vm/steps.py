@@ -1,0 +1,115 @@
+"""What scenarios and the demonstration have in common: asking for a cycle and judging it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .guest import Guest, GuestError, Message, Result
+
+SAVE = 400.0
+"""Seconds until the machine is off or the session runs again, at the slowest, in emulation."""
+
+
+def expect(what: str, found: object, wanted: object) -> None:
+    if found != wanted:
+        raise GuestError(f"{what}: {found!r}, expected {wanted!r}")
+
+
+def require(what: str, holds: object, detail: object = "") -> None:
+    if not holds:
+        raise GuestError(f"{what} does not hold: {detail}")
+
+
+def ready(guest: Guest) -> None:
+    """Root's agent, the user's, and the daemon answer."""
+    guest.wait_ready()
+    guest.wait_ready(user=True)
+    guest.check("systemctl start kjumpd.service", timeout=120)
+
+
+def ctl(guest: Guest, words: str, *, timeout: float = SAVE, user: bool = False) -> Result:
+    """``kjumpctl`` with these words."""
+    return guest.run(f"kjumpctl {words}", timeout=timeout, user=user)
+
+
+def ctl_json(guest: Guest, words: str) -> Any:
+    """What ``kjumpctl ... --json`` says, whatever its exit status."""
+    result = ctl(guest, f"{words} --json")
+    try:
+        return json.loads(result.out)
+    except ValueError:
+        raise guest.error(f"kjumpctl {words} --json: {result.out!r} {result.err!r}") from None
+
+
+def work_holds(guest: Guest) -> Message:
+    """The user's work is unharmed and the clock right; otherwise the error names what is not."""
+    answers = guest.work()
+    lost = {name: entry for name, entry in answers.items() if not entry["ok"]}
+    if lost:
+        raise guest.error(f"the user's work: {lost}")
+    return answers
+
+
+def nothing_staged(guest: Guest) -> None:
+    expect("staged kexec image", guest.check("cat /sys/kernel/kexec_loaded").strip(), "0")
+
+
+def request(guest: Guest) -> int:
+    """The user's ``systemctl hibernate``, in her session; not waited for."""
+    return guest.spawn("systemctl hibernate", user=True)
+
+
+def power_off(guest: Guest) -> None:
+    """The machine saves and goes off.  On failure the daemon's journal is in the error."""
+    end = time.monotonic() + SAVE
+    while guest.running:
+        if time.monotonic() > end:
+            raise guest.error("did not go off")
+        if "jumping back to the session" in guest.console()[guest.seen :]:
+            journal = guest.run("journalctl -b -n 40 --no-pager -u kjumpd", timeout=120).out
+            raise guest.error(f"came back instead of going off:\n{journal}")
+        time.sleep(0.2)
+    expect("how the machine ended", guest.wait_exit(10), "poweroff")
+
+
+@contextmanager
+def cycle(guest: Guest, **changes: Any) -> Iterator[Guest]:
+    """Hibernate as the user does, power on again; the guest in which the session must run on."""
+    request(guest)
+    power_off(guest)
+    with guest.again(**changes) as again:
+        again.wait_ready(SAVE)
+        yield again
+
+
+def hibernate_fails(guest: Guest, error: str) -> Message:
+    """A request that must come back with this error; the last cycle's report."""
+    result = ctl(guest, "hibernate --json")
+    require(f"hibernate fails with {error}", result.rc != 0, result)
+    last: Message = last_cycle(guest)
+    expect("error of the cycle", last.get("error"), error)
+    nothing_staged(guest)
+    return last
+
+
+def last_cycle(guest: Guest) -> Message:
+    """The last cycle's report, as the daemon tells it."""
+    entries = ctl_json(guest, "history")
+    require("there is a history", entries, entries)
+    found: Message = entries[-1]
+    return found
+
+
+def refused(guest: Guest, code: str, availability: str) -> None:
+    """`CanHibernate` names this reason first, and a request is refused with the same name."""
+    can = ctl_json(guest, "can-hibernate")
+    require(f"can-hibernate names {code}", code in json.dumps(can), can)
+    expect("can-hibernate", can["answer"], availability)
+    result = ctl(guest, "hibernate --json")
+    require("hibernate is refused", result.rc not in (0, 124), result)
+    require(f"hibernate names {code}", code in result.out + result.err, result)
+    nothing_staged(guest)
