@@ -297,16 +297,6 @@ def fingerprint(settings: Settings) -> str:
     return hashlib.sha256(dump(settings, BOOT_SECTIONS).encode()).hexdigest()
 
 
-def text_sum(root: Path = Path("/")) -> str:
-    """SHA-256 (hex) of the text of kjump.conf and its drop-ins in /etc, as the boot initrd has it.
-
-    Where it is unchanged the initrd is certainly not behind.
-    """
-    folder = root / DROP_INS[-1]
-    found = [path for path in (root / MAIN, *sorted(folder.glob("*.conf"))) if path.is_file()]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in found)).hexdigest()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """``dump``, ``fingerprint`` or ``check``, for scripts."""
     words = sys.argv[1:] if arguments is None else arguments

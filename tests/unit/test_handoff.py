@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import uuid
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -26,7 +27,9 @@ def descriptor(packed: bytes) -> bytes:
 
 
 @given(DOCUMENTS, st.integers(0, 2**64 - 1))
-def test_note_round_trip_with_the_address_patched_in(document: dict, address: int) -> None:
+def test_note_round_trip_with_the_address_patched_in(
+    document: dict[str, Any], address: int
+) -> None:
     packed = bytearray(note.pack(document))
     struct.pack_into("<Q", packed, note.descriptor_offset() + note.JUMP_BACK_OFFSET, address)
     found = note.unpack(descriptor(bytes(packed)))
@@ -34,7 +37,9 @@ def test_note_round_trip_with_the_address_patched_in(document: dict, address: in
 
 
 @given(DOCUMENTS, st.data())
-def test_any_flipped_bit_of_the_note_is_refused(document: dict, data: st.DataObject) -> None:
+def test_any_flipped_bit_of_the_note_is_refused(
+    document: dict[str, Any], data: st.DataObject
+) -> None:
     found = bytearray(descriptor(note.pack(document)))
     at = data.draw(st.integers(0, len(found) - 1))
     if 16 <= at < 24 or 28 <= at < 32:  # the address is not covered, the last word not used

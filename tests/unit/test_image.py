@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -71,7 +72,7 @@ def write(path: Path, pages: list[tuple[int, bytes]], zeros: list[Extent] | None
         writer.commit(sorted(extents + (zeros or []), key=lambda e: e.pfn))
 
 
-def read(path: Path) -> tuple[dict, list[Extent], dict[int, bytes]]:
+def read(path: Path) -> tuple[dict[str, Any], list[Extent], dict[int, bytes]]:
     with Device(path) as device:
         image = Image(device)
         image.require_complete()
@@ -283,3 +284,19 @@ def test_retire_marks_any_image_spent_with_the_reason_and_only_its_own(disk: Pat
     assert before is not None and before.state == "complete"
     found = target.examine(disk)
     assert found is not None and found.state == "spent" and found.reason["error"] == "ImageDamaged"
+
+
+def test_another_machines_saved_session_is_recognised(disk: Path) -> None:
+    with Device(disk, writable=True) as device:
+        found = superblocks.load(device)
+        assert found is not None
+        writer = Writer(device, found, level=1)
+        writer.begin({"hostname": "other", "machine": "m1"})
+        writer.commit([])
+    examined = target.examine(disk)
+    assert examined is not None
+    assert examined.is_session_of_another("m2") and not examined.is_session_of_another("m1")
+    assert examined.hostname == "other"
+    target.retire(disk, None)
+    examined = target.examine(disk)
+    assert examined is not None and not examined.is_session_of_another("m2")

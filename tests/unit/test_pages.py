@@ -84,17 +84,17 @@ def test_an_impossible_order_is_rather_saved() -> None:
 
 
 @given(
-    st.lists(st.one_of(st.integers(0, 4), st.just(None), st.just("offline")), max_size=30),
+    st.lists(st.one_of(st.integers(0, 4), st.just(None), st.just(-1)), max_size=30),
     st.integers(1, 40),
 )
-def test_blocks_go_on_across_calls(blocks: list, step: int) -> None:
+def test_blocks_go_on_across_calls(blocks: list[int | None], step: int) -> None:
     structs: list[bytes] = []
     wanted: list[int] = []
     for block in blocks:
         if block is None:
             structs.append(struct_page())
             wanted.append(pages.SAVE)
-        elif block == "offline":
+        elif block == -1:
             structs.append(struct_page(OFFLINE))
             wanted.append(pages.OFFLINE)
         else:

@@ -33,7 +33,7 @@ READY = Facts(
     sizing=sizing(),
     available=512 * MIB,
     boot={"release": "6.12.0", "config": "aa"},
-    fingerprints=("aa", "bb"),
+    fingerprint="aa",
 )
 
 
@@ -81,7 +81,7 @@ def test_each_reason(changes: dict[str, Any], name: str, answer: str) -> None:
 
 def test_what_is_no_reason() -> None:
     assert names(replace(READY, command_line=("page_poison=0", "hibernate=nocompress"))) == []
-    assert names(replace(READY, boot={"config": "bb"})) == []
+    assert names(replace(READY, boot={"config": "bb"})) == ["NoBootResume"]
     ours = replace(READY, target=replace(DISK, signature="gpt"), target_is_ours=True)
     assert names(ours) == []
 
@@ -203,3 +203,7 @@ def test_reading_this_machine_never_raises() -> None:
     assert facts.release
     assert facts.available > 0
     assert "NoTarget" in names(facts)
+
+
+def test_another_machines_session_is_not_overwritten() -> None:
+    assert names(replace(READY, target_session="laptop")) == ["TargetHoldsData"]

@@ -42,7 +42,9 @@ def test_the_same_machine_is_accepted() -> None:
         ({"firmware_map": None}, ImageDamaged),
     ],
 )
-def test_what_differs_is_refused_by_name(change: dict, error: type[KjumpError]) -> None:
+def test_what_differs_is_refused_by_name(
+    change: dict[str, object], error: type[KjumpError]
+) -> None:
     with pytest.raises(error):
         restore.check({**DESCRIPTION, **change}, MACHINE)
 
@@ -58,15 +60,18 @@ def test_pages_outside_ram_or_in_the_window_are_refused(extent: Extent) -> None:
     restore.check_pages([Extent(0x100, 10), Extent(0x6000, 0x2000)], DESCRIPTION)
 
 
+INSERT = 2
 SPANS = st.lists(
-    st.tuples(st.integers(0, 20), st.integers(1, 700), st.sampled_from([DATA, ZERO, "insert"])),
+    st.tuples(st.integers(0, 20), st.integers(1, 700), st.sampled_from([DATA, ZERO, INSERT])),
     min_size=1,
     max_size=12,
 )
 
 
 @given(SPANS, st.booleans(), st.integers(1, 5))
-def test_numbers_and_stream_agree(spans: list, zero_pages: bool, per_chunk: int) -> None:
+def test_numbers_and_stream_agree(
+    spans: list[tuple[int, int, int]], zero_pages: bool, per_chunk: int
+) -> None:
     extents: list[Extent] = []
     inserts: list[Insert] = []
     content: dict[int, bytes] = {}
@@ -75,7 +80,7 @@ def test_numbers_and_stream_agree(spans: list, zero_pages: bool, per_chunk: int)
         at += gap
         for pfn in range(at, at + pages):
             content[pfn] = bytes(PAGE) if kind == ZERO else struct.pack("<Q", pfn + 1) * 512
-        if kind == "insert":
+        if kind == INSERT:
             inserts.append(Insert(at, b"".join(content[p] for p in range(at, at + pages))))
         else:
             extents.append(Extent(at, pages, kind))

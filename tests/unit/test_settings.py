@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kjump import settings as configuration
-from kjump.settings import KEYS, Settings, dump, fingerprint, load, parse, text_sum
+from kjump.settings import KEYS, Settings, dump, fingerprint, load, parse
 
 
 def read(text: str) -> Settings:
@@ -136,15 +136,6 @@ def test_the_fingerprint_is_of_what_the_boot_side_reads() -> None:
     assert fingerprint(one) == fingerprint(same)
     assert fingerprint(one) != fingerprint(read("[Target]\nPath=/dev/vda2\n"))
     assert fingerprint(one) != fingerprint(read("[Target]\nPath=/dev/vda1\n[Resume]\nWaitSec=1\n"))
-
-
-def test_the_text_sum_is_of_main_file_and_drop_ins_in_order(tmp_path: Path) -> None:
-    import hashlib
-
-    put(tmp_path, "etc/kjump/kjump.conf", "a\n")
-    put(tmp_path, "etc/kjump/kjump.conf.d/2.conf", "c\n")
-    put(tmp_path, "etc/kjump/kjump.conf.d/1.conf", "b\n")
-    assert text_sum(tmp_path) == hashlib.sha256(b"a\nb\nc\n").hexdigest()
 
 
 def test_keys_have_their_own_names_and_defaults() -> None:

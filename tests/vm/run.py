@@ -65,7 +65,8 @@ def run_one(name: str) -> int:
 def run_all(names: list[str], jobs: int, disk: image.Image) -> int:
     """Run scenarios, each in a process of its own; how many failed."""
     every = scenarios.ALWAYS | scenarios.MORE
-    waiting, running = deque(names), {}
+    waiting = deque(names)
+    running: dict[subprocess.Popen[bytes], tuple[str, float]] = {}
     failed: list[str] = []
     begin = time.monotonic()
     logs = Path(tempfile.mkdtemp(prefix="kjump-guests-"))

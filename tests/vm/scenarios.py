@@ -14,9 +14,9 @@ from collections.abc import Callable
 from .guest import DiskErrors, Guest, Shape
 from .image import Image
 from .steps import (
-    cycle,
     ctl,
     ctl_json,
+    cycle,
     expect,
     hibernate_fails,
     last_cycle,
@@ -159,7 +159,7 @@ def normal_boot(guest: Guest, error: str) -> None:
 
 
 def plug_pulled_and_flipped_bit(image: Image) -> None:
-    """Power lost while saving, and an image with one flipped bit: a normal boot, with the reason."""
+    """Power lost while saving, an image with one flipped bit: a normal boot, with the reason."""
     with Guest(image, Shape()) as guest:
         ready(guest)
         guest.start_work(100)
@@ -226,8 +226,11 @@ def refusals(image: Image) -> None:
 
         available = guest.check("awk '/MemAvailable/ {print $2}' /proc/meminfo")
         fill = int(available) // 1024 - 60
-        guest.check(f"mkdir /fill; mount -t tmpfs -o size=90% fill /fill;"
-                    f" dd if=/dev/zero of=/fill/x bs=1M count={fill} status=none", timeout=200)  # fmt: skip
+        guest.check(
+            "mkdir /fill; mount -t tmpfs -o size=90% fill /fill;"
+            f" dd if=/dev/zero of=/fill/x bs=1M count={fill} status=none",
+            timeout=200,
+        )
         refused(guest, "TooLittleMemory", "no")
         guest.check("umount /fill")
 

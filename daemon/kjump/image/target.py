@@ -6,6 +6,7 @@ initrds by the links that udev makes.
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Mapping
@@ -16,7 +17,15 @@ from typing import Any
 from kjump.errors import KjumpError, NoTarget, TargetMissing, TargetTooSmall
 from kjump.image import superblocks
 from kjump.image.device import Device
-from kjump.image.layout import COMPLETE, EMPTY, RESTORING, SPENT, WRITING, Superblock
+from kjump.image.layout import (
+    COMPLETE,
+    DESCRIPTION_OFFSET,
+    EMPTY,
+    RESTORING,
+    SPENT,
+    WRITING,
+    Superblock,
+)
 
 SMALLEST = 16 << 20
 LINKS = {
@@ -46,6 +55,13 @@ class Found:
     cycle_id: uuid.UUID
     reason: Mapping[str, Any]
     changed: float
+    machine: str = ""
+    """Identity of the machine it was saved on; empty where it does not say."""
+    hostname: str = ""
+
+    def is_session_of_another(self, machine: str) -> bool:
+        """Whether another machine may still resume from it: then it is not ours to touch."""
+        return self.state == "complete" and bool(self.machine) and self.machine != machine
 
 
 def link(spec: str) -> Path:
@@ -80,9 +96,22 @@ def examine(path: Path) -> Found | None:
     """The image on the device, or None.  Raises `TargetMissing`, `ImageVersion`, OSError."""
     with Device(path) as device:
         superblock = superblocks.load(device)
-    if superblock is None:
-        return None
-    return Found(superblock.state_name, superblock.cycle, superblock.outcome, superblock.changed)
+        if superblock is None:
+            return None
+        text = device.read(DESCRIPTION_OFFSET, superblock.description_length)
+    try:
+        description = json.loads(text)
+        machine, hostname = str(description["machine"]), str(description["hostname"])
+    except (ValueError, KeyError, TypeError):
+        machine = hostname = ""
+    return Found(
+        superblock.state_name,
+        superblock.cycle,
+        superblock.outcome,
+        superblock.changed,
+        machine,
+        hostname,
+    )
 
 
 def prepare(path: Path, *, cycle_id: uuid.UUID, hostname: str) -> None:

@@ -17,6 +17,7 @@ from kjump.errors import (
     Internal,
     KjumpError,
     NoImage,
+    OtherMachine,
     ResumeSkipped,
     TargetMissing,
 )
@@ -64,6 +65,8 @@ def resume(device: Device, *, started: float, skip: bool) -> None:
         saved = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(description.get("saved", 0)))
         say(f"resuming the session of {description.get('hostname')}, saved {saved}")
         restore.restore(image, description, started=started, boot=started)
+    except OtherMachine:
+        raise  # that machine may yet resume from it
     except KjumpError as error:
         _retire(device, image, error)
         raise

@@ -23,6 +23,7 @@ from gi.repository import GLib
 
 from kjump import settings as configuration
 from kjump.errors import KjumpError
+from kjump.machine.identity import machine_identity
 from kjump.session import bus, devices, history, hooks
 from kjump.session.authority import Polkit
 from kjump.session.bus import Manager
@@ -104,7 +105,7 @@ def look_back(kept: History, facts: Facts) -> None:
     path = facts.target.path
     try:
         found = target.examine(path)
-        if found is None:
+        if found is None or found.is_session_of_another(machine_identity()):
             return
         cycle = str(found.cycle_id)
         known = any(entry.get("cycle") == cycle for entry in kept.entries())

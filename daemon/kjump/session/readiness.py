@@ -62,6 +62,8 @@ class Facts:
     foreign_image: bool = False
     target: Device | KjumpError = field(default_factory=lambda: NoTarget("No target is set."))
     target_user: str | None = None
+    target_session: str = ""
+    """The other machine whose session is saved on the target; empty: none."""
     target_is_ours: bool = False
     """Whether an image of ours is on the target: then its content is no one else's data."""
     sizing: Sizing | KjumpError | None = None
@@ -69,8 +71,8 @@ class Facts:
     """MemAvailable, bytes."""
     boot: Mapping[str, Any] | None = None
     """The document in boot.json, None where there is none."""
-    fingerprints: tuple[str, ...] = ()
-    """What boot.json may say for the boot initrd to be up to date."""
+    fingerprint: str = ""
+    """What boot.json must say for the boot initrd to be up to date."""
 
 
 # -- the checks: one fact, one reason -------------------------------------------------------------
@@ -161,6 +163,15 @@ def target_empty(facts: Facts) -> KjumpError | None:
     )
 
 
+def target_session(facts: Facts) -> KjumpError | None:
+    """Another machine's session, saved and not yet resumed, is not ours to overwrite."""
+    if isinstance(facts.target, KjumpError) or not facts.target_session:
+        return None
+    return TargetHoldsData(
+        f"The target {facts.target.path} holds the saved session of {facts.target_session}."
+    )
+
+
 def helper(facts: Facts) -> KjumpError | None:
     """Kernel and initrd of the helper are there and could be measured."""
     return facts.sizing if isinstance(facts.sizing, KjumpError) else None
@@ -170,7 +181,7 @@ def boot_resume(facts: Facts) -> KjumpError | None:
     """The boot initrd can resume, and looks where the image will be."""
     if facts.boot is None:
         return NoBootResume("The boot initrd was not built with kjump in it.")
-    if facts.boot.get("config") not in facts.fingerprints:
+    if facts.boot.get("config") != facts.fingerprint:
         return NoBootResume("The boot initrd was built with another configuration.")
     return None
 
@@ -200,6 +211,7 @@ CHECKS: tuple[Callable[[Facts], KjumpError | None], ...] = (
     target_free,
     target_size,
     target_empty,
+    target_session,
     helper,
     boot_resume,
     memory,
@@ -292,6 +304,20 @@ def measure(settings: Settings, release: str) -> Sizing | KjumpError:
         return Internal(f"The helper's files could not be measured: {error}.")
 
 
+def session_of_another(device: Device) -> str:
+    """Name of the other machine whose session is saved on the device; empty: none."""
+    from kjump.image import target
+    from kjump.machine.identity import machine_identity
+
+    try:
+        found = target.examine(device.path)
+    except (KjumpError, OSError):
+        return ""
+    if found is None or not found.is_session_of_another(machine_identity()):
+        return ""
+    return found.hostname or "another machine"
+
+
 def holds_our_image(device: Device) -> bool:
     """Whether the target begins with a superblock of ours."""
     from kjump.image import target
@@ -300,14 +326,6 @@ def holds_our_image(device: Device) -> bool:
         return target.examine(device.path) is not None
     except (KjumpError, OSError):
         return False
-
-
-def fingerprints(settings: Settings) -> tuple[str, ...]:
-    """The sums of the configuration in force: of what the boot side reads, and of the text."""
-    try:
-        return configuration.fingerprint(settings), configuration.text_sum()
-    except OSError:
-        return (configuration.fingerprint(settings),)
 
 
 def read(settings: Settings) -> Facts:
@@ -328,9 +346,10 @@ def read(settings: Settings) -> Facts:
         foreign_image=syscalls.kexec_loaded(),
         target=target,
         target_user=devices.user_of(target) if isinstance(target, Device) else None,
+        target_session=session_of_another(target) if isinstance(target, Device) else "",
         target_is_ours=holds_our_image(target) if isinstance(target, Device) else False,
         sizing=measure(settings, release),
         available=available_memory(read_text("/proc/meminfo")),
         boot=boot_mark(),
-        fingerprints=fingerprints(settings),
+        fingerprint=configuration.fingerprint(settings),
     )

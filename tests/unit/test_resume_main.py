@@ -1,0 +1,187 @@
+"""What the boot side does with what it finds, up to the jump."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kjump.errors import (
+    FileSystemChanged,
+    ImageIncomplete,
+    ImageSpent,
+    KjumpError,
+    MemoryMapChanged,
+    OtherMachine,
+    RestoreFailed,
+    ResumeSkipped,
+)
+from kjump.image import fingerprint, superblocks, target
+from kjump.image.device import Device
+from kjump.image.layout import COMPLETE, EMPTY, RESTORING, SPENT, WRITING, Extent
+from kjump.image.read import Image
+from kjump.image.write import Writer
+from kjump.machine.memory import Entry
+from kjump.machine.ranges import PAGE
+from kjump.resume import main, restore
+
+MACHINE = restore.Machine("me", [Entry(0x100000, 0x8000000, 1)], 32000, 4)
+
+
+def description(**changes: Any) -> dict[str, Any]:
+    return {
+        "machine": "me",
+        "hostname": "h",
+        "firmware_map": [[0x100000, 0x8000000, 1]],
+        "page_count": 32000,
+        "levels": 4,
+        "ram": [[0x100000, 0x8000000]],
+        "window": [0x4000000, 0x6000000],
+        "low": [],
+        "jump_back": 0x7000000,
+        "report_page": 0x200000,
+        "nonce": "00" * 16,
+        "file_systems": [],
+        **changes,
+    }
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(main, "machine", lambda: MACHINE)
+    path = tmp_path / "target"
+    with path.open("wb") as file:
+        file.truncate(16 << 20)
+    target.prepare(path, cycle_id=uuid.UUID(int=1), hostname="h")
+    return path
+
+
+def write(path: Path, about: Mapping[str, Any], *, state: int = COMPLETE) -> None:
+    with Device(path, writable=True) as device:
+        found = superblocks.load(device)
+        assert found is not None
+        writer = Writer(device, found, level=1)
+        writer.begin(about)
+        writer.chunk([Extent(0x200, 4)], memoryview(b"page" * PAGE))
+        done = writer.commit([Extent(0x200, 4)])
+        if state != COMPLETE:
+            superblocks.store(device, done, state=state)
+
+
+def resume(path: Path, *, skip: bool = False) -> None:
+    with Device(path, writable=True) as device:
+        main.resume(device, started=0.0, skip=skip)
+
+
+def found(path: Path) -> tuple[str, str]:
+    examined = target.examine(path)
+    assert examined is not None
+    return examined.state, str(examined.reason.get("error", ""))
+
+
+@pytest.mark.parametrize(
+    ("about", "error"),
+    [
+        ({"page_count": 1}, MemoryMapChanged),
+        ({"firmware_map": []}, MemoryMapChanged),
+        (
+            {"file_systems": [{"type": "ext4", "links": [], "fingerprint": "f" * 64}]},
+            FileSystemChanged,
+        ),
+    ],
+)
+def test_what_does_not_match_is_spent_with_the_reason(
+    disk: Path, about: dict[str, Any], error: type[KjumpError]
+) -> None:
+    write(disk, description(**about))
+    with pytest.raises(error):
+        resume(disk)
+    assert found(disk) == ("spent", error.__name__)
+    resume(disk)  # and the next boot says nothing more
+
+
+@pytest.mark.parametrize(
+    ("state", "error"),
+    [(EMPTY, ImageIncomplete), (WRITING, ImageIncomplete), (RESTORING, ImageSpent)],
+)
+def test_an_image_that_is_not_complete_is_never_used(
+    disk: Path, state: int, error: type[KjumpError]
+) -> None:
+    write(disk, description(), state=state)
+    with pytest.raises(error):
+        resume(disk)
+    assert found(disk) == ("spent", error.__name__)
+
+
+def test_a_spent_image_and_no_image_are_passed_over_in_silence(disk: Path, tmp_path: Path) -> None:
+    write(disk, description(), state=SPENT)
+    resume(disk)
+    blank = tmp_path / "blank"
+    blank.write_bytes(bytes(1 << 20))
+    resume(blank)
+    assert blank.read_bytes() == bytes(1 << 20)
+
+
+def test_noresume_spends_the_image(disk: Path) -> None:
+    write(disk, description())
+    with pytest.raises(ResumeSkipped):
+        resume(disk, skip=True)
+    assert found(disk) == ("spent", "ResumeSkipped")
+
+
+def test_another_machines_image_is_left_alone(disk: Path) -> None:
+    write(disk, description(machine="another"))
+    before = disk.read_bytes()
+    with pytest.raises(OtherMachine):
+        resume(disk)
+    assert disk.read_bytes() == before
+
+
+def test_it_is_restoring_on_disk_before_anything_is_loaded(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def load(image: Image, *_: object, **__: object) -> None:
+        seen.append(target.examine(disk))
+        raise RestoreFailed("the kernel refused")
+
+    monkeypatch.setattr(restore, "_load", load)
+    write(disk, description())
+    with pytest.raises(RestoreFailed):
+        resume(disk)
+    assert [x.state for x in seen if x] == ["restoring"]
+    assert found(disk) == ("spent", "RestoreFailed")
+
+
+def test_anything_unforeseen_lets_the_boot_go_on_and_is_kept(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("x")
+
+    monkeypatch.setattr(restore, "_load", broken)
+    write(disk, description())
+    with pytest.raises(KjumpError):
+        resume(disk)
+    assert found(disk) == ("spent", "Internal")
+
+
+def test_fingerprints_change_with_the_superblock(tmp_path: Path) -> None:
+    device = tmp_path / "fs"
+    device.write_bytes(bytes(1 << 20))
+    saved = fingerprint.take_all([{"type": "ext4", "links": [str(device)]}])
+    assert fingerprint.changed(saved) == []
+    with device.open("r+b") as file:
+        file.seek(1024 + 0x34)  # ext4's mount count
+        file.write(b"\1")
+    assert fingerprint.changed(saved) == [f"{device} (ext4)"]
+
+
+def test_a_device_only_the_session_opens_has_no_fingerprint(tmp_path: Path) -> None:
+    saved = fingerprint.take_all([{"type": "ext4", "links": [str(tmp_path / "mapped")]}])
+    assert saved[0]["fingerprint"] is None
+    assert fingerprint.changed(saved) == []
