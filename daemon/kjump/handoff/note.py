@@ -16,7 +16,7 @@ offset size field
 32     ..   JSON document, UTF-8, one object
 ====== ==== ================================================================================
 
-Unknown keys are ignored.  See docs/handoff.5.md.
+Unknown keys are ignored.  See docs/kjump-handoff.5.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The image on disk, version 1, byte by byte.  See docs/image.5.md.
+"""The image on disk, version 1, byte by byte.  See docs/kjump-image.5.md.
 
 Pure.  All integers little-endian; block 4,096 bytes; offsets in bytes from the target's start.
 

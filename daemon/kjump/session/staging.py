@@ -1,7 +1,7 @@
 """Staging the helper and jumping into it.
 
 Runs in the session, in the daemon's worker.  Nothing here decides whether to hibernate; it takes
-the plan, lays everything out, loads it with kexec and jumps.  See docs/handoff.5.md for what
+the plan, lays everything out, loads it with kexec and jumps.  See docs/kjump-handoff.5.md for what
 lies where in the window.
 """
 
