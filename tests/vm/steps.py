@@ -60,6 +60,7 @@ def nothing_staged(guest: Guest) -> None:
 
 def request(guest: Guest) -> int:
     """The user's ``systemctl hibernate``, in her session; not waited for."""
+    guest.seen = len(guest.console())
     return guest.spawn("systemctl hibernate", user=True)
 
 

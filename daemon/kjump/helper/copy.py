@@ -35,6 +35,7 @@ from kjump.image.layout import CHUNK_PAGES, DATA, EMPTY, ZERO, Extent, Superbloc
 from kjump.image.write import Writer
 from kjump.machine import pages, syscalls, vmcoreinfo
 from kjump.machine.console import Progress, say
+from kjump.machine.memory import own_memory
 from kjump.machine.ranges import PAGE, Range
 from kjump.machine.vmcore import Vmcore
 
@@ -173,15 +174,6 @@ def copy_pages(core: Vmcore, states: States, writer: Writer, progress: Progress)
     return index
 
 
-def memory_now() -> dict[str, int]:
-    """The helper's own memory, bytes: total and available."""
-    facts = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        words = line.split()
-        facts[words[0].rstrip(":")] = int(words[1]) << 10
-    return {"total": facts.get("MemTotal", 0), "available": facts.get("MemAvailable", 0)}
-
-
 def describe(handoff: Handoff, file_systems: list[dict[str, Any]]) -> dict[str, Any]:
     """The image's description: what the boot side needs and a person wants to know."""
     keep = (
@@ -212,7 +204,7 @@ def save(core: Vmcore, facts: Mapping[str, str], handoff: Handoff, clock: Clock)
         say(f"saving {before['data'] * PAGE >> 20} MiB of {handoff.document.get('hostname')}"
             f" to {device.path}")  # fmt: skip
         index = copy_pages(core, states, writer, Progress("saving", before["data"] * PAGE))
-        available = memory_now()
+        available = own_memory()
         after = states.counts()
         clock.phase("commit")
         report: dict[str, Any] = {
@@ -276,7 +268,7 @@ def main() -> int:
         report = leave.failure(Internal(f"The helper failed: {error!r}."))
     signal.setitimer(signal.ITIMER_REAL, 0)
     clock.phase("")
-    report.update(phases=clock.phases, memory=memory_now())
+    report.update(phases=clock.phases, memory=own_memory())
     leave.tell(cell, report)
     say("jumping back to the session")
     leave.jump_back(cell)

@@ -180,6 +180,15 @@ class PhysicalMemory:
         self.close()
 
 
+def own_memory() -> dict[str, int]:
+    """The running kernel's memory in bytes: ``total`` and ``available`` (/proc/meminfo)."""
+    facts = {}
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        words = line.split()
+        facts[words[0].rstrip(":")] = int(words[1]) << 10
+    return {"total": facts.get("MemTotal", 0), "available": facts.get("MemAvailable", 0)}
+
+
 def page_count() -> int:
     """``num_physpages`` as /dev/snapshot checks it: the sum of ``present`` over all zones."""
     total = 0
@@ -204,6 +213,7 @@ __all__ = [
     "iomem",
     "is_5_level",
     "map_checksum",
+    "own_memory",
     "page_count",
     "parse_iomem",
     "system_ram",

@@ -97,6 +97,7 @@ def report_page(
         "phases": {**dict(outcome.get("phases", {})), **phases},
         "saved": description.get("saved"),
         "resumed": time.time(),
+        "boot_memory": memory.own_memory(),
         **{key: outcome[key] for key in ("pages", "image", "memory") if key in outcome},
     }
     page = reports.pack(bytes.fromhex(description["nonce"]), document)
