@@ -33,7 +33,7 @@ from kjump.image import fingerprint, superblocks, target
 from kjump.image.device import Device
 from kjump.image.layout import CHUNK_PAGES, DATA, EMPTY, ZERO, Extent, Superblock
 from kjump.image.write import Writer
-from kjump.machine import pages, syscalls, vmcoreinfo
+from kjump.machine import pages, room, syscalls, vmcoreinfo
 from kjump.machine.console import Progress, say
 from kjump.machine.memory import own_memory
 from kjump.machine.ranges import PAGE, Range
@@ -196,6 +196,9 @@ def save(core: Vmcore, facts: Mapping[str, str], handoff: Handoff, clock: Clock)
     if handoff.free_is_zero:
         states.free_is_zero()
     before = states.counts()
+    room.check(
+        sum(end - start for start, end in handoff.ram), (before["data"] + before["zero"]) * PAGE
+    )
     clock.phase("find target")
     with open_target(handoff) as device:
         writer = Writer(device, _prepared(device), level=handoff.level)

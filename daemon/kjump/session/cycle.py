@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kjump.errors import HelperSilent, Internal, Interrupted, KjumpError, from_report
+from kjump.machine import room
 from kjump.session import history, hooks, readiness
 from kjump.session.devices import Device
 from kjump.session.log import bound, logger
@@ -84,6 +85,15 @@ def _unload() -> None:
         syscalls.kexec_unload()
 
 
+def _sync() -> None:
+    """Write out what is dirty, and drop caches where what is in use would not come back."""
+    os.sync()
+    text = readiness.read_text("/proc/meminfo")
+    total = readiness.memory_line(text, "MemTotal")
+    if total - readiness.memory_line(text, "MemFree") > room.room(total):
+        Path("/proc/sys/vm/drop_caches").write_text("1\n")
+
+
 def _hooks(when: str, seconds: float) -> Sequence[hooks.Result]:
     return hooks.run(when, seconds=seconds)
 
@@ -96,7 +106,7 @@ class Actions:
     prepare: Callable[[Path, uuid.UUID], None] = _prepare
     stage: Callable[[Settings, Facts, uuid.UUID], Staged] = _stage
     hooks: Callable[[str, float], Sequence[hooks.Result]] = _hooks
-    sync: Callable[[], None] = os.sync
+    sync: Callable[[], None] = _sync
     retire: Callable[[Path, KjumpError | None, uuid.UUID | None], None] = _retire
     unload: Callable[[], None] = _unload
     write_mark: Callable[[history.Mark], None] = history.write_mark
