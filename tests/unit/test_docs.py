@@ -1,0 +1,425 @@
+"""docs/ and README.md say what the code does: names, numbers, tables, links.
+
+``python3 -m tests.unit.test_docs`` writes the table of errors in docs/org.kjump1.5.md anew.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import struct
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from kjump import errors
+from kjump.cli import main as kjumpctl
+from kjump.handoff import cell, note, report
+from kjump.image import layout
+from kjump.machine import code, memory
+from kjump.session import staging
+from kjump.settings import KEYS, Settings
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+BUS_PAGE = DOCS / "org.kjump1.5.md"
+ERRORS_HEAD = ["| exit code | D-Bus name | answer | what to do |", "|---|---|---|---|"]
+
+MANUALS = sorted(DOCS.glob("*.[1-8].md"))
+PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md"])
+
+Rows = list[tuple[int, int]]
+
+
+# -- reading the pages -----------------------------------------------------------------------------
+
+
+def section(path: Path, title: str) -> str:
+    """The text below a heading, up to the next heading."""
+    found = re.search(
+        rf"^#+ {re.escape(title)}\n(.*?)(?=^#|\Z)", path.read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert found, f"{path.name} has no section {title}"
+    return found[1]
+
+
+def cells(text: str) -> list[list[str]]:
+    """The rows of the first table in a text, without its heading."""
+    lines = text.splitlines()
+    start = next(at for at, line in enumerate(lines) if line.startswith("|"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def documented(path: Path, title: str) -> Rows:
+    """(offset, size) of a table's rows that have both, in order."""
+    return [
+        (int(row[0], 0), int(row[1], 0))
+        for row in cells(section(path, title))
+        if row[0][0].isdigit() and row[1][0].isdigit()
+    ]
+
+
+def fields(form: str) -> Rows:
+    """(offset, size) of each field of a little-endian struct format; padding is one field."""
+    assert form.startswith("<")
+    out = []
+    at = 0
+    for count, letter in re.findall(r"(\d*)([a-zA-Z])", form):
+        whole = letter in "sx"
+        size = struct.calcsize(f"<{count}{letter}" if whole else f"<{letter}")
+        for _ in range(1 if whole else int(count or 1)):
+            out.append((at, size))
+            at += size
+    assert at == struct.calcsize(form)
+    return out
+
+
+# -- structures ------------------------------------------------------------------------------------
+
+HANDOFF = DOCS / "kjump-handoff.5.md"
+IMAGE = DOCS / "kjump-image.5.md"
+
+
+@pytest.mark.parametrize(
+    ("path", "title", "form"),
+    [
+        (HANDOFF, "THE NOTE", note.HEADER.format),
+        (HANDOFF, "THE RETURN CELL", cell.CELL.format),
+        (HANDOFF, "THE REPORT PAGE", report.HEADER.format),
+        (HANDOFF, "THE ENTRY STUB", "<4Q"),
+        (HANDOFF, "LEAVING THE HELPER", "<3Q"),
+        (IMAGE, "INDEX", layout.EXTENT.format),
+        (IMAGE, "CHUNK", layout.CHUNK.format),
+    ],
+)
+def test_tables_agree_with_the_structures(path: Path, title: str, form: str) -> None:
+    assert documented(path, title) == fields(form)
+
+
+def test_the_superblock() -> None:
+    rows = fields(layout.SUPERBLOCK.format)
+    rows.append((layout.OUTCOME_OFFSET, layout.OUTCOME_ROOM))
+    rows.append((layout.BLOCK - 4, 4))
+    assert documented(IMAGE, "SUPERBLOCK") == rows
+    assert sum(size for _, size in rows) == layout.BLOCK
+    states = ", ".join(f"{number} {name}" for number, name in enumerate(layout.STATES))
+    assert f"state: {states}" in section(IMAGE, "SUPERBLOCK")
+    told = [row[0].strip("`") for row in cells(section(IMAGE, "STATES"))]
+    assert told == list(layout.STATES)
+
+
+def test_the_order_on_the_target() -> None:
+    assert documented(IMAGE, "ORDER ON THE TARGET") == [
+        (layout.SLOTS[0], layout.BLOCK),
+        (layout.SLOTS[1], layout.BLOCK),
+        (layout.DESCRIPTION_OFFSET, layout.DESCRIPTION_ROOM),
+    ]
+    text = IMAGE.read_text()
+    assert f"| {layout.CHUNKS_OFFSET} | .. | chunks" in text
+    assert f"1 to {layout.CHUNK_PAGES} pages" in text
+    assert f"{layout.DESCRIPTION_ROOM} bytes at most" in text
+    assert layout.MAX_PFN == 1 << 40
+    assert "2^40" in text
+
+
+def test_magics_and_versions() -> None:
+    handoff, image = HANDOFF.read_text(), IMAGE.read_text()
+    for magic in (note.MAGIC, cell.MAGIC, report.MAGIC, note.OWNER):
+        assert f"`{magic.decode()}`" in handoff
+    for magic in (layout.MAGIC, layout.CHUNK_MAGIC):
+        assert f"`{magic.decode()}`" in image
+    assert f"This page describes version {note.MAJOR}.{note.MINOR}," in handoff
+    assert f"This page describes version {layout.VERSION}," in image
+    assert cell.VERSION == report.VERSION == 1
+    assert f"{report.ROOM} bytes at most" in handoff
+    assert f"has at most {note.LARGEST} bytes" in handoff
+    assert f"begins {note.descriptor_offset()} bytes" in " ".join(handoff.split())
+
+
+def test_the_window() -> None:
+    at = (
+        staging.STUB,
+        staging.CELL,
+        staging.BOOT_PARAMS,
+        staging.COMMAND_LINE,
+        staging.COMMAND_LINE + staging.COMMAND_LINE_ROOM,
+        staging.CORE_HEADER,
+        staging.NOTE,
+        staging.USED,
+        memory.HEADROOM,
+    )
+    assert documented(HANDOFF, "THE WINDOW") == [
+        (start, end - start) for start, end in pairwise(at)
+    ]
+    assert f"| {memory.HEADROOM:#x} | .. | the helper's kernel" in HANDOFF.read_text()
+    for offset, title in (
+        (code.ENTRY_PARAMETERS, "THE ENTRY STUB"),
+        (code.JUMP_PARAMETERS, "LEAVING THE HELPER"),
+    ):
+        assert f"at offset {offset:#x}" in section(HANDOFF, title)
+
+
+# -- documents -------------------------------------------------------------------------------------
+
+
+def keys_in(path: Path, title: str) -> set[str]:
+    """What a section's first table names in backquotes in its first column."""
+    return {
+        word for row in cells(section(path, title)) for word in re.findall(r"`([^`]+)`", row[0])
+    }
+
+
+def function(module: str, name: str) -> ast.FunctionDef:
+    """A function of kjump's source."""
+    tree = ast.parse((ROOT / "daemon/kjump" / module).read_text())
+    return next(
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name
+    )
+
+
+def names_in(node: ast.AST) -> set[str]:
+    return {
+        n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    }
+
+
+def dict_keys(node: ast.AST) -> set[str]:
+    found = next(n for n in ast.walk(node) if isinstance(n, ast.Dict))
+    return {k.value for k in found.keys if isinstance(k, ast.Constant) and isinstance(k.value, str)}
+
+
+def test_the_handoffs_keys() -> None:
+    stage = function("session/staging.py", "_stage")
+    document = next(
+        node
+        for node in ast.walk(stage)
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "document"
+    )
+    assert keys_in(HANDOFF, "The document") == dict_keys(document)
+
+
+def test_the_descriptions_keys() -> None:
+    describe = function("helper/copy.py", "describe")
+    kept = next(node for node in ast.walk(describe) if isinstance(node, ast.Tuple))
+    more = dict_keys(next(n for n in ast.walk(describe) if isinstance(n, ast.Return)))
+    assert keys_in(IMAGE, "THE DESCRIPTION") == names_in(kept) | more
+
+
+def test_the_helpers_command_line() -> None:
+    running = " ".join(("console=tty0", *staging.KEPT_WORDS))
+    words = staging.command_line(Settings(), running, core_header=1, cell=2).split()
+    told = keys_in(HANDOFF, "THE COMMAND LINE")
+    for word in words:
+        name, equals, _ = word.partition("=")
+        assert f"{name}{equals}" in told, word
+    assert {w.partition("=")[0] for w in words} == {w.rstrip("=") for w in told}
+
+
+def test_the_windows_parts() -> None:
+    told = keys_in(DOCS / "window.md", "What it is made of")
+    parts = staging.window_parts(0, 0, 0)
+    assert told == set(parts)
+    bus = section(BUS_PAGE, "PROPERTIES")
+    assert all(f"`{name}`" in bus for name in parts)
+    text = " ".join((DOCS / "window.md").read_text().split())
+    assert f"{parts['running'] >> 20} MiB, measured" in text
+    assert f"{staging.MARGIN >> 20} MiB more" in text
+
+
+# -- configuration, bus, errors --------------------------------------------------------------------
+
+
+def test_every_key_of_the_configuration() -> None:
+    path = DOCS / "kjump.conf.5.md"
+    told = re.findall(r"^\*\*(\w+)=\*\*\n: ", path.read_text(), re.MULTILINE)
+    assert told == [key.name for key in KEYS]
+    for key in KEYS:
+        assert f"**{key.name}=**" in section(path, f"{key.section.upper()} SECTION")
+    shipped = (ROOT / "config/kjump.conf").read_text()
+    for key in KEYS:
+        assert re.search(rf"^#{key.name}=", shipped, re.MULTILINE)
+
+
+def test_defaults_of_the_configuration() -> None:
+    text = (DOCS / "kjump.conf.5.md").read_text()
+    for key in KEYS:
+        default = getattr(getattr(Settings(), key.section.lower()), key.attribute)
+        if isinstance(default, int):
+            found = re.search(rf"\*\*{key.name}=\*\*\n: (.*?)\n\n", text, re.DOTALL)
+            assert found
+            assert found[1].endswith(f"Default: {default}."), key.name
+
+
+def test_the_whole_interface() -> None:
+    text = BUS_PAGE.read_text()
+    (interface,) = ET.parse(ROOT / "config/dbus/org.kjump1.Manager.xml").getroot()
+    assert interface.get("name") == "org.kjump1.Manager"
+    sections = {"method": "METHODS", "signal": "SIGNALS", "property": "PROPERTIES"}
+    expected: dict[str, set[str]] = {title: set() for title in sections.values()}
+    for member in interface:
+        name = member.get("name", "")
+        expected[sections[member.tag]].add(name)
+        if member.tag == "property":
+            assert re.search(rf"^\*\*{name}\*\* `{re.escape(member.get('type', ''))}`$", text, re.M)
+            continue
+        into: list[str] = []
+        out: list[str] = []
+        for argument in member.findall("arg"):
+            words = f"`{argument.get('type')}` {argument.get('name')}"
+            (out if argument.get("direction") == "out" else into).append(words)
+        line = f"**{name}**({', '.join(into)})" + (f" -> ({', '.join(out)})" if out else "")
+        assert f"\n{line}\n: " in text, line
+    for title, names in expected.items():
+        assert set(re.findall(r"^\*\*(\w+)\*\*", section(BUS_PAGE, title), re.M)) == names
+
+
+def test_polkit_actions_are_documented() -> None:
+    policy = ET.parse(ROOT / "config/polkit/org.kjump1.policy").getroot()
+    for action in policy.findall("action"):
+        assert f"`{action.get('id')}`" in section(BUS_PAGE, "AUTHORIZATION")
+
+
+def is_reason(cls: type[errors.KjumpError]) -> bool:
+    """Whether CanHibernate may name it."""
+    return 20 <= cls.exit_code < 50 or cls in (errors.NotAuthorized, errors.Busy, errors.Internal)
+
+
+def errors_table() -> list[str]:
+    """The table of errors, generated from the code."""
+    rows = sorted(errors.table().values(), key=lambda cls: cls.exit_code)
+    return [
+        *ERRORS_HEAD,
+        *(
+            f"| {cls.exit_code} | `{cls('').dbus_name}` |"
+            f" {cls.availability if is_reason(cls) else ''} | {cls.advice} |"
+            for cls in rows
+        ),
+    ]
+
+
+def with_errors(text: str) -> str:
+    """The page with its table of errors up to date."""
+    lines = text.splitlines()
+    start = lines.index(ERRORS_HEAD[0])
+    end = next(at for at in range(start, len(lines)) if not lines[at].startswith("|"))
+    return "\n".join([*lines[:start], *errors_table(), *lines[end:]]) + "\n"
+
+
+def test_the_table_of_errors_is_up_to_date() -> None:
+    text = BUS_PAGE.read_text()
+    assert text == with_errors(text), "write it anew: python3 -m tests.unit.test_docs"
+
+
+# -- all pages -------------------------------------------------------------------------------------
+
+
+def test_the_readme_names_the_commands() -> None:
+    text = (ROOT / "README.md").read_text()
+    for command in ("make demo", "make test", "make test-all", "make kernel", "make deb"):
+        assert f"`{command}`" in text or f"\n{command}\n" in text, command
+    for word in re.findall(r"`?make ([a-z][a-z-]+)`", text):
+        makefile = (ROOT / "Makefile").read_text()
+        assert re.search(rf"^{word}:", makefile, re.MULTILINE), f"make {word}"
+
+
+def test_commands_in_the_pages_exist() -> None:
+    actions = kjumpctl.parser()._subparsers._group_actions  # type: ignore[union-attr]
+    known = {name for action in actions for name in action.choices or ()}
+    for path in PAGES:
+        for word in re.findall(r"kjumpctl ([a-z][a-z-]+)", "".join(code_of(path.read_text()))):
+            assert word in known, f"{path.name}: kjumpctl {word}"
+
+
+def code_of(text: str) -> list[str]:
+    """What stands in backquotes and code blocks."""
+    blocks = re.findall(r"^```.*?^```", text, re.MULTILINE | re.DOTALL)
+    return [*blocks, *re.findall(r"`[^`\n]+`", text), *re.findall(r"^    .*\n", text, re.MULTILINE)]
+
+
+def test_units_in_the_pages_exist() -> None:
+    shipped = {path.name for path in [*ROOT.glob("units/**/*"), *ROOT.glob("packaging/**/*")]}
+    for path in PAGES:
+        for name in re.findall(r"`(kjump[\w-]*\.(?:service|target))`", path.read_text()):
+            assert name in shipped, f"{path.name}: {name}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_and_named_files_resolve(path: Path) -> None:
+    text = path.read_text()
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if not re.match(r"[a-z]+:", target):
+            assert (path.parent / target).exists(), target
+    for name in re.findall(r"`((?:tests|packaging|daemon|config|units|docs)/[\w./-]+)`", text):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"`((?:session|machine|image|handoff|helper|resume)/[\w.]+)`", text):
+        assert (ROOT / "daemon/kjump" / name).exists(), name
+
+
+@pytest.mark.parametrize("path", MANUALS, ids=lambda path: path.name)
+def test_manuals_become_manual_pages(path: Path) -> None:
+    name, number, _ = path.name.rsplit(".", 2)
+    assert path.read_text().startswith(f"# {name}({number})\n\n## NAME\n\n{name}")
+    done = subprocess.run(
+        [sys.executable, "packaging/md2man", str(path)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    left = [line for line in done.stdout.splitlines() if re.search(r"\*\*|`|^#+ |^\|", line)]
+    assert not left, left
+
+
+def test_manuals_that_are_named_exist() -> None:
+    """A manual page of ours that another names is there; so is one that the code names."""
+    there = {path.name.removesuffix(".md") for path in MANUALS}
+    texts = [*PAGES, *ROOT.glob("daemon/kjump/**/*.py"), ROOT / "units/kjumpd.service"]
+    for path in texts:
+        found = re.findall(r"\b((?:org\.)?kjump[\w.-]*)\*{0,2}\((\d)\)", path.read_text())
+        for name, number in found:
+            assert f"{name}.{number}" in there, f"{path}: {name}({number})"
+        for name in re.findall(r"docs/([\w.-]+\.md)", path.read_text()):
+            assert (DOCS / name).exists(), f"{path}: {name}"
+
+
+# The hosts that a file of ours may name.
+HOSTS = {"www.freedesktop.org", "www.debian.org", "www.w3.org", "www.kernel.org", "lore.kernel.org"}
+# Files of the tree, not of a checkout's neighbours.
+SKIPPED = {".git", "build", "built", "__pycache__", ".hypothesis"}
+
+
+def tree() -> list[Path]:
+    return [
+        path
+        for path in ROOT.rglob("*")
+        if path.is_file()
+        and not {part for part in path.relative_to(ROOT).parts if part in SKIPPED}
+        and not re.search(r"/\.[a-z_]+_cache/", str(path))
+    ]
+
+
+def test_no_path_of_a_machine_and_no_mirror() -> None:
+    """Nothing that is true on one machine only."""
+    private = re.compile(r"(?<![\w.$}])/" + r"(?:work|opt/(?:wheels|pypi)|srv|mnt)/")
+    for path in tree():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        found = private.search(text)
+        assert not found, f"{path}: {found[0] if found else ''}"
+        for host in re.findall(r"\b(?:https?|ftp)://([\w.-]+\.\w+)", text):
+            assert host in HOSTS, f"{path}: {host}"
+
+
+if __name__ == "__main__":
+    BUS_PAGE.write_text(with_errors(BUS_PAGE.read_text()))
