@@ -1,6 +1,6 @@
 """docs/ and README.md say what the code does: names, numbers, tables, links.
 
-``python3 -m tests.unit.test_docs`` writes the table of errors in docs/org.kjump1.5.md anew.
+``python3 -m tests.unit.test_docs`` writes the tables of errors in the manual pages anew.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kjump.settings import KEYS, Settings
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 BUS_PAGE = DOCS / "org.kjump1.5.md"
-ERRORS_HEAD = ["| exit code | D-Bus name | answer | what to do |", "|---|---|---|---|"]
+COMMAND_PAGE = DOCS / "kjumpctl.1.md"
 
 MANUALS = sorted(DOCS.glob("*.[1-8].md"))
 PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md"])
@@ -293,30 +293,42 @@ def is_reason(cls: type[errors.KjumpError]) -> bool:
     return 20 <= cls.exit_code < 50 or cls in (errors.NotAuthorized, errors.Busy, errors.Internal)
 
 
-def errors_table() -> list[str]:
-    """The table of errors, generated from the code."""
+def errors_tables() -> dict[Path, list[str]]:
+    """The tables of errors, generated from the code; the first line is found in the page."""
     rows = sorted(errors.table().values(), key=lambda cls: cls.exit_code)
-    return [
-        *ERRORS_HEAD,
-        *(
-            f"| {cls.exit_code} | `{cls('').dbus_name}` |"
-            f" {cls.availability if is_reason(cls) else ''} | {cls.advice} |"
-            for cls in rows
-        ),
-    ]
+    return {
+        BUS_PAGE: [
+            "| exit code | D-Bus name | answer | what to do |",
+            "|---|---|---|---|",
+            *(
+                f"| {cls.exit_code} | `{cls('').dbus_name}` |"
+                f" {cls.availability if is_reason(cls) else ''} | {cls.advice} |"
+                for cls in rows
+            ),
+        ],
+        COMMAND_PAGE: [
+            "| code | error | what to do |",
+            "|---|---|---|",
+            "| 0 | | |",
+            "| 1 | (an error without a code of its own) | |",
+            *(f"| {cls.exit_code} | `{cls.__name__}` | {cls.advice} |" for cls in rows),
+        ],
+    }
 
 
-def with_errors(text: str) -> str:
+def with_errors(text: str, table: list[str]) -> str:
     """The page with its table of errors up to date."""
     lines = text.splitlines()
-    start = lines.index(ERRORS_HEAD[0])
+    start = lines.index(table[0])
     end = next(at for at in range(start, len(lines)) if not lines[at].startswith("|"))
-    return "\n".join([*lines[:start], *errors_table(), *lines[end:]]) + "\n"
+    return "\n".join([*lines[:start], *table, *lines[end:]]) + "\n"
 
 
-def test_the_table_of_errors_is_up_to_date() -> None:
-    text = BUS_PAGE.read_text()
-    assert text == with_errors(text), "write it anew: python3 -m tests.unit.test_docs"
+@pytest.mark.parametrize("path", [BUS_PAGE, COMMAND_PAGE], ids=lambda path: path.name)
+def test_the_tables_of_errors_are_up_to_date(path: Path) -> None:
+    text = path.read_text()
+    again = "write it anew: python3 -m tests.unit.test_docs"
+    assert text == with_errors(text, errors_tables()[path]), again
 
 
 # -- all pages -------------------------------------------------------------------------------------
@@ -422,4 +434,5 @@ def test_no_path_of_a_machine_and_no_mirror() -> None:
 
 
 if __name__ == "__main__":
-    BUS_PAGE.write_text(with_errors(BUS_PAGE.read_text()))
+    for page, lines in errors_tables().items():
+        page.write_text(with_errors(page.read_text(), lines))
