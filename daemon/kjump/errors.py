@@ -185,11 +185,6 @@ class NoBootResume(KjumpError):
     advice = "Rebuild the boot initrd with: kjumpctl update-initrd."
 
 
-class TooMuchMemory(KjumpError):
-    exit_code = 41
-    advice = "Close programs that hold much memory."
-
-
 # -- the jump and the helper ---------------------------------------------------------------------
 
 

@@ -96,7 +96,7 @@ class World:
     def close(self) -> None:
         self.done("close")
 
-    def prepare(self, _path: Path, _cycle: uuid.UUID) -> None:
+    def prepare(self, _facts: Facts, _cycle: uuid.UUID) -> None:
         self.done("prepare")
 
     def hooks(self, when: str, _seconds: float = 0) -> list[Result]:

@@ -82,8 +82,8 @@ class World:
         self.do("read")
         return self.facts
 
-    def prepare(self, path: Path, cycle: uuid.UUID) -> None:
-        assert (path, cycle) == (DISK.path, ID)
+    def prepare(self, facts: Facts, cycle: uuid.UUID) -> None:
+        assert (facts.target, cycle) == (DISK, ID)
         self.do("prepare")
 
     def stage(self, _settings: Settings, _facts: Facts, _cycle: uuid.UUID) -> World:

@@ -20,7 +20,7 @@ from kjump import errors
 from kjump.cli import main as kjumpctl
 from kjump.handoff import cell, note, report
 from kjump.image import layout
-from kjump.machine import code, memory
+from kjump.machine import code, memory, placing
 from kjump.session import staging
 from kjump.settings import KEYS, Settings
 
@@ -123,8 +123,9 @@ def test_the_order_on_the_target() -> None:
         (layout.SLOTS[1], layout.BLOCK),
         (layout.DESCRIPTION_OFFSET, layout.DESCRIPTION_ROOM),
     ]
+    assert layout.DESCRIPTION_OFFSET + layout.DESCRIPTION_ROOM == layout.RESTORER_OFFSET
     text = IMAGE.read_text()
-    assert f"| {layout.CHUNKS_OFFSET} | .. | chunks" in text
+    assert f"| {layout.RESTORER_OFFSET} | .. | restorer: a kernel" in text
     assert f"1 to {layout.CHUNK_PAGES} pages" in text
     assert f"{layout.DESCRIPTION_ROOM} bytes at most" in text
     assert layout.MAX_PFN == 1 << 40
@@ -147,14 +148,14 @@ def test_magics_and_versions() -> None:
 
 def test_the_window() -> None:
     at = (
-        staging.STUB,
-        staging.CELL,
-        staging.BOOT_PARAMS,
-        staging.COMMAND_LINE,
-        staging.COMMAND_LINE + staging.COMMAND_LINE_ROOM,
-        staging.CORE_HEADER,
-        staging.NOTE,
-        staging.USED,
+        placing.STUB,
+        placing.CELL,
+        placing.BOOT_PARAMS,
+        placing.COMMAND_LINE,
+        placing.COMMAND_LINE + placing.COMMAND_LINE_ROOM,
+        placing.CORE_HEADER,
+        placing.NOTE,
+        placing.USED,
         memory.HEADROOM,
     )
     assert documented(HANDOFF, "THE WINDOW") == [
@@ -215,13 +216,24 @@ def test_the_descriptions_keys() -> None:
 
 
 def test_the_helpers_command_line() -> None:
-    running = " ".join(("console=tty0", *staging.KEPT_WORDS))
+    running = " ".join(("console=tty0", *placing.KEPT_WORDS))
     words = staging.command_line(Settings(), running, core_header=1, cell=2).split()
     told = keys_in(HANDOFF, "THE COMMAND LINE")
     for word in words:
         name, equals, _ = word.partition("=")
         assert f"{name}{equals}" in told, word
     assert {w.partition("=")[0] for w in words} == {w.rstrip("=") for w in told}
+
+
+def test_words_for_the_kernels_command_line() -> None:
+    """Every ``kjump.WORD`` that the code looks for or gives to a kernel is in a page."""
+    text = "".join(path.read_text() for path in PAGES)
+    found = set()
+    for path in ROOT.glob("daemon/kjump/**/*.py"):
+        found |= set(re.findall(r"""["'](kjump\.[a-z]+)[="']""", path.read_text()))
+    assert found >= {"kjump.return", "kjump.noresume"}
+    for word in found:
+        assert f"`{word}" in text, word
 
 
 def test_the_windows_parts() -> None:

@@ -24,7 +24,6 @@ from kjump.image import superblocks, target
 from kjump.image.device import Device
 from kjump.image.layout import (
     BLOCK,
-    CHUNKS_OFFSET,
     COMPLETE,
     DATA,
     EMPTY,
@@ -117,7 +116,7 @@ def covered(disk: Path) -> list[int]:
         s = Image(device).superblock
         out = [*range(2 * BLOCK, 2 * BLOCK + s.description_length)]
         out += range(s.index_offset, s.index_offset + s.index_length)
-        at = CHUNKS_OFFSET
+        at = s.chunks_offset
         for number in range(s.chunks):
             header = unpack_chunk_header(device.read(at, BLOCK), number)
             out += range(at, at + header.payload_offset + header.length)

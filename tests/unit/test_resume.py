@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kjump.errors import ImageDamaged, KjumpError, MemoryMapChanged, OtherMachine, PagingModeDiffers
 from kjump.image.layout import DATA, ZERO, Extent
+from kjump.image.place import check_pages
 from kjump.machine.memory import Entry
 from kjump.machine.ranges import PAGE
 from kjump.resume import restore, snapshot
@@ -56,8 +57,8 @@ def test_what_differs_is_refused_by_name(
 def test_pages_outside_ram_or_in_the_window_are_refused(extent: Extent) -> None:
     # The kernel would write them wherever they point.
     with pytest.raises(ImageDamaged):
-        restore.check_pages([extent], DESCRIPTION)
-    restore.check_pages([Extent(0x100, 10), Extent(0x6000, 0x2000)], DESCRIPTION)
+        check_pages([extent], DESCRIPTION)
+    check_pages([Extent(0x100, 10), Extent(0x6000, 0x2000)], DESCRIPTION)
 
 
 INSERT = 2

@@ -88,6 +88,29 @@ def whole_cycle(shape: Shape, times: int = 1) -> Scenario:
     return run
 
 
+def memory_full(image: Image) -> None:
+    """Memory full of what cannot be compressed, no swap: it comes back, restored in place."""
+    with Guest(image, Shape(la57=True, machine="pc")) as guest:
+        ready(guest)
+        status = ctl_json(guest, "status")
+        spare = status["Window"]["needed"] // MIB + 24
+        available = int(guest.check("awk '/MemAvailable/ {print $2}' /proc/meminfo")) // 1024
+        guest.start_work(available - spare - 60, deadline=400)
+        expect("can-hibernate", ctl_json(guest, "can-hibernate")["answer"], "yes")
+        with cycle(guest) as again:
+            work_holds(again)
+            last = last_cycle(again)
+            print(last, flush=True)
+            expect("result", last["result"], "ok")
+            expect("way back", last["more"]["way"], "in-place")
+            used = last["pages"]["data"] + last["pages"]["zero"]
+            require("memory was full", used > 0.7 * 262144, last["pages"])
+            # And from there it goes on: the next one, forced in place.
+            with cycle(again, words="kjump.restore=in-place") as third:
+                work_holds(third)
+                nothing_staged(third)
+
+
 def comes_back(image: Image) -> None:
     """Failures in the helper come back to the session with their cause; then it works."""
     with Guest(image, Shape()) as guest:
@@ -259,6 +282,7 @@ ALWAYS: dict[str, Scenario] = {
     "refusals": refusals,
     "plug-and-bit": plug_pulled_and_flipped_bit,
     "small-pc": whole_cycle(Shape(memory=768, cpus=1, machine="pc")),
+    "memory-full": memory_full,
     "large": whole_cycle(Shape(memory=5120, cpus=2, machine="q35")),
 }
 

@@ -27,13 +27,13 @@ from kjump.errors import (
 )
 from kjump.handoff import note
 from kjump.handoff.cell import Cell
-from kjump.helper import leave
+from kjump.helper import leave, putback
 from kjump.helper.states import States, classify
 from kjump.image import fingerprint, superblocks, target
 from kjump.image.device import Device
 from kjump.image.layout import CHUNK_PAGES, DATA, EMPTY, ZERO, Extent, Superblock
 from kjump.image.write import Writer
-from kjump.machine import pages, room, syscalls, vmcoreinfo
+from kjump.machine import pages, syscalls, vmcoreinfo
 from kjump.machine.console import Progress, say
 from kjump.machine.memory import own_memory
 from kjump.machine.ranges import PAGE, Range
@@ -196,9 +196,6 @@ def save(core: Vmcore, facts: Mapping[str, str], handoff: Handoff, clock: Clock)
     if handoff.free_is_zero:
         states.free_is_zero()
     before = states.counts()
-    room.check(
-        sum(end - start for start, end in handoff.ram), (before["data"] + before["zero"]) * PAGE
-    )
     clock.phase("find target")
     with open_target(handoff) as device:
         writer = Writer(device, _prepared(device), level=handoff.level)
@@ -252,7 +249,13 @@ def run(cell: Cell, clock: Clock) -> None:
 
 
 def main() -> int:
-    """``kjump-copy``.  Returns only where not even the way back is known."""
+    """``kjump-copy``.  Returns only where not even the way back is known.
+
+    The same initrd serves for restoring in place: the command line says so.
+    """
+    cmdline = Path("/proc/cmdline").read_text()
+    if "kjump.restore" in putback.words_of(cmdline):
+        return putback.main(cmdline)
     clock = Clock()
     say("the helper is running")
     try:

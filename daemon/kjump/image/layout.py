@@ -7,7 +7,8 @@ Order on the target::
     0      superblock, slot 0      one block
     4096   superblock, slot 1      one block
     8192   description             JSON, `DESCRIPTION_ROOM` bytes at most
-    65536  chunks                  each begins on a block
+    65536  restorer                kernel, then initrd, each beginning on a block (may be absent)
+    ...    chunks                  each begins on a block
     ...    index                   zstd frame, begins on a block
 
 Superblock (the newest valid slot counts, by its generation):
@@ -35,7 +36,11 @@ offset size field
 120    8    end of the image: bytes from the target's start
 128    8    time of the last change: seconds since the epoch
 136    4    length of the outcome
-140    52   zero
+140    4    length of the restorer's kernel (a bzImage at offset 65536), 0: none
+144    4    CRC-32 of it
+148    4    length of the restorer's initrd (behind the kernel, on the next block)
+152    4    CRC-32 of it
+156    36   zero
 192    ..   outcome: JSON, why the image is spent or what was reported; ends before 4,092
 4092   4    CRC-32 of bytes 0-4,091
 ====== ==== =======================================================================
@@ -78,13 +83,13 @@ VERSION = 1
 SLOTS = (0, BLOCK)
 DESCRIPTION_OFFSET = 2 * BLOCK
 DESCRIPTION_ROOM = 14 * BLOCK
-CHUNKS_OFFSET = 16 * BLOCK
+RESTORER_OFFSET = 16 * BLOCK
 OUTCOME_OFFSET = 192
 OUTCOME_ROOM = BLOCK - 4 - OUTCOME_OFFSET
 STATES = ("empty", "writing", "complete", "restoring", "spent")
 EMPTY, WRITING, COMPLETE, RESTORING, SPENT = range(5)
 
-SUPERBLOCK = struct.Struct("<8sIIQ16sQIIQQQIIQQQQQdI52x")
+SUPERBLOCK = struct.Struct("<8sIIQ16sQIIQQQIIQQQQQdIIIII36x")
 CHUNK = struct.Struct("<4sIIIIIII")
 CHUNK_CHECKED = struct.Struct("<4sIIIIII")
 EXTENT = struct.Struct("<QII")
@@ -118,11 +123,24 @@ class Superblock:
     zero_pages: int = 0
     end: int = 0
     changed: float = 0.0
+    kernel_length: int = 0
+    kernel_crc: int = 0
+    initrd_length: int = 0
+    initrd_crc: int = 0
     outcome: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def state_name(self) -> str:
         return STATES[self.state]
+
+    @property
+    def initrd_offset(self) -> int:
+        return align_up(RESTORER_OFFSET + self.kernel_length, BLOCK)
+
+    @property
+    def chunks_offset(self) -> int:
+        """Where the first chunk begins: behind the restorer."""
+        return align_up(self.initrd_offset + self.initrd_length, BLOCK)
 
     def pack(self) -> bytes:
         """The block.  An outcome that does not fit is left out but for its error name."""
@@ -139,7 +157,7 @@ class Superblock:
             DESCRIPTION_OFFSET,
             self.description_length,
             self.description_crc,
-            CHUNKS_OFFSET,
+            self.chunks_offset,
             self.chunks,
             self.index_offset,
             self.index_length,
@@ -151,6 +169,10 @@ class Superblock:
             self.end,
             self.changed,
             len(outcome),
+            self.kernel_length,
+            self.kernel_crc,
+            self.initrd_length,
+            self.initrd_crc,
         )
         block = (head + outcome).ljust(BLOCK - 4, b"\0")
         return block + struct.pack("<I", zlib.crc32(block))
@@ -169,6 +191,7 @@ def unpack_superblock(block: bytes) -> Superblock | None:
         _magic, version, state, generation, cycle, description_offset, description_length,
         description_crc, chunks_offset, chunks, index_offset, index_length, index_crc, index_size,
         extents, data_pages, zero_pages, end, changed, outcome_length,
+        kernel_length, kernel_crc, initrd_length, initrd_crc,
     ) = SUPERBLOCK.unpack_from(block)  # fmt: skip
     if version != VERSION:
         raise ImageVersion(f"The image is of version {version}, this kjump reads {VERSION}.")
@@ -176,7 +199,6 @@ def unpack_superblock(block: bytes) -> Superblock | None:
         state >= len(STATES)
         or outcome_length > OUTCOME_ROOM
         or description_offset != DESCRIPTION_OFFSET
-        or chunks_offset != CHUNKS_OFFSET
         or description_length > DESCRIPTION_ROOM
     ):
         return None
@@ -184,7 +206,7 @@ def unpack_superblock(block: bytes) -> Superblock | None:
         outcome = json.loads(block[OUTCOME_OFFSET : OUTCOME_OFFSET + outcome_length] or b"{}")
     except ValueError:
         outcome = {}
-    return Superblock(
+    found = Superblock(
         state=state,
         generation=generation,
         cycle=uuid.UUID(bytes=cycle),
@@ -200,8 +222,13 @@ def unpack_superblock(block: bytes) -> Superblock | None:
         zero_pages=zero_pages,
         end=end,
         changed=changed,
+        kernel_length=kernel_length,
+        kernel_crc=kernel_crc,
+        initrd_length=initrd_length,
+        initrd_crc=initrd_crc,
         outcome=outcome if isinstance(outcome, dict) else {},
     )
+    return found if found.chunks_offset == chunks_offset else None
 
 
 def newest(blocks: Sequence[bytes]) -> Superblock | None:

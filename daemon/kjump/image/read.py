@@ -20,13 +20,13 @@ from kjump.image.device import Device
 from kjump.image.layout import (
     BLOCK,
     CHUNK,
-    CHUNKS_OFFSET,
     COMPLETE,
     DATA,
     DESCRIPTION_OFFSET,
     EMPTY,
     EXTENT,
     RAW,
+    RESTORER_OFFSET,
     RESTORING,
     WRITING,
     Extent,
@@ -118,9 +118,20 @@ class Image:
             raise ImageDamaged("The image's index and superblock disagree.")
         return extents
 
+    def restorer(self) -> tuple[bytes, bytes] | None:
+        """Kernel (bzImage) and initrd that restore in place, or None.  Raises `ImageDamaged`."""
+        s = self.superblock
+        if not s.kernel_length or not s.initrd_length:
+            return None
+        kernel = self._read(RESTORER_OFFSET, s.kernel_length, "The restorer's kernel")
+        initrd = self._read(s.initrd_offset, s.initrd_length, "The restorer's initrd")
+        if zlib.crc32(kernel) != s.kernel_crc or zlib.crc32(initrd) != s.initrd_crc:
+            raise ImageDamaged("The restorer in the image has a wrong checksum.")
+        return kernel, initrd
+
     def chunks(self) -> Iterator[tuple[list[Extent], bytes]]:
         """(extents, pages) of every chunk, in order, each checked.  Raises `ImageDamaged`."""
-        at = CHUNKS_OFFSET
+        at = self.superblock.chunks_offset
         for number in range(self.superblock.chunks):
             head = self._read(at, BLOCK, f"Chunk {number} of the image")
             header = unpack_chunk_header(head[: CHUNK.size], number)

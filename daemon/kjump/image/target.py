@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import time
 import uuid
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from kjump.image.layout import (
     COMPLETE,
     DESCRIPTION_OFFSET,
     EMPTY,
+    RESTORER_OFFSET,
     RESTORING,
     SPENT,
     WRITING,
@@ -114,20 +116,43 @@ def examine(path: Path) -> Found | None:
     )
 
 
-def prepare(path: Path, *, cycle_id: uuid.UUID, hostname: str) -> None:
+def prepare(
+    path: Path,
+    *,
+    cycle_id: uuid.UUID,
+    hostname: str,
+    restorer: tuple[Path, Path] | None = None,
+) -> None:
     """Mark the target as the one for this cycle; the helper writes to no other.
 
-    Raises `TargetInUse`, `TargetMissing`, `TargetTooSmall`, `TargetWriteFailed`.
+    ``restorer``: kernel and initrd that go with the image, so that memory can be put back in
+    place.  Raises `TargetInUse`, `TargetMissing`, `TargetTooSmall`, `TargetWriteFailed`.
     """
     with Device(path, writable=True, exclusive=True) as device:
         if device.size < SMALLEST:
             raise TargetTooSmall(f"The target {path} has {device.size >> 20} MiB.")
         old = superblocks.load(device)
-        generation = old.generation if old else 0
-        superblocks.store(
-            device,
-            Superblock(EMPTY, generation, cycle_id, outcome={"hostname": hostname}),
+        fresh = Superblock(
+            EMPTY, old.generation if old else 0, cycle_id, outcome={"hostname": hostname}
         )
+        if restorer is not None:
+            kernel, initrd = (part.read_bytes() for part in restorer)
+            fresh = replace(
+                fresh,
+                kernel_length=len(kernel),
+                kernel_crc=zlib.crc32(kernel),
+                initrd_length=len(initrd),
+                initrd_crc=zlib.crc32(initrd),
+            )
+            if fresh.chunks_offset >= device.size:
+                raise TargetTooSmall(f"The target {path} has {device.size >> 20} MiB.")
+            if old is not None:
+                # Torn in between, what is there must not look like an image.
+                superblocks.store(device, old, state=SPENT)
+            device.write(RESTORER_OFFSET, kernel)
+            device.write(fresh.initrd_offset, initrd)
+            device.flush()
+        superblocks.store(device, fresh)
 
 
 def retire(

@@ -23,7 +23,6 @@ from kjump.image.device import Device
 from kjump.image.layout import (
     BLOCK,
     CHUNK_PAGES,
-    CHUNKS_OFFSET,
     COMPLETE,
     DATA,
     DESCRIPTION_OFFSET,
@@ -51,7 +50,7 @@ class Writer:
         self._device = device
         self._superblock = superblock
         self._compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
-        self._at = CHUNKS_OFFSET
+        self._at = superblock.chunks_offset
         self._chunks = 0
         self._free: queue.Queue[mmap.mmap] = queue.Queue()
         self._full: queue.Queue[tuple[mmap.mmap, int, int] | None] = queue.Queue()

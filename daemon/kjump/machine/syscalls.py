@@ -155,6 +155,11 @@ def power_off() -> None:
     _reboot(REBOOT_POWER_OFF)
 
 
+def restart() -> None:
+    """Restart the machine, at once."""
+    _reboot(REBOOT_RESTART)
+
+
 def mlock(address: int, size: int) -> None:
     """Keep ``size`` bytes at the virtual ``address`` in memory.  Raises OSError."""
     if _libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(size)):

@@ -23,11 +23,12 @@ from kjump.errors import (
 from kjump.handoff import report as reports
 from kjump.image import fingerprint, superblocks
 from kjump.image.layout import RESTORING, Extent
+from kjump.image.place import check_pages
 from kjump.image.read import Image
 from kjump.machine import code, memory
-from kjump.machine.console import Progress
-from kjump.machine.ranges import PAGE, overlaps
-from kjump.resume import snapshot
+from kjump.machine.console import Progress, say
+from kjump.machine.ranges import PAGE
+from kjump.resume import inplace, snapshot
 
 
 @dataclass(frozen=True)
@@ -69,24 +70,6 @@ def check_file_systems(description: Mapping[str, Any]) -> None:
         raise FileSystemChanged(f"Changed since the session was saved: {', '.join(changed)}.")
 
 
-def check_pages(extents: list[Extent], description: Mapping[str, Any]) -> None:
-    """Every page must be RAM outside the window: the kernel would write anywhere it is told.
-
-    Raises `ImageDamaged`.
-    """
-    ram = [(a // PAGE, b // PAGE) for a, b in description["ram"]]
-    hidden = [(a // PAGE, b // PAGE) for a, b in (description["window"], *description["low"])]
-    inside = iter(sorted(ram))
-    start, end = 0, 0
-    for extent in extents:
-        while extent.pfn >= end:
-            start, end = next(inside, (1 << 62, 1 << 62))
-        if extent.pfn < start or extent.pfn + extent.pages > end:
-            raise ImageDamaged(f"The image has a page {extent.pfn:#x} that is not RAM.")
-        if overlaps((extent.pfn, extent.pfn + extent.pages), hidden):
-            raise ImageDamaged(f"The image has a page {extent.pfn:#x} of the window.")
-
-
 def report_page(
     description: Mapping[str, Any], outcome: Mapping[str, Any], phases: Mapping[str, float]
 ) -> snapshot.Insert:
@@ -94,6 +77,7 @@ def report_page(
     document = {
         "by": "resume",
         "result": "ok",
+        "way": inplace.SNAPSHOT,
         "phases": {**dict(outcome.get("phases", {})), **phases},
         "saved": description.get("saved"),
         "resumed": time.time(),
@@ -147,6 +131,21 @@ def restore(image: Image, description: Mapping[str, Any], *, started: float, boo
     check_pages(extents, description)
     phases = {"boot kernel": round(boot, 3), "check": round(time.monotonic() - started, 3)}
     outcome = dict(image.superblock.outcome)
+    cmdline = inplace.command_line()
+    way = inplace.choose(
+        cmdline.split(),
+        pages=image.superblock.data_pages + image.superblock.zero_pages,
+        available=memory.own_memory()["available"],
+        restorer=image.superblock.kernel_length > 0,
+    )
+    if way == inplace.IN_PLACE:
+        say("restoring in place: the image does not fit beside the boot kernel")
+        outcome["phases"] = {**dict(outcome.get("phases", {})), **phases}
+        inplace.load(image, description, cmdline)
+        image.superblock = superblocks.store(
+            image.device, image.superblock, state=RESTORING, outcome=outcome
+        )
+        inplace.jump()
     image.superblock = superblocks.store(image.device, image.superblock, state=RESTORING)
     page = report_page(description, outcome, phases)
     window = int(description["window"][0])

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kjump.errors import HelperSilent, Internal, Interrupted, KjumpError, from_report
-from kjump.machine import room
 from kjump.session import history, hooks, readiness
 from kjump.session.devices import Device
 from kjump.session.log import bound, logger
@@ -66,10 +65,17 @@ def _stage(settings: Settings, facts: Facts, cycle: uuid.UUID) -> Staged:
     return staging.stage(settings, facts.sizing, cycle_id=cycle, target=target)
 
 
-def _prepare(path: Path, cycle: uuid.UUID) -> None:
+def _prepare(facts: Facts, cycle: uuid.UUID) -> None:
     from kjump.image import target
 
-    target.prepare(path, cycle_id=cycle, hostname=socket.gethostname())
+    assert isinstance(facts.target, Device)
+    assert facts.sizing is not None and not isinstance(facts.sizing, KjumpError)
+    target.prepare(
+        facts.target.path,
+        cycle_id=cycle,
+        hostname=socket.gethostname(),
+        restorer=(facts.sizing.kernel, facts.sizing.initrd),
+    )
 
 
 def _retire(path: Path, error: KjumpError | None, cycle: uuid.UUID | None) -> None:
@@ -85,15 +91,6 @@ def _unload() -> None:
         syscalls.kexec_unload()
 
 
-def _sync() -> None:
-    """Write out what is dirty, and drop caches where what is in use would not come back."""
-    os.sync()
-    text = readiness.read_text("/proc/meminfo")
-    total = readiness.memory_line(text, "MemTotal")
-    if total - readiness.memory_line(text, "MemFree") > room.room(total):
-        Path("/proc/sys/vm/drop_caches").write_text("1\n")
-
-
 def _hooks(when: str, seconds: float) -> Sequence[hooks.Result]:
     return hooks.run(when, seconds=seconds)
 
@@ -103,10 +100,10 @@ class Actions:
     """All that a cycle does to the machine.  Paths are device nodes, times seconds."""
 
     read: Callable[[Settings], Facts] = readiness.read
-    prepare: Callable[[Path, uuid.UUID], None] = _prepare
+    prepare: Callable[[Facts, uuid.UUID], None] = _prepare
     stage: Callable[[Settings, Facts, uuid.UUID], Staged] = _stage
     hooks: Callable[[str, float], Sequence[hooks.Result]] = _hooks
-    sync: Callable[[], None] = _sync
+    sync: Callable[[], None] = os.sync
     retire: Callable[[Path, KjumpError | None, uuid.UUID | None], None] = _retire
     unload: Callable[[], None] = _unload
     write_mark: Callable[[history.Mark], None] = history.write_mark
@@ -250,13 +247,12 @@ class Cycle:
             for reason in readiness.reasons(facts):
                 raise reason
         assert isinstance(facts.target, Device)
-        target = facts.target.path
 
         self._step(STAGING, 10, "Preparing the target")
         with clock.phase("prepare"):
             self._mark(hooks_owed=False)
             self._retire_owed = True
-            do.prepare(target, self.id)
+            do.prepare(facts, self.id)
         self._step(STAGING, 15, "Staging the helper kernel")
         with clock.phase("stage"):
             # From here on something may be staged, even where staging fails.

@@ -33,7 +33,6 @@ from kjump.errors import (
     TooLittleMemory,
     UnsupportedMachine,
 )
-from kjump.machine import room
 from kjump.session import devices
 from kjump.session.devices import Device
 from kjump.settings import Settings
@@ -70,8 +69,6 @@ class Facts:
     sizing: Sizing | KjumpError | None = None
     available: int = 0
     """MemAvailable, bytes."""
-    total: int = 0
-    """MemTotal, bytes; 0: not known."""
     boot: Mapping[str, Any] | None = None
     """The document in boot.json, None where there is none."""
     fingerprint: str = ""
@@ -202,17 +199,6 @@ def memory(facts: Facts) -> KjumpError | None:
     )
 
 
-def fits(facts: Facts) -> KjumpError | None:
-    """What is in use, caches apart, can be brought back beside the boot kernel."""
-    if not facts.total:
-        return None
-    try:
-        room.check(facts.total, facts.total - facts.available)
-    except KjumpError as error:
-        return error
-    return None
-
-
 CHECKS: tuple[Callable[[Facts], KjumpError | None], ...] = (
     machine,
     lockdown,
@@ -229,7 +215,6 @@ CHECKS: tuple[Callable[[Facts], KjumpError | None], ...] = (
     helper,
     boot_resume,
     memory,
-    fits,
 )
 """In the order in which reasons are told: what no setting can change comes first."""
 
@@ -272,10 +257,10 @@ def read_text(path: str) -> str:
         return ""
 
 
-def memory_line(text: str, name: str = "MemAvailable") -> int:
-    """A line of /proc/meminfo, in bytes."""
+def available_memory(text: str) -> int:
+    """MemAvailable of /proc/meminfo, in bytes."""
     for line in text.splitlines():
-        if line.startswith(f"{name}:"):
+        if line.startswith("MemAvailable:"):
             return int(line.split()[1]) << 10
     return 0
 
@@ -364,8 +349,7 @@ def read(settings: Settings) -> Facts:
         target_session=session_of_another(target) if isinstance(target, Device) else "",
         target_is_ours=holds_our_image(target) if isinstance(target, Device) else False,
         sizing=measure(settings, release),
-        available=memory_line(read_text("/proc/meminfo")),
-        total=memory_line(read_text("/proc/meminfo"), "MemTotal"),
+        available=available_memory(read_text("/proc/meminfo")),
         boot=boot_mark(),
         fingerprint=configuration.fingerprint(settings),
     )

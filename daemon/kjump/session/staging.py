@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import mmap
 import os
 import socket
 import time
@@ -24,30 +23,15 @@ from kjump.errors import JumpFailed, NoHelperInitrd, NoHelperKernel, StagingFail
 from kjump.handoff import note
 from kjump.handoff.cell import JUMP_BACK_OFFSET, Cell
 from kjump.image.target import Target
-from kjump.machine import bzimage, code, coreheader, memory, syscalls
+from kjump.machine import bzimage, coreheader, memory, placing, syscalls
 from kjump.machine.identity import machine_identity
-from kjump.machine.ranges import PAGE, Range, align_down, align_up, subtract, whole_pages
+from kjump.machine.ranges import PAGE, Range, align_up, subtract, whole_pages
 from kjump.machine.syscalls import Segment
 from kjump.session import window as windows
 from kjump.session.reportpage import ReportPage
 from kjump.settings import Settings
 
 MIB = 1 << 20
-
-# Where things lie in the window's first 2 MiB (offsets in bytes).
-STUB = 0x0000
-CELL = 0x0800
-BOOT_PARAMS = 0x1000
-COMMAND_LINE = 0x2000
-CORE_HEADER = 0x4000
-NOTE = 0x14000
-USED = NOTE + note.LARGEST + PAGE
-COMMAND_LINE_ROOM = 0x1000
-CORE_HEADER_ROOM = NOTE - CORE_HEADER
-
-KEPT_WORDS = ("no5lvl", "nokaslr", "no_console_suspend", "no_timer_check", "noapic", "nolapic")
-"""Words of the session's command line that the helper needs as well: the paging mode must be the
-same, and what this machine needs to boot it needs again."""
 
 MARGIN = 32 * MIB
 """Memory that must be left when everything is staged: bytes."""
@@ -120,50 +104,20 @@ def sizing(settings: Settings, release: str) -> Sizing:
     return Sizing(kernel, initrd, size, size + MARGIN, parts)
 
 
-def acpi_rsdp(running: bytes) -> int:
-    """Physical address of ACPI's root pointer, 0 if the helper will find it by itself (BIOS)."""
-    told = int.from_bytes(running[0x70:0x78], "little")
-    if told:
-        return told
-    try:
-        for line in Path("/sys/firmware/efi/systab").read_text().splitlines():
-            if line.startswith(("ACPI20=", "ACPI=")):
-                return int(line.partition("=")[2], 16)
-    except OSError:
-        pass
-    return 0
-
-
 def command_line(settings: Settings, running: str, *, core_header: int, cell: int) -> str:
     """The helper's kernel command line.
 
     Consoles and paging mode are the session's: with other paging the jump back would be deadly.
     """
-    words = running.split()
-    consoles = (
-        [f"console={c}" for c in settings.helper.console.split()]
-        if settings.helper.console
-        else [w for w in words if w.startswith("console=")]
-    )
-    keep = [w for w in words if w in KEPT_WORDS]
-    cpus = settings.helper.cpu_count
     return " ".join(
         [
-            *consoles,
-            *keep,
+            *placing.words(
+                running,
+                consoles=settings.helper.console.split(),
+                cpus=settings.helper.cpu_count,
+            ),
             f"elfcorehdr={core_header:#x}",
             f"kjump.return={cell:#x}",
-            "rd.systemd.unit=kjump-helper.target",
-            f"nr_cpus={cpus}",
-            "reset_devices",
-            "panic=10",
-            "loglevel=4",
-            "systemd.show_status=0",
-            "systemd.log_level=warning",
-            "transparent_hugepage=never",
-            "cgroup_disable=memory",
-            "numa=off",
-            "udev.children-max=4",
             *settings.helper.command_line.split(),
         ]
     )
@@ -280,12 +234,6 @@ class Staged:
         self.close()
 
 
-def _map_file(path: Path) -> mmap.mmap:
-    with path.open("rb") as file:
-        # Copy-on-write, because the system call wrapper takes addresses of writable memory only.
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-
-
 def stage(settings: Settings, sizing: Sizing, *, cycle_id: uuid.UUID, target: Target) -> Staged:
     """Choose the window, lay everything out, load it.
 
@@ -345,66 +293,36 @@ def _stage(
         "deadline": deadline(settings, ram),
         "file_systems": file_systems(),
     }
-    image = _map_file(sizing.kernel)
-    initrd = _map_file(sizing.initrd)
-    kernel = bzimage.parse(image[:PAGE])
-    kernel_at = window.start + memory.HEADROOM
-    initrd_at = align_down(window.end - len(initrd))
-    if kernel_at + kernel.init_size > initrd_at:
-        raise StagingFailed(
-            f"A window of {window.size >> 20} MiB has no room for the helper's kernel and initrd.",
-            advice="Raise [Helper] WindowSizeMiB=.",
-        )
-    words = command_line(
-        settings, cmdline, core_header=window.start + CORE_HEADER, cell=window.start + CELL
-    )
-    if len(words) >= min(COMMAND_LINE_ROOM, kernel.cmdline_size):
-        raise StagingFailed("The helper's command line is too long.")
-    running = Path("/sys/kernel/boot_params/data").read_bytes()
     packed = damage(note.pack(document))
     headers = coreheader.build(
-        [info, (window.start + NOTE, len(packed))],
+        [info, (window.start + placing.NOTE, len(packed))],
         subtract(ram, [window.range, *window.low]),
     )
-    if len(headers) > CORE_HEADER_ROOM:
+    if len(headers) > placing.CORE_HEADER_ROOM:
         raise StagingFailed("The memory map is too long for the core header.")
-    first = bytearray(USED)
-    for at, content in (
-        (
-            STUB,
-            code.entry_stub(
-                note_slot=window.start + NOTE + note.descriptor_offset() + note.JUMP_BACK_OFFSET,
-                cell_slot=window.start + CELL + JUMP_BACK_OFFSET,
-                boot_params=window.start + BOOT_PARAMS,
-                kernel_entry=kernel_at + bzimage.ENTRY_64,
-            ),
+    note_slot = placing.NOTE + note.descriptor_offset() + note.JUMP_BACK_OFFSET
+    entry, segments = placing.place(
+        window.range,
+        window.low,
+        placing.map_file(sizing.kernel),
+        placing.map_file(sizing.initrd),
+        command_line(
+            settings,
+            cmdline,
+            core_header=window.start + placing.CORE_HEADER,
+            cell=window.start + placing.CELL,
         ),
-        (CELL, Cell(page.physical, page.nonce, window.start, window.size).pack()),
-        (
-            BOOT_PARAMS,
-            bzimage.boot_params(
-                kernel,
-                command_line=window.start + COMMAND_LINE,
-                initrd=initrd_at,
-                initrd_size=len(initrd),
-                memory_map=memory.helper_map(firmware, window.range, window.low),
-                running=running,
-                acpi_rsdp=acpi_rsdp(running),
-            ),
-        ),
-        (COMMAND_LINE, words.encode() + b"\0"),
-        (CORE_HEADER, headers),
-        (NOTE, packed),
-    ):
-        first[at : at + len(content)] = content
-    segments = [
-        Segment(first, window.start, memory.HEADROOM),
-        Segment(memoryview(image)[kernel.body_offset :], kernel_at, initrd_at - kernel_at),
-        Segment(initrd, initrd_at, window.end - initrd_at),
-        *(Segment(b"", start, end - start) for start, end in window.low),
-    ]
+        note_slot=window.start + note_slot,
+        cell_slot=window.start + placing.CELL + JUMP_BACK_OFFSET,
+        contents={
+            placing.CELL: Cell(page.physical, page.nonce, window.start, window.size).pack(),
+            placing.CORE_HEADER: headers,
+            placing.NOTE: packed,
+        },
+    )
+    segments += [Segment(b"", start, end - start) for start, end in window.low]
     try:
-        syscalls.kexec_load(window.start + STUB, segments, preserve_context=True)
+        syscalls.kexec_load(entry, segments, preserve_context=True)
     except OSError as error:
         raise StagingFailed(f"The kernel refused the staged helper: {error.strerror}.") from error
     return Staged(window, page, document)

@@ -1,0 +1,177 @@
+"""Restoring in place: every page of the image back where it belongs, then the jump.
+
+Runs in the helper's kernel and initrd, loaded by the boot kernel into the image's own window
+(`kjump.resume.inplace`).  What it overwrites is nobody's any more.  If it fails, the image says
+why and the machine is restarted: there is no system left to return to.
+"""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kjump.errors import Internal, KjumpError, RestoreFailed, WrongTarget
+from kjump.handoff import report as reports
+from kjump.handoff.cell import Cell
+from kjump.helper import leave
+from kjump.image import superblocks, target
+from kjump.image.device import Device
+from kjump.image.layout import DATA, RESTORING, SPENT
+from kjump.image.place import check_pages, pieces
+from kjump.image.read import Image
+from kjump.machine import memory, syscalls
+from kjump.machine.console import Progress, say
+from kjump.machine.ranges import PAGE, Range
+
+DEVICE_WAIT = 30.0
+MAP_PAGES = 16384
+"""Pages mapped at a time, 64 MiB: page tables cost memory, too."""
+
+
+class Places:
+    """Physical memory, written in ascending order through one mapping at a time."""
+
+    def __init__(self, physical: memory.PhysicalMemory, ranges: Sequence[Range]) -> None:
+        """``ranges``: what may be written, in pfns, ascending; nothing else is mapped."""
+        self._physical = physical
+        self._ranges = ranges
+        self._view: mmap.mmap | None = None
+        self._start = self._end = 0
+
+    def write(self, pfn: int, data: bytes | memoryview) -> None:
+        """Whole pages to a pfn and those behind it.  Raises `RestoreFailed`."""
+        view = memoryview(data)
+        while view:
+            self._reach(pfn)
+            assert self._view is not None
+            count = min(len(view) // PAGE, self._end - pfn)
+            at = (pfn - self._start) * PAGE
+            self._view[at : at + count * PAGE] = view[: count * PAGE]
+            pfn, view = pfn + count, view[count * PAGE :]
+
+    def _reach(self, pfn: int) -> None:
+        if self._start <= pfn < self._end:
+            return
+        self.close()
+        for start, end in self._ranges:
+            if start <= pfn < end:
+                self._start, self._end = pfn, min(end, pfn + MAP_PAGES)
+                try:
+                    size = (self._end - pfn) * PAGE
+                    self._view, _ = self._physical.map(pfn * PAGE, size)
+                except OSError as error:
+                    raise RestoreFailed(
+                        f"Memory at {pfn * PAGE:#x} cannot be written: {error.strerror}."
+                    ) from error
+                return
+        raise RestoreFailed(f"Page {pfn:#x} is not the image's to restore.")
+
+    def close(self) -> None:
+        if self._view is not None:
+            self._view.close()
+            self._view = None
+        self._start = self._end = 0
+
+
+def words_of(cmdline: str) -> dict[str, str]:
+    """The ``kjump.*=`` words of the command line."""
+    found = (word.partition("=") for word in cmdline.split())
+    return {name: value for name, _, value in found if name.startswith("kjump.")}
+
+
+def put_back(image: Image, started: float) -> Cell:
+    """Write all pages and the report; where to jump.  Raises any `KjumpError`."""
+    description = image.description()
+    extents = image.index()
+    check_pages(extents, description)
+    total = image.superblock.data_pages + image.superblock.zero_pages
+    progress = Progress(f"resuming {description.get('hostname', '')} in place:", total * PAGE)
+    blank = bytes(MAP_PAGES // 16 * PAGE)
+    done = 0
+    phases = {"restorer boot": round(started, 3)}
+    with memory.PhysicalMemory(writable=True) as physical:
+        places = Places(physical, pieces(description))
+        for chunk, data in image.chunks():
+            view = memoryview(data)
+            at = 0
+            for extent in chunk:
+                size = extent.pages * PAGE
+                places.write(extent.pfn, view[at : at + size])
+                at += size
+            done += len(data)
+            progress.at(done)
+        for extent in extents:
+            if extent.kind == DATA:
+                continue
+            first, last = extent.pfn, extent.pfn + extent.pages
+            while first < last:
+                count = min(last - first, len(blank) // PAGE)
+                places.write(first, blank[: count * PAGE])
+                first += count
+        phases["put back"] = round(time.monotonic() - started, 3)
+        places.write(
+            int(description["report_page"]) // PAGE,
+            reports.pack(
+                bytes.fromhex(description["nonce"]),
+                report(description, image.superblock.outcome, phases),
+            ),
+        )
+        places.close()
+    start, end = (int(x) for x in description["window"])
+    return Cell(0, bytes(16), start, end - start, int(description["jump_back"]))
+
+
+def report(
+    description: Mapping[str, Any], outcome: Mapping[str, Any], phases: Mapping[str, float]
+) -> dict[str, Any]:
+    """The document the session finds: the figures of all kernels on the way."""
+    return {
+        "by": "resume",
+        "result": "ok",
+        "way": "in-place",
+        "phases": {**dict(outcome.get("phases", {})), **phases},
+        "saved": description.get("saved"),
+        "resumed": time.time(),
+        **{key: outcome[key] for key in ("pages", "image", "memory") if key in outcome},
+    }
+
+
+def main(cmdline: str) -> int:
+    """The restorer.  Does not return when it works; restarts the machine when it does not."""
+    started = time.monotonic()
+    words = words_of(cmdline)
+    try:
+        path = target.wait_for([Path(words.get("kjump.target", ""))], DEVICE_WAIT)
+        with Device(path, writable=True) as device:
+            image = Image(device)
+            s = image.superblock
+            if s.state != RESTORING or str(s.cycle) != words["kjump.restore"]:
+                raise WrongTarget(f"{path} does not hold the image that is being restored.")
+            try:
+                cell = put_back(image, started)
+            except KjumpError as error:
+                _keep(image, error)
+                raise
+            except Exception as error:  # the reason must not be lost with the machine
+                wrapped = Internal(f"The restorer failed: {error!r}.")
+                _keep(image, wrapped)
+                raise wrapped from error
+        say("jumping into the session")
+        leave.jump_back(cell)
+    except KjumpError as error:
+        say(f"not resumed: {error.sentence}")
+    say("restarting")
+    syscalls.restart()
+    return 1
+
+
+def _keep(image: Image, error: KjumpError) -> None:
+    superblocks.store(
+        image.device,
+        image.superblock,
+        state=SPENT,
+        outcome={"by": "resume", "result": "failed", **error.report()},
+    )

@@ -1,0 +1,43 @@
+"""Where the pages of an image belong, and what a reader must refuse of them.
+
+Pure; used by both ways of restoring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kjump.errors import ImageDamaged
+from kjump.image.layout import Extent
+from kjump.machine.ranges import PAGE, Range, subtract
+
+
+def pieces(description: Mapping[str, Any]) -> list[Range]:
+    """The memory an image may cover: RAM without the window and the low ranges, in pfns.
+
+    Raises `ImageDamaged`.
+    """
+    try:
+        ram = [(int(a) // PAGE, int(b) // PAGE) for a, b in description["ram"]]
+        hidden = [
+            (int(a) // PAGE, int(b) // PAGE)
+            for a, b in (description["window"], *description["low"])
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ImageDamaged(f"The image's description lacks {error}.") from error
+    return subtract(ram, hidden)
+
+
+def check_pages(extents: Sequence[Extent], description: Mapping[str, Any]) -> None:
+    """Every page must be RAM outside the window: it would be written wherever it points.
+
+    Raises `ImageDamaged`.
+    """
+    inside = iter(pieces(description))
+    start = end = 0
+    for extent in extents:
+        while extent.pfn >= end:
+            start, end = next(inside, (1 << 62, 1 << 62))
+        if extent.pfn < start or extent.pfn + extent.pages > end:
+            raise ImageDamaged(f"The image has a page {extent.pfn:#x} that is not its to restore.")

@@ -1,0 +1,154 @@
+"""Laying out a kernel in the window: what stands where, and the segments for kexec.
+
+Runs in the session (the helper that copies) and in the boot kernel (the one that restores in
+place); loads nothing itself.  Offsets are bytes from the window's start, addresses physical.
+
+======== ===========================================================
+offset   what
+======== ===========================================================
+0x0      entry stub
+0x800    return cell
+0x1000   boot_params
+0x2000   command line, ended by a zero byte
+0x4000   core header
+0x14000  ``KJUMP`` note
+2 MiB    kernel, entered at + 0x200; needs ``init_size`` bytes
+end      initrd, its first byte at the start of a page
+======== ===========================================================
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from kjump.errors import StagingFailed
+from kjump.machine import bzimage, code, memory
+from kjump.machine.memory import HEADROOM, Entry
+from kjump.machine.ranges import PAGE, Range, align_down
+from kjump.machine.syscalls import Segment
+
+STUB = 0x0000
+CELL = 0x0800
+BOOT_PARAMS = 0x1000
+COMMAND_LINE = 0x2000
+CORE_HEADER = 0x4000
+NOTE = 0x14000
+COMMAND_LINE_ROOM = 0x1000
+CORE_HEADER_ROOM = NOTE - CORE_HEADER
+NOTE_ROOM = (128 << 10) + PAGE
+USED = NOTE + NOTE_ROOM
+
+KEPT_WORDS = ("no5lvl", "nokaslr", "no_console_suspend", "no_timer_check", "noapic", "nolapic")
+"""Words of the running kernel's command line that the next one needs as well: the paging mode
+must be the same, and what this machine needs to boot it needs again."""
+
+Buffer = bytes | bytearray | mmap.mmap
+
+
+def words(running: str, *, consoles: Iterable[str] = (), cpus: int = 1) -> list[str]:
+    """The command line that every kernel in the window gets, from that of the running one.
+
+    ``consoles``: values for ``console=``; none: the running kernel's own.
+    """
+    have = running.split()
+    named = [f"console={c}" for c in consoles] or [w for w in have if w.startswith("console=")]
+    return [
+        *named,
+        *(w for w in have if w in KEPT_WORDS),
+        "rd.systemd.unit=kjump-helper.target",
+        f"nr_cpus={cpus}",
+        "reset_devices",
+        "panic=10",
+        "loglevel=4",
+        "systemd.show_status=0",
+        "systemd.log_level=warning",
+        "transparent_hugepage=never",
+        "cgroup_disable=memory",
+        "numa=off",
+        "udev.children-max=4",
+    ]
+
+
+def acpi_rsdp(running: bytes) -> int:
+    """Physical address of ACPI's root pointer, 0 if the kernel will find it by itself (BIOS)."""
+    told = int.from_bytes(running[0x70:0x78], "little")
+    if told:
+        return told
+    try:
+        for line in Path("/sys/firmware/efi/systab").read_text().splitlines():
+            if line.startswith(("ACPI20=", "ACPI=")):
+                return int(line.partition("=")[2], 16)
+    except OSError:
+        pass
+    return 0
+
+
+def place(
+    window: Range,
+    low: Iterable[Range],
+    image: Buffer,
+    initrd: Buffer,
+    command_line: str,
+    *,
+    note_slot: int,
+    cell_slot: int,
+    contents: Mapping[int, bytes] | None = None,
+) -> tuple[int, list[Segment]]:
+    """Entry point and segments for a bzImage and its initrd in the window.
+
+    ``low``: RAM below 1 MiB the kernel may use.  ``contents``: more for the window's first 2 MiB,
+    by offset.  ``note_slot`` and ``cell_slot``: where the stub keeps the jump-back address.
+    Raises `StagingFailed`, `NoHelperKernel`.
+    """
+    start, end = window
+    kernel = bzimage.parse(bytes(image[:PAGE]))
+    kernel_at = start + HEADROOM
+    initrd_at = align_down(end - len(initrd))
+    if kernel_at + kernel.init_size > initrd_at:
+        raise StagingFailed(
+            f"A window of {end - start >> 20} MiB has no room for the helper's kernel and initrd.",
+            advice="Raise [Helper] WindowSizeMiB=.",
+        )
+    text = command_line.encode() + b"\0"
+    if len(text) > min(COMMAND_LINE_ROOM, kernel.cmdline_size):
+        raise StagingFailed("The helper's command line is too long.")
+    running = Path("/sys/kernel/boot_params/data").read_bytes()
+    first = bytearray(USED)
+    parts = {
+        STUB: code.entry_stub(
+            note_slot=note_slot,
+            cell_slot=cell_slot,
+            boot_params=start + BOOT_PARAMS,
+            kernel_entry=kernel_at + bzimage.ENTRY_64,
+        ),
+        BOOT_PARAMS: bzimage.boot_params(
+            kernel,
+            command_line=start + COMMAND_LINE,
+            initrd=initrd_at,
+            initrd_size=len(initrd),
+            memory_map=_map(window, low),
+            running=running,
+            acpi_rsdp=acpi_rsdp(running),
+        ),
+        COMMAND_LINE: text,
+        **(contents or {}),
+    }
+    for at, content in parts.items():
+        first[at : at + len(content)] = content
+    return start + STUB, [
+        Segment(first, start, HEADROOM),
+        Segment(memoryview(image)[kernel.body_offset :], kernel_at, initrd_at - kernel_at),
+        Segment(initrd, initrd_at, end - initrd_at),
+    ]
+
+
+def _map(window: Range, low: Iterable[Range]) -> Sequence[Entry]:
+    return memory.helper_map(memory.firmware_map(), window, low)
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """A file's content, copy-on-write: the system call wants addresses of writable memory."""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

@@ -1,0 +1,84 @@
+"""Restoring in place, the boot kernel's part: hand over to a small kernel in the window.
+
+Runs in the boot kernel.  For what does not fit beside it: the restorer's kernel and initrd lie
+with the image; they are loaded with a plain kexec into the very window that the image does not
+cover, and there `kjump.helper.putback` writes every page where it belongs.  Memory's own size is
+the only limit, and this kernel needs no CONFIG_HIBERNATION.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kjump.errors import RestoreFailed
+from kjump.handoff.cell import JUMP_BACK_OFFSET
+from kjump.image.read import Image
+from kjump.machine import placing, syscalls
+from kjump.machine.ranges import PAGE
+
+SNAPSHOT, IN_PLACE = "snapshot", "in-place"
+PER_PAGE = PAGE + 40
+"""Bytes /dev/snapshot takes for a page: itself, its place in the lists, its bits in the maps."""
+MARGIN = 48 << 20
+"""Bytes that are to stay free beside the loaded image: for the resuming program, and because the
+kernel cannot wait for memory there."""
+
+
+def choose(words: Sequence[str], *, pages: int, available: int, restorer: bool) -> str:
+    """Which way to take: beside the boot kernel where that has room, else in place.
+
+    ``pages``: of the image, those of zeros included; ``available``: bytes; ``restorer``: whether
+    one lies with the image.  ``kjump.restore=snapshot|in-place`` among the command line's words
+    forces it.
+    """
+    for way in (SNAPSHOT, IN_PLACE):
+        if f"kjump.restore={way}" in words:
+            return way
+    fits = pages * PER_PAGE + MARGIN <= available
+    return SNAPSHOT if fits or not restorer else IN_PLACE
+
+
+def load(image: Image, description: Mapping[str, Any], cmdline: str) -> None:
+    """Load the restorer.  Raises `ImageDamaged`, `RestoreFailed`; nothing is touched then."""
+    found = image.restorer()
+    if found is None:
+        raise RestoreFailed("There is no restorer with the image.")
+    kernel, initrd = (bytearray(part) for part in found)
+    start, end = (int(x) for x in description["window"])
+    # The stub keeps its jump-back address where nobody looks: this kernel is not returned to.
+    nowhere = start + placing.CELL + JUMP_BACK_OFFSET
+    text = " ".join(
+        [
+            *placing.words(cmdline),
+            f"kjump.restore={image.superblock.cycle}",
+            f"kjump.target={image.device.path}",
+        ]
+    )
+    entry, segments = placing.place(
+        (start, end),
+        [(int(a), int(b)) for a, b in description["low"]],
+        kernel,
+        initrd,
+        text,
+        note_slot=nowhere,
+        cell_slot=nowhere,
+    )
+    try:
+        syscalls.kexec_load(entry, segments, preserve_context=False)
+    except OSError as error:
+        raise RestoreFailed(f"The restorer cannot be loaded: {error.strerror}.") from error
+
+
+def jump() -> None:
+    """Into the restorer.  Raises `RestoreFailed` if the kernel did not."""
+    try:
+        syscalls.reboot_kexec()
+    except OSError as error:
+        raise RestoreFailed(f"The kernel did not jump: {error.strerror}.") from error
+    raise RestoreFailed("The kernel did not jump.")
+
+
+def command_line() -> str:
+    return Path("/proc/cmdline").read_text()

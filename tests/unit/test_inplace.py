@@ -1,0 +1,120 @@
+"""Restoring in place: which way is taken, and where pages are written."""
+
+from __future__ import annotations
+
+import mmap
+import random
+import uuid
+from pathlib import Path
+
+import pytest
+
+from kjump.errors import ImageDamaged, RestoreFailed, TargetTooSmall
+from kjump.helper import putback
+from kjump.image import target
+from kjump.image.device import Device
+from kjump.image.read import Image
+from kjump.machine.ranges import PAGE
+from kjump.resume import inplace
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("words", "pages", "available", "restorer", "way"),
+    [
+        ([], 1000, 200 * MIB, True, inplace.SNAPSHOT),
+        ([], 100_000, 200 * MIB, True, inplace.IN_PLACE),
+        ([], 100_000, 200 * MIB, False, inplace.SNAPSHOT),
+        ([], 40_000, 200 * MIB, True, inplace.IN_PLACE),  # the margin counts
+        (["kjump.restore=in-place"], 1, 200 * MIB, True, inplace.IN_PLACE),
+        (["kjump.restore=snapshot"], 100_000, 200 * MIB, True, inplace.SNAPSHOT),
+    ],
+)
+def test_the_way_is_chosen_by_what_fits(
+    words: list[str], pages: int, available: int, restorer: bool, way: str
+) -> None:
+    found = inplace.choose(words, pages=pages, available=available, restorer=restorer)
+    assert found == way
+
+
+class Physical:
+    """Memory that only lends what it is asked for, as /dev/mem does."""
+
+    def __init__(self, pages: int) -> None:
+        self.memory = bytearray(pages * PAGE)
+
+    def map(self, start: int, size: int) -> tuple[mmap.mmap, int]:
+        assert start + size <= len(self.memory)
+        return _Written(self, start, size), 0
+
+
+class _Written(mmap.mmap):
+    """A mapping whose bytes reach the memory when it is closed."""
+
+    owner: Physical
+    start: int
+
+    def __new__(cls, owner: Physical, start: int, size: int) -> _Written:
+        made = super().__new__(cls, -1, size)
+        made[:] = bytes(owner.memory[start : start + size])
+        made.owner, made.start = owner, start
+        return made
+
+    def close(self) -> None:
+        self.owner.memory[self.start : self.start + len(self)] = self[:]
+        super().close()
+
+
+def test_pages_are_written_where_they_belong_and_nowhere_else() -> None:
+    rng = random.Random(1)
+    physical = Physical(64)
+    places = putback.Places(physical, [(1, 9), (20, 40)])  # type: ignore[arg-type]
+    data = {pfn: rng.randbytes(PAGE) for pfn in (1, 2, 3, 8, 20, 21, 39)}
+    places.write(1, data[1] + data[2] + data[3])
+    for pfn in (8, 20, 21, 39):
+        places.write(pfn, data[pfn])
+    places.close()
+    for pfn in range(64):
+        assert physical.memory[pfn * PAGE : (pfn + 1) * PAGE] == data.get(pfn, bytes(PAGE))
+    for pfn in (0, 9, 19, 40):
+        with pytest.raises(RestoreFailed):
+            places.write(pfn, bytes(PAGE))
+    with pytest.raises(RestoreFailed):  # begins inside, ends outside
+        places.write(39, bytes(2 * PAGE))
+
+
+def test_the_restorer_lies_with_the_image(tmp_path: Path) -> None:
+    disk, kernel, initrd = (tmp_path / name for name in ("disk", "kernel", "initrd"))
+    with disk.open("wb") as file:
+        file.truncate(32 * MIB)
+    kernel.write_bytes(random.Random(2).randbytes(70_001))
+    initrd.write_bytes(random.Random(3).randbytes(50_000))
+    target.prepare(disk, cycle_id=uuid.UUID(int=1), hostname="h", restorer=(kernel, initrd))
+    with Device(disk) as device:
+        image = Image(device)
+        assert image.restorer() == (kernel.read_bytes(), initrd.read_bytes())
+        where = image.superblock.initrd_offset
+    with disk.open("r+b") as file:
+        file.seek(where + 7)
+        file.write(b"?")
+    with Device(disk) as device, pytest.raises(ImageDamaged):
+        Image(device).restorer()
+    target.prepare(disk, cycle_id=uuid.UUID(int=2), hostname="h")
+    with Device(disk) as device:
+        assert Image(device).restorer() is None
+
+
+def test_a_target_without_room_for_the_restorer_is_too_small(tmp_path: Path) -> None:
+    disk, big = tmp_path / "disk", tmp_path / "big"
+    with disk.open("wb") as file:
+        file.truncate(16 * MIB)
+    with big.open("wb") as file:
+        file.truncate(20 * MIB)
+    with pytest.raises(TargetTooSmall):
+        target.prepare(disk, cycle_id=uuid.UUID(int=1), hostname="h", restorer=(big, big))
+
+
+def test_words_of_the_command_line() -> None:
+    found = putback.words_of("quiet kjump.restore=abc kjump.target=/dev/x=y root=/dev/z")
+    assert found == {"kjump.restore": "abc", "kjump.target": "/dev/x=y"}
