@@ -76,7 +76,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Extent], dict[int, bytes]]:
         image = Image(device)
         image.require_complete()
         found = {}
-        for extents, data in image.chunks():
+        for extents, data in image.chunks(image.index()):
             at = 0
             for extent in extents:
                 for pfn in range(extent.pfn, extent.pfn + extent.pages):
@@ -244,6 +244,57 @@ def test_a_change_goes_to_the_slot_that_does_not_count_first(disk: Path) -> None
                 superblocks.store(device, found, state=state)
             after = superblocks.load(device)
             assert after is not None and after.state == state
+
+
+def test_after_an_interrupted_change_a_torn_write_loses_nothing(disk: Path) -> None:
+    class Interrupted(Device):
+        writes = 0
+
+        def write(self, offset: int, data: bytes) -> None:
+            self.writes += 1
+            if self.writes == 2:
+                raise TargetWriteFailed("power cut")
+            super().write(offset, data)
+
+    class Torn(Device):
+        def write(self, offset: int, data: bytes) -> None:
+            super().write(offset, data[:100] + bytes(BLOCK - 100))
+            raise TargetWriteFailed("power cut")
+
+    with Interrupted(disk, writable=True) as device:
+        found = superblocks.load(device)
+        assert found is not None
+        with pytest.raises(TargetWriteFailed):
+            superblocks.store(device, found, state=RESTORING)
+    with Torn(disk, writable=True) as device:
+        found = superblocks.load(device)
+        assert found is not None and found.state == RESTORING
+        with pytest.raises(TargetWriteFailed):
+            superblocks.store(device, found, state=SPENT)
+        after = superblocks.load(device)
+        assert after is not None and after.state == RESTORING
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        [Extent(100, 3), Extent(200, 4)],
+        [Extent(100, 2), Extent(200, 5)],
+        [Extent(100, 3), Extent(200, 3)],
+        [Extent(100, 3)],
+        [],
+        [Extent(101, 3), Extent(200, 4)],
+    ],
+)
+def test_chunks_must_bring_just_what_the_index_says(disk: Path, index: list[Extent]) -> None:
+    write(disk, [(100, b"ab" * (PAGE * 3 // 2)), (200, b"cd" * (PAGE * 2))])
+    with Device(disk) as device:
+        image = Image(device)
+        if index == image.index():
+            assert len(list(image.chunks(index))) == 2
+        else:
+            with pytest.raises(ImageDamaged):
+                list(image.chunks(index))
 
 
 def test_newest_generation_counts() -> None:

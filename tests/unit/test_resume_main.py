@@ -17,6 +17,7 @@ from kjump.errors import (
     MemoryMapChanged,
     OtherMachine,
     RestoreFailed,
+    RestoreNoMemory,
     ResumeSkipped,
 )
 from kjump.image import fingerprint, superblocks, target
@@ -26,7 +27,7 @@ from kjump.image.read import Image
 from kjump.image.write import Writer
 from kjump.machine.memory import Entry
 from kjump.machine.ranges import PAGE
-from kjump.resume import main, restore
+from kjump.resume import inplace, main, restore
 
 MACHINE = restore.Machine("me", [Entry(0x100000, 0x8000000, 1)], 32000, 4)
 
@@ -185,3 +186,34 @@ def test_a_device_only_the_session_opens_has_no_fingerprint(tmp_path: Path) -> N
     saved = fingerprint.take_all([{"type": "ext4", "links": [str(tmp_path / "mapped")]}])
     assert saved[0]["fingerprint"] is None
     assert fingerprint.changed(saved) == []
+
+
+@pytest.mark.parametrize("restorer", [False, True])
+def test_no_memory_beside_the_boot_kernel_is_no_end_where_a_restorer_lies_with_the_image(
+    disk: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, restorer: bool
+) -> None:
+    part = tmp_path / "part"
+    part.write_bytes(b"x" * 5000)
+    target.prepare(
+        disk,
+        cycle_id=uuid.UUID(int=1),
+        hostname="h",
+        restorer=(part, part) if restorer else None,
+    )
+    done = []
+
+    def load(*_: object, **__: object) -> None:
+        raise RestoreNoMemory("full")
+
+    def jump() -> None:
+        done.append("jump")
+        raise RestoreFailed("as the test wants it")
+
+    monkeypatch.setattr(restore, "_load", load)
+    monkeypatch.setattr(inplace, "load", lambda *_: done.append("load"))
+    monkeypatch.setattr(inplace, "jump", jump)
+    monkeypatch.setattr(inplace, "choose", lambda *_, **__: inplace.SNAPSHOT)
+    write(disk, description())
+    with pytest.raises(RestoreFailed if restorer else RestoreNoMemory):
+        resume(disk)
+    assert done == (["load", "jump"] if restorer else [])

@@ -83,7 +83,7 @@ def figures(last: Mapping[str, object]) -> list[tuple[str, str]]:
     rows += [(f"pages {kind}", f"{pages[kind]:8d}") for kind in ("data", "zero", "free")]
     rows += [
         ("image", f"{disk['size'] / (1 << 20):8.1f} MiB"),
-        ("ratio", f"{disk['size'] / max(disk['data'], 1):8.2f}"),
+        ("ratio", f"{disk['data'] / max(disk['size'], 1):8.2f} : 1"),
     ]
     return rows
 

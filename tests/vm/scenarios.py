@@ -93,7 +93,7 @@ def memory_full(image: Image) -> None:
     with Guest(image, Shape(la57=True, machine="pc")) as guest:
         ready(guest)
         status = ctl_json(guest, "status")
-        spare = status["Window"]["needed"] // MIB + 24
+        spare = status["Window"]["available_needed"] // MIB + 24
         available = int(guest.check("awk '/MemAvailable/ {print $2}' /proc/meminfo")) // 1024
         guest.start_work(available - spare - 60, deadline=400)
         expect("can-hibernate", ctl_json(guest, "can-hibernate")["answer"], "yes")

@@ -94,7 +94,7 @@ def put_back(image: Image, started: float) -> Cell:
     phases = {"restorer boot": round(started, 3)}
     with memory.PhysicalMemory(writable=True) as physical:
         places = Places(physical, pieces(description))
-        for chunk, data in image.chunks():
+        for chunk, data in image.chunks(extents):
             view = memoryview(data)
             at = 0
             for extent in chunk:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,29 @@ def _unzstd(data: bytes | memoryview, size: int, what: str) -> bytes:
     if len(out) != size:
         raise ImageDamaged(f"{what} has another size than the image says.")
     return out
+
+
+class _Due:
+    """The data pages an index promises, in order, as the chunks bring them."""
+
+    def __init__(self, index: Sequence[Extent]) -> None:
+        self._left = iter([e for e in index if e.kind == DATA])
+        self._pfn = self._end = 0
+
+    def take(self, extents: Sequence[Extent]) -> None:
+        for extent in extents:
+            first, last = extent.pfn, extent.pfn + extent.pages
+            while first < last:
+                if self._pfn == self._end:
+                    following = next(self._left, Extent(-1, 0))
+                    self._pfn, self._end = following.pfn, following.pfn + following.pages
+                if first != self._pfn:
+                    raise ImageDamaged("The image's chunks and its index disagree.")
+                first = self._pfn = min(last, self._end)
+
+    def end(self) -> None:
+        if self._pfn != self._end or next(self._left, None) is not None:
+            raise ImageDamaged("The image's chunks and its index disagree.")
 
 
 class Image:
@@ -129,8 +152,12 @@ class Image:
             raise ImageDamaged("The restorer in the image has a wrong checksum.")
         return kernel, initrd
 
-    def chunks(self) -> Iterator[tuple[list[Extent], bytes]]:
-        """(extents, pages) of every chunk, in order, each checked.  Raises `ImageDamaged`."""
+    def chunks(self, index: Sequence[Extent]) -> Iterator[tuple[list[Extent], bytes]]:
+        """(extents, pages) of every chunk, in order, each checked, and against the ``index`` too.
+
+        Raises `ImageDamaged`.
+        """
+        due = _Due(index)
         at = self.superblock.chunks_offset
         for number in range(self.superblock.chunks):
             head = self._read(at, BLOCK, f"Chunk {number} of the image")
@@ -139,6 +166,7 @@ class Image:
             if header.stored > BLOCK:
                 data = memoryview(self._read(at, header.stored, f"Chunk {number} of the image"))
             extents = check_chunk(bytes(data[: header.payload_offset + header.length]), header)
+            due.take(extents)
             payload = data[header.payload_offset : header.payload_offset + header.length]
             size = header.pages * PAGE
             if header.codec == RAW:
@@ -148,6 +176,7 @@ class Image:
             else:
                 yield extents, _unzstd(payload, size, f"Chunk {number} of the image")
             at += align_up(header.stored, BLOCK)
+        due.end()
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from kjump.errors import (
     OtherMachine,
     PagingModeDiffers,
     RestoreFailed,
+    RestoreNoMemory,
 )
 from kjump.handoff import report as reports
 from kjump.image import fingerprint, superblocks
@@ -70,15 +71,13 @@ def check_file_systems(description: Mapping[str, Any]) -> None:
         raise FileSystemChanged(f"Changed since the session was saved: {', '.join(changed)}.")
 
 
-def report_page(
-    description: Mapping[str, Any], outcome: Mapping[str, Any], phases: Mapping[str, float]
-) -> snapshot.Insert:
+def report_page(description: Mapping[str, Any], outcome: Mapping[str, Any]) -> snapshot.Insert:
     """The page the session will find: the helper's figures and those of this boot."""
     document = {
         "by": "resume",
         "result": "ok",
         "way": inplace.SNAPSHOT,
-        "phases": {**dict(outcome.get("phases", {})), **phases},
+        "phases": dict(outcome.get("phases", {})),
         "saved": description.get("saved"),
         "resumed": time.time(),
         "boot_memory": memory.own_memory(),
@@ -106,9 +105,9 @@ def without(extents: list[Extent], pfn: int) -> list[Extent]:
     return out
 
 
-def chunks_without(image: Image, pfn: int) -> Any:
+def chunks_without(image: Image, index: list[Extent], pfn: int) -> Any:
     """The image's chunks less one page."""
-    for extents, data in image.chunks():
+    for extents, data in image.chunks(index):
         at = 0
         for e in extents:
             if e.pfn <= pfn < e.pfn + e.pages:
@@ -127,27 +126,43 @@ def restore(image: Image, description: Mapping[str, Any], *, started: float, boo
     there.  Raises any `KjumpError` of the image and of the restore; nothing of the running system
     is touched then.
     """
-    extents = image.index()
-    check_pages(extents, description)
+    index = image.index()
+    check_pages(index, description)
     phases = {"boot kernel": round(boot, 3), "check": round(time.monotonic() - started, 3)}
     outcome = dict(image.superblock.outcome)
-    cmdline = inplace.command_line()
+    outcome["phases"] = {**dict(outcome.get("phases", {})), **phases}
+    restorer = image.superblock.kernel_length > 0
     way = inplace.choose(
-        cmdline.split(),
+        inplace.command_line().split(),
         pages=image.superblock.data_pages + image.superblock.zero_pages,
         available=memory.own_memory()["available"],
-        restorer=image.superblock.kernel_length > 0,
+        restorer=restorer,
     )
-    if way == inplace.IN_PLACE:
-        say("restoring in place: the image does not fit beside the boot kernel")
-        outcome["phases"] = {**dict(outcome.get("phases", {})), **phases}
-        inplace.load(image, description, cmdline)
+    if way == inplace.SNAPSHOT:
         image.superblock = superblocks.store(
             image.device, image.superblock, state=RESTORING, outcome=outcome
         )
-        inplace.jump()
-    image.superblock = superblocks.store(image.device, image.superblock, state=RESTORING)
-    page = report_page(description, outcome, phases)
+        try:
+            _beside(image, index, description, outcome)
+        except RestoreNoMemory:
+            if not restorer:
+                raise
+    say("restoring in place: the image does not fit beside the boot kernel")
+    inplace.load(image, description, inplace.command_line())
+    image.superblock = superblocks.store(
+        image.device, image.superblock, state=RESTORING, outcome=outcome
+    )
+    inplace.jump()
+
+
+def _beside(
+    image: Image,
+    index: list[Extent],
+    description: Mapping[str, Any],
+    outcome: Mapping[str, Any],
+) -> None:
+    """Load through /dev/snapshot and jump.  Raises any `KjumpError`."""
+    page = report_page(description, outcome)
     window = int(description["window"][0])
     trampoline = code.jump_pages(
         window,
@@ -156,13 +171,11 @@ def restore(image: Image, description: Mapping[str, Any], *, started: float, boo
         gigabyte_pages=False,
     )
     inserts = [page, snapshot.Insert(window // PAGE, trampoline)]
-    extents = without(extents, page.pfn)
     for zero_pages in (True, False):
         try:
-            _load(image, extents, inserts, window, zero_pages=zero_pages, title=description)
+            _load(image, index, inserts, window, zero_pages=zero_pages, title=description)
         except _NoZeroPages:
             continue
-        return
     raise RestoreFailed("The kernel does not take the image's page list.")
 
 
@@ -172,13 +185,15 @@ class _NoZeroPages(Exception):
 
 def _load(
     image: Image,
-    extents: list[Extent],
+    index: list[Extent],
     inserts: list[snapshot.Insert],
     window: int,
     *,
     zero_pages: bool,
     title: Mapping[str, Any],
 ) -> None:
+    report = inserts[0].pfn
+    extents = without(index, report)
     meta = snapshot.numbers(extents, inserts, zero_pages=zero_pages)
     meta_pages = len(meta) * 8 // PAGE
     data_pages = _data_pages(meta)
@@ -205,7 +220,7 @@ def _load(
             ) from error
         done = 0
         for piece in snapshot.stream(
-            chunks_without(image, inserts[0].pfn), extents, inserts, zero_pages=zero_pages
+            chunks_without(image, index, report), extents, inserts, zero_pages=zero_pages
         ):
             device.write_pages(piece)
             done += len(piece)

@@ -166,14 +166,17 @@ def file_systems() -> list[dict[str, Any]]:
     fingerprints, and nobody resumes when one has changed."""
     seen: dict[str, dict[str, Any]] = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        number = left.split()[2]
-        kind, source = right.split()[:2]
-        if number.startswith("0:") or not source.startswith("/dev/") or number in seen:
+        kind, source = line.partition(" - ")[2].split()[:2]
+        if not source.startswith("/dev/"):
             continue
         try:
+            # Not the number in mountinfo: btrfs has one of its own there.
+            device = os.stat(source).st_rdev
+            number = f"{os.major(device)}:{os.minor(device)}"
             facts = Path("/run/udev/data", f"b{number}").read_text().splitlines()
         except OSError:
+            continue
+        if number in seen:
             continue
         links = [f"/dev/{x[2:]}" for x in facts if x.startswith("S:disk/by-")]
         seen[number] = {
