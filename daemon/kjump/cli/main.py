@@ -10,15 +10,19 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kjump import VERSION
 from kjump import settings as configuration
 from kjump.cli import dropins, show
 from kjump.cli.client import Client
 from kjump.errors import BadRequest, Internal, KjumpError, NoImage, NoTarget, table
+
+if TYPE_CHECKING:
+    from kjump.image.read import Image
 
 UPDATE_INITRDS = "/usr/libexec/kjump/update-initrds"
 
@@ -99,6 +103,52 @@ def image_info(options: Options) -> int:
     document = _image(path)
     put(options, document, lambda: show.table(_flat(document)))
     return 0
+
+
+@contextmanager
+def _opened(options: Options) -> Iterator[Image]:
+    """The image that was named, or that on the target, open for reading."""
+    from kjump.image.device import Device
+    from kjump.image.read import Image
+
+    path = Path(options.path) if options.path else _target_path()
+    with Device(path) as device:
+        yield Image(device)
+
+
+def image_verify(options: Options) -> int:
+    from kjump.image import export
+
+    with _opened(options) as image:
+        size = export.verify(image, _bar(options, image.superblock.data_pages * 4096))
+    put(options, {"verified": size}, lambda: f"Every checksum holds: {size >> 20} MiB of memory.")
+    return 0
+
+
+def image_export(options: Options) -> int:
+    from kjump.image import export
+
+    out = Path(options.core)
+    try:
+        with _opened(options) as image:
+            size = export.export(image, out, _bar(options, image.superblock.data_pages * 4096))
+    except FileExistsError as error:
+        raise BadRequest(f"{out} is there already.", advice="Name another file.") from error
+    put(options, {"core": str(out), "size": size}, lambda: f"Written: {out}")
+    return 0
+
+
+def _bar(options: Options, total: int) -> Callable[[int], None]:
+    """Progress on standard error, where that is a terminal."""
+    if options.json or not sys.stderr.isatty():
+        return lambda done: None
+
+    def draw(done: int) -> None:
+        percent = min(100, done * 100 // max(total, 1))
+        filled = "#" * (percent * 40 // 100)
+        print(f"\r[{filled:40}] {percent:3d} %", end="\n" if done >= total else "", file=sys.stderr)
+
+    return draw
 
 
 def _target_path() -> Path:
@@ -231,7 +281,13 @@ def parser() -> argparse.ArgumentParser:
     image = commands.add_parser("image", help="Look at an image.")
     images = image.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
     sub = command("info", image_info, "Describe the image on the target.", images)
-    sub.add_argument("path", nargs="?", metavar="PATH", help="default: the configured target")
+    default = "default: the configured target"
+    sub.add_argument("path", nargs="?", metavar="PATH", help=default)
+    sub = command("verify", image_verify, "Read all of an image and check it.", images)
+    sub.add_argument("path", nargs="?", metavar="PATH", help=default)
+    sub = command("export", image_export, "Write an image as an ELF core.", images)
+    sub.add_argument("core", metavar="FILE", help="the core to write; must not be there yet")
+    sub.add_argument("path", nargs="?", metavar="PATH", help=default)
     sub = command("history", history, "Show all cycles.")
     sub.add_argument("--file", help=argparse.SUPPRESS)
     for name, function, text in (

@@ -174,17 +174,20 @@ def copy_pages(core: Vmcore, states: States, writer: Writer, progress: Progress)
     return index
 
 
-def describe(handoff: Handoff, file_systems: list[dict[str, Any]]) -> dict[str, Any]:
+def describe(
+    handoff: Handoff, facts: Mapping[str, str], file_systems: list[dict[str, Any]]
+) -> dict[str, Any]:
     """The image's description: what the boot side needs and a person wants to know."""
     keep = (
         "cycle", "hostname", "machine", "release", "levels", "window", "low", "ram",
-        "firmware_map", "page_count", "report_page", "nonce", "requested",
+        "firmware_map", "page_count", "page_offset", "report_page", "nonce", "requested",
     )  # fmt: skip
     return {
         **{key: handoff.document[key] for key in keep if key in handoff.document},
         "kjump": VERSION,
         "jump_back": handoff.jump_back,
         "file_systems": file_systems,
+        "vmcoreinfo": vmcoreinfo.text(facts),
         "saved": time.time(),
     }
 
@@ -199,7 +202,7 @@ def save(core: Vmcore, facts: Mapping[str, str], handoff: Handoff, clock: Clock)
     clock.phase("find target")
     with open_target(handoff) as device:
         writer = Writer(device, _prepared(device), level=handoff.level)
-        writer.begin(describe(handoff, fingerprint.take_all(handoff.file_systems)))
+        writer.begin(describe(handoff, facts, fingerprint.take_all(handoff.file_systems)))
         clock.phase("copy")
         say(f"saving {before['data'] * PAGE >> 20} MiB of {handoff.document.get('hostname')}"
             f" to {device.path}")  # fmt: skip

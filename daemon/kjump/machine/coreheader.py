@@ -24,12 +24,13 @@ RWX = 7
 
 @dataclass(frozen=True)
 class Segment:
-    """A program header: file offset, physical address and size, all in bytes."""
+    """A program header: file offset, addresses and size, all in bytes."""
 
     kind: int
     offset: int
     physical: int
     size: int
+    virtual: int = 0
 
 
 def build(notes: Sequence[tuple[int, int]], memory: Iterable[Range]) -> bytes:
@@ -45,11 +46,13 @@ def build(notes: Sequence[tuple[int, int]], memory: Iterable[Range]) -> bytes:
         count += 1
     if count >= 0xFFFF:
         raise ValueError(f"{count} program headers")
-    return (
-        EHDR.pack(
-            IDENT, ET_CORE, EM_X86_64, 1, 0, EHDR.size, 0, 0, EHDR.size, PHDR.size, count, 0, 0, 0
-        )
-        + headers
+    return file_header(count) + headers
+
+
+def file_header(count: int) -> bytes:
+    """The ELF header of a core with ``count`` program headers right behind it."""
+    return EHDR.pack(
+        IDENT, ET_CORE, EM_X86_64, 1, 0, EHDR.size, 0, 0, EHDR.size, PHDR.size, count, 0, 0, 0
     )
 
 
@@ -63,8 +66,8 @@ def parse(data: bytes) -> list[Segment]:
         raise DamagedHandoff("The ELF core header is cut short or of another machine.")
     out = []
     for number in range(count):
-        kind, _flags, at, _virtual, physical, size, _memsz, _align = PHDR.unpack_from(
+        kind, _flags, at, virtual, physical, size, _memsz, _align = PHDR.unpack_from(
             data, offset + number * PHDR.size
         )
-        out.append(Segment(kind, at, physical, size))
+        out.append(Segment(kind, at, physical, size, virtual))
     return out

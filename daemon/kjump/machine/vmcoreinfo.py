@@ -23,6 +23,11 @@ def parse(text: bytes) -> dict[str, str]:
     return out
 
 
+def text(facts: Mapping[str, str]) -> str:
+    """The lines again, as `parse` read them."""
+    return "".join(f"{key}={value}\n" for key, value in facts.items())
+
+
 def number(facts: Mapping[str, str], *keys: str, base: int = 10) -> int:
     """The first of the keys that is there.  Raises `MemoryUnreadable` if none is."""
     for key in keys:

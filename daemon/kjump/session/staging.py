@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kjump import VERSION
-from kjump.errors import JumpFailed, NoHelperInitrd, NoHelperKernel, StagingFailed
+from kjump.errors import DamagedHandoff, JumpFailed, NoHelperInitrd, NoHelperKernel, StagingFailed
 from kjump.handoff import note
 from kjump.handoff.cell import JUMP_BACK_OFFSET, Cell
 from kjump.image.target import Target
@@ -121,6 +121,23 @@ def command_line(settings: Settings, running: str, *, core_header: int, cell: in
             *settings.helper.command_line.split(),
         ]
     )
+
+
+def page_offset(path: Path = Path("/proc/kcore")) -> int:
+    """Virtual address of physical 0 in the running kernel's direct map; KASLR moves it.
+
+    /proc/kcore tells both addresses of each range of RAM (fs/proc/kcore.c).  0: not told.
+    """
+    try:
+        with path.open("rb") as file:
+            found = coreheader.parse(file.read(4096 * 4))
+    except (OSError, DamagedHandoff):
+        return 0
+    for segment in found:
+        # What is not RAM has no physical address, which is -1 there, or 0.
+        if segment.kind == coreheader.PT_LOAD and 0 < segment.physical < 1 << 52:
+            return segment.virtual - segment.physical
+    return 0
 
 
 def vmcoreinfo_note() -> tuple[int, int]:
@@ -284,6 +301,7 @@ def _stage(
         "ram": [list(r) for r in ram],
         "firmware_map": [[e.start, e.end, e.kind] for e in firmware],
         "page_count": memory.page_count(),
+        "page_offset": page_offset(),
         "report_page": page.physical,
         "nonce": page.nonce.hex(),
         "free_pages": free_pages_policy(cmdline, kernel_config(release)),
