@@ -6,9 +6,11 @@ A scenario is a function of the guest image; its docstring is what it shows.  ``
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 
 from .guest import DiskErrors, Guest, Shape
@@ -30,6 +32,7 @@ from .steps import (
 )
 
 MIB = 1 << 20
+TEXT = "Dear Bob, nobody has saved this yet."  # as work.py types it
 Scenario = Callable[[Image], None]
 
 
@@ -44,8 +47,42 @@ def daemon_size(guest: Guest) -> int:
     return int(guest.check(script)) * 1024
 
 
-def whole_cycle(shape: Shape, times: int = 1) -> Scenario:
-    """The user's ``systemctl hibernate``: off, on again, and her work runs on."""
+def debuggers_read_it(guest: Guest) -> None:
+    """The saved image, on the switched-off disk, as a core: its kernel log, and what the user
+    typed and nobody saved."""
+    folder = guest.folder
+    disk, part, core = (folder / name for name in ("disk.raw", "target", "core"))
+    subprocess.run(["qemu-img", "convert", "-O", "raw", guest.disk, disk], check=True)
+    with disk.open("rb") as source, part.open("wb") as copy:
+        source.seek(guest.image.target_offset)
+        for _ in range(guest.image.target_size // MIB):
+            block = source.read(MIB)
+            copy.seek(len(block), os.SEEK_CUR) if not any(block) else copy.write(block)
+        copy.truncate(guest.image.target_size)
+    disk.unlink()
+    for words in (["verify", str(part)], ["export", str(core), str(part)]):
+        subprocess.run([sys.executable, "-m", "kjump.cli", "image", *words], check=True)
+    log = folder / "dmesg"
+    tool = ["makedumpfile", "--dump-dmesg", core, log]
+    done = subprocess.run(tool, check=False, capture_output=True, text=True)
+    require("makedumpfile reads the core", done.returncode == 0, done.stdout + done.stderr)
+    release = guest.image.kernels["kjump"]
+    require("the kernel log is in the core", f"Linux version {release}" in log.read_text())
+    typed, tail, found = TEXT.encode(), b"", False
+    with core.open("rb") as file:
+        while block := file.read(4 * MIB):
+            found = found or typed in tail + block
+            tail = block[-len(typed) :]
+    require("what the user typed is in the core", found)
+    part.unlink()
+    core.unlink()
+
+
+def whole_cycle(
+    shape: Shape, times: int = 1, between: Callable[[Guest], None] | None = None
+) -> Scenario:
+    """The user's ``systemctl hibernate``: off, on again, and her work runs on.  ``between``:
+    what is done while the machine is off."""
 
     def run(image: Image) -> None:
         with Guest(image, shape) as first:
@@ -57,6 +94,8 @@ def whole_cycle(shape: Shape, times: int = 1) -> Scenario:
                 with_boot_id = guest.check("cat /proc/sys/kernel/random/boot_id")
                 request(guest)
                 power_off(guest)
+                if between:
+                    between(guest)
                 guest = guest.again().start()
                 try:
                     expect(
@@ -281,7 +320,7 @@ ALWAYS: dict[str, Scenario] = {
     "comes-back": comes_back,
     "refusals": refusals,
     "plug-and-bit": plug_pulled_and_flipped_bit,
-    "small-pc": whole_cycle(Shape(memory=768, cpus=1, machine="pc")),
+    "small-pc": whole_cycle(Shape(memory=768, cpus=1, machine="pc"), between=debuggers_read_it),
     "memory-full": memory_full,
     "large": whole_cycle(Shape(memory=5120, cpus=2, machine="q35")),
 }

@@ -26,6 +26,7 @@ from kjump.image.target import Target
 from kjump.machine import bzimage, coreheader, memory, placing, syscalls
 from kjump.machine.identity import machine_identity
 from kjump.machine.ranges import PAGE, Range, align_up, subtract, whole_pages
+from kjump.machine.structpage import START_KERNEL_MAP
 from kjump.machine.syscalls import Segment
 from kjump.session import window as windows
 from kjump.session.reportpage import ReportPage
@@ -134,9 +135,16 @@ def page_offset(path: Path = Path("/proc/kcore")) -> int:
     except (OSError, DamagedHandoff):
         return 0
     for segment in found:
-        # What is not RAM has no physical address, which is -1 there, or 0.
-        if segment.kind == coreheader.PT_LOAD and 0 < segment.physical < 1 << 52:
-            return segment.virtual - segment.physical
+        offset = segment.virtual - segment.physical
+        # Kernel text has a physical address as well, the rest has none; the direct map begins on
+        # 1 GiB, also under KASLR.
+        if (
+            segment.kind == coreheader.PT_LOAD
+            and 0 < segment.physical < 1 << 52
+            and segment.virtual < START_KERNEL_MAP
+            and offset % (1 << 30) == 0
+        ):
+            return offset
     return 0
 
 

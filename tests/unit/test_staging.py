@@ -1,0 +1,72 @@
+"""What the session tells the helper, from what the kernel tells it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kjump.machine import coreheader
+from kjump.session import staging
+from kjump.settings import Settings
+
+TEXT = (0xFFFFFFFF9C000000, 0x2B000000)
+RAM = (0xFFFF8E3D00001000, 0x1000)
+VMALLOC = (0xFFFFA1C000000000, (1 << 64) - 1)
+
+
+@pytest.mark.parametrize(
+    ("segments", "offset"),
+    [
+        ([TEXT, VMALLOC, RAM], 0xFFFF8E3D00000000),
+        ([VMALLOC, RAM, TEXT], 0xFFFF8E3D00000000),
+        ([TEXT, VMALLOC], 0),
+        ([(0xFFFF8E3D12345000, 0x1000)], 0),
+        ([], 0),
+    ],
+)
+def test_the_direct_map_is_told_from_kernel_text(
+    tmp_path: Path, segments: list[tuple[int, int]], offset: int
+) -> None:
+    headers = b"".join(
+        coreheader.PHDR.pack(coreheader.PT_LOAD, 7, 0, virtual, physical, 4096, 4096, 0)
+        for virtual, physical in segments
+    )
+    kcore = tmp_path / "kcore"
+    kcore.write_bytes(coreheader.file_header(len(segments)) + headers)
+    assert staging.page_offset(kcore) == offset
+
+
+def test_no_kcore_is_no_error(tmp_path: Path) -> None:
+    assert staging.page_offset(tmp_path / "nothing") == 0
+    (tmp_path / "junk").write_bytes(b"junk")
+    assert staging.page_offset(tmp_path / "junk") == 0
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "config", "policy"),
+    [
+        ("quiet", "", "skip"),
+        ("init_on_free=1", "", "zero"),
+        ("init_on_free=0", "CONFIG_INIT_ON_FREE_DEFAULT_ON=y\n", "skip"),
+        ("quiet", "CONFIG_INIT_ON_FREE_DEFAULT_ON=y\n", "zero"),
+    ],
+)
+def test_free_pages_are_zero_where_the_kernel_trusts_them_to_be(
+    cmdline: str, config: str, policy: str
+) -> None:
+    assert staging.free_pages_policy(cmdline, config) == policy
+
+
+def test_the_paging_mode_goes_with_the_command_line() -> None:
+    words = staging.command_line(
+        Settings(), "quiet no5lvl console=ttyS0 root=/dev/x", core_header=0x1000, cell=0x2000
+    ).split()
+    assert {"no5lvl", "console=ttyS0", "elfcorehdr=0x1000", "kjump.return=0x2000"} <= set(words)
+    assert "root=/dev/x" not in words and "quiet" not in words
+
+
+def test_the_window_holds_all_its_parts() -> None:
+    parts = staging.window_parts(30 << 20, 11 << 20, 34 << 20)
+    assert sum(parts.values()) <= 160 << 20
+    assert parts["unpacked"] == 34 << 20
