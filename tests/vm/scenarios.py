@@ -63,7 +63,7 @@ def debuggers_read_it(guest: Guest) -> None:
     for words in (["verify", str(part)], ["export", str(core), str(part)]):
         subprocess.run([sys.executable, "-m", "kjump.cli", "image", *words], check=True)
     log = folder / "dmesg"
-    tool = ["makedumpfile", "--dump-dmesg", core, log]
+    tool = ["makedumpfile", "--dump-dmesg", str(core), str(log)]
     done = subprocess.run(tool, check=False, capture_output=True, text=True)
     require("makedumpfile reads the core", done.returncode == 0, done.stdout + done.stderr)
     release = guest.image.kernels["kjump"]
