@@ -213,6 +213,18 @@ def test_states_and_who_may_resume(disk: Path) -> None:
         Image(device).require_complete()
 
 
+class Interrupted(Device):
+    """The power goes between the first and the second write."""
+
+    writes = 0
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.writes += 1
+        if self.writes == 2:
+            raise TargetWriteFailed("power cut")
+        super().write(offset, data)
+
+
 @pytest.mark.parametrize("torn", SLOTS)
 def test_a_torn_superblock_write_leaves_the_old_or_the_new_state(disk: Path, torn: int) -> None:
     with Device(disk, writable=True) as device:
@@ -227,17 +239,8 @@ def test_a_torn_superblock_write_leaves_the_old_or_the_new_state(disk: Path, tor
 
 
 def test_a_change_goes_to_the_slot_that_does_not_count_first(disk: Path) -> None:
-    class Stops(Device):
-        writes = 0
-
-        def write(self, offset: int, data: bytes) -> None:
-            self.writes += 1
-            if self.writes == 2:
-                raise TargetWriteFailed("power cut")
-            super().write(offset, data)
-
     for state in (WRITING, COMPLETE, RESTORING):
-        with Stops(disk, writable=True) as device:
+        with Interrupted(disk, writable=True) as device:
             found = superblocks.load(device)
             assert found is not None
             with pytest.raises(TargetWriteFailed):
@@ -247,15 +250,6 @@ def test_a_change_goes_to_the_slot_that_does_not_count_first(disk: Path) -> None
 
 
 def test_after_an_interrupted_change_a_torn_write_loses_nothing(disk: Path) -> None:
-    class Interrupted(Device):
-        writes = 0
-
-        def write(self, offset: int, data: bytes) -> None:
-            self.writes += 1
-            if self.writes == 2:
-                raise TargetWriteFailed("power cut")
-            super().write(offset, data)
-
     class Torn(Device):
         def write(self, offset: int, data: bytes) -> None:
             super().write(offset, data[:100] + bytes(BLOCK - 100))

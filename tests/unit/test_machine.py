@@ -74,13 +74,15 @@ def test_identity_refuses_what_the_levels_do_not_reach() -> None:
         paging.identity(0, [], levels=3)
 
 
-def test_jump_pages_map_code_stack_and_target() -> None:
+@pytest.mark.parametrize("levels", [4, 5])
+@pytest.mark.parametrize("large", [False, True])
+def test_jump_pages_map_code_stack_and_target(levels: int, large: bool) -> None:
     at, target = 0x7FA00000, 0x13FFFE000
-    pages = code.jump_pages(at, target, levels=5, gigabyte_pages=False)
+    pages = code.jump_pages(at, target, levels=levels, gigabyte_pages=large)
     root, stack, found = struct.unpack_from("<3Q", pages, code.JUMP_PARAMETERS)
     assert root == at + 2 * PAGE and found == target
     for address in (at, stack, stack + 7, target, target + PAGE - 1):
-        assert paging.translate(pages[2 * PAGE :], root, address, levels=5) == address
+        assert paging.translate(pages[2 * PAGE :], root, address, levels=levels) == address
 
 
 # -- assembled code ----------------------------------------

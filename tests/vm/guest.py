@@ -64,6 +64,7 @@ class Shape:
     machine: str = "q35"  # or pc
     bus: str = "virtio"  # or ahci, ide (pc only), nvme, scsi
     la57: bool = False
+    huge: bool = True  # 1 GiB pages
     kaslr: bool = True
     kernel: str = "kjump"  # or stock
     words: str = ""  # more for the kernel command line
@@ -251,7 +252,8 @@ class Guest:
     def command(self) -> list[str]:
         shape = self.shape
         accel = acceleration()
-        cpu = ("host" if accel == "kvm" else "max") + f",la57={'on' if shape.la57 else 'off'}"
+        cpu = "host" if accel == "kvm" else "max"
+        cpu += f",la57={'on' if shape.la57 else 'off'},pdpe1gb={'on' if shape.huge else 'off'}"
         # Padded: the firmware's tables, and so the memory map, are alike whatever the words.
         words = shape.command_line().ljust(SMBIOS_WORDS).replace(",", ",,")
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time.time() + self.clock))

@@ -38,7 +38,11 @@ Scenario = Callable[[Image], None]
 
 def shape_name(shape: Shape) -> str:
     levels = 5 if shape.la57 else 4
-    return f"{shape.machine}, {shape.cpus} CPU, {shape.memory} MiB, {levels}-level, {shape.bus}"
+    pages = "with" if shape.huge else "without"
+    return (
+        f"{shape.machine}, {shape.cpus} CPU, {shape.memory} MiB, {levels}-level,"
+        f" {pages} 1 GiB pages, {shape.bus}"
+    )
 
 
 def daemon_size(guest: Guest) -> int:
@@ -320,7 +324,9 @@ ALWAYS: dict[str, Scenario] = {
     "comes-back": comes_back,
     "refusals": refusals,
     "plug-and-bit": plug_pulled_and_flipped_bit,
-    "small-pc": whole_cycle(Shape(memory=768, cpus=1, machine="pc"), between=debuggers_read_it),
+    "small-pc": whole_cycle(
+        Shape(memory=768, cpus=1, machine="pc", huge=False), between=debuggers_read_it
+    ),
     "memory-full": memory_full,
     "large": whole_cycle(Shape(memory=5120, cpus=2, machine="q35")),
 }

@@ -65,7 +65,7 @@ def jump_back(cell: cells.Cell) -> NoReturn:
         at,
         cell.jump_back,
         levels=5 if memory.is_5_level() else 4,
-        gigabyte_pages=False,
+        gigabyte_pages=memory.has_gigabyte_pages(),
     )
     try:
         # Plain, not preserving: it also sends the other CPUs into HLT, where the session's kernel

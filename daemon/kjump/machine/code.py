@@ -7,11 +7,10 @@ keeps its parameters as quads at the offset named here, which a test compares wi
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from pathlib import Path
 
 from kjump.machine.paging import identity
-from kjump.machine.ranges import PAGE, Range
+from kjump.machine.ranges import PAGE
 
 BUILT = Path(__file__).with_name("built")
 ENTRY_PARAMETERS = 0x100
@@ -30,16 +29,14 @@ def entry_stub(*, note_slot: int, cell_slot: int, boot_params: int, kernel_entry
     return bytes(code)
 
 
-def jump_pages(
-    at: int, target: int, *, levels: int, gigabyte_pages: bool, also: Iterable[Range] = ()
-) -> bytes:
+def jump_pages(at: int, target: int, *, levels: int, gigabyte_pages: bool) -> bytes:
     """The code and tables that jump to ``target``, for the physical address ``at``.
 
     Page 0 is the code (entered at its first byte), page 1 the stack, the rest page tables that
-    map these pages, the target's 2 MiB and the ranges in ``also``.
+    map these pages and the target.
     """
     root = at + 2 * PAGE
-    ranges = [(at, at + (1 << 21)), (target, target + PAGE), *also]
+    ranges = [(at, at + (1 << 21)), (target, target + PAGE)]
     tables = identity(root, ranges, levels=levels, gigabyte_pages=gigabyte_pages)
     code = bytearray(blob("jump"))
     struct.pack_into("<3Q", code, JUMP_PARAMETERS, root, at + 2 * PAGE - 16, target)

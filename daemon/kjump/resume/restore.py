@@ -168,7 +168,7 @@ def _beside(
         window,
         int(description["jump_back"]),
         levels=int(description["levels"]),
-        gigabyte_pages=False,
+        gigabyte_pages=memory.has_gigabyte_pages(),
     )
     inserts = [page, snapshot.Insert(window // PAGE, trampoline)]
     for zero_pages in (True, False):

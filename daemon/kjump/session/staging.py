@@ -303,7 +303,6 @@ def _stage(
         "machine": machine_identity(),
         "release": release,
         "levels": 5 if memory.is_5_level() else 4,
-        "gigabyte_pages": memory.has_gigabyte_pages(),
         "window": [window.start, window.end],
         "low": [list(r) for r in window.low],
         "ram": [list(r) for r in ram],
