@@ -1,8 +1,8 @@
 """Fingerprints of file systems: has anybody mounted one since the session was saved?
 
 Taken by the helper, when nothing writes any more, and compared by the boot side.  The first
-72 KiB of a device hold the superblocks of ext4 (at 1 KiB; mount count and times), xfs, vfat (dirty
-flag) and btrfs (at 64 KiB; generation).
+72 KiB of a device hold the superblocks of ext4 (at 1 KiB; mount count and times), vfat (dirty
+flag), btrfs (at 64 KiB; generation) and xfs (counters only; its log lies elsewhere).
 """
 
 from __future__ import annotations
