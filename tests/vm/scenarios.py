@@ -92,7 +92,7 @@ def whole_cycle(
         with Guest(image, shape) as first:
             ready(first)
             first.start_work(100)
-            before = daemon_size(first)
+            sizes = []
             guest = first
             for number in range(times):
                 with_boot_id = guest.check("cat /proc/sys/kernel/random/boot_id")
@@ -117,9 +117,12 @@ def whole_cycle(
                     expect("paging mode", description["levels"], levels)
                     unit = guest.check("systemctl show -P Result systemd-hibernate.service").strip()
                     expect("systemd-hibernate.service", unit, "success")
+                    sizes.append(daemon_size(guest))
+                    print(f"kjumpd: {sizes[-1] >> 10} KiB resident", flush=True)
                     if number == times - 1:
-                        grown = daemon_size(guest) - before
-                        require("the daemon does not grow", grown < 12 * MIB, f"{grown} bytes")
+                        # The first cycle loads code and fills caches; from then on, nothing.
+                        grown = sizes[-1] - sizes[0]
+                        require("the daemon does not grow", grown < 2 * MIB, sizes)
                         guest.spawn("systemctl poweroff")
                         expect("end", guest.wait_exit(120), "poweroff")
                 except BaseException:

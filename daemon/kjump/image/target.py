@@ -17,8 +17,9 @@ from typing import Any
 
 from kjump.errors import KjumpError, NoTarget, TargetMissing, TargetTooSmall
 from kjump.image import superblocks
-from kjump.image.device import Device
+from kjump.image.device import PIECE, Device
 from kjump.image.layout import (
+    BLOCK,
     COMPLETE,
     DESCRIPTION_OFFSET,
     EMPTY,
@@ -28,6 +29,7 @@ from kjump.image.layout import (
     WRITING,
     Superblock,
 )
+from kjump.machine.ranges import align_up
 
 SMALLEST = 16 << 20
 LINKS = {
@@ -136,23 +138,44 @@ def prepare(
             EMPTY, old.generation if old else 0, cycle_id, outcome={"hostname": hostname}
         )
         if restorer is not None:
-            kernel, initrd = (part.read_bytes() for part in restorer)
+            kernel, initrd = restorer
             fresh = replace(
                 fresh,
-                kernel_length=len(kernel),
-                kernel_crc=zlib.crc32(kernel),
-                initrd_length=len(initrd),
-                initrd_crc=zlib.crc32(initrd),
+                kernel_length=kernel.stat().st_size,
+                initrd_length=initrd.stat().st_size,
             )
             if fresh.chunks_offset >= device.size:
                 raise TargetTooSmall(f"The target {path} has {device.size >> 20} MiB.")
             if old is not None:
                 # Torn in between, what is there must not look like an image.
                 superblocks.store(device, old, state=SPENT)
-            device.write(RESTORER_OFFSET, kernel)
-            device.write(fresh.initrd_offset, initrd)
+            fresh = replace(
+                fresh,
+                kernel_crc=_write_file(device, kernel, RESTORER_OFFSET, fresh.kernel_length),
+                initrd_crc=_write_file(device, initrd, fresh.initrd_offset, fresh.initrd_length),
+            )
             device.flush()
         superblocks.store(device, fresh)
+
+
+def _write_file(device: Device, path: Path, offset: int, length: int) -> int:
+    """Copy a file of ``length`` bytes to the device, in pieces; its CRC-32.
+
+    Raises `TargetWriteFailed`, OSError.
+    """
+    checksum = done = 0
+    with path.open("rb") as file, device.buffer(PIECE) as buffer:
+        while done < length:
+            piece = file.read(min(PIECE, length - done))
+            if not piece:
+                raise OSError(f"{path} became shorter while it was read")
+            checksum = zlib.crc32(piece, checksum)
+            buffer[: len(piece)] = piece
+            size = align_up(len(piece), BLOCK)
+            buffer[len(piece) : size] = bytes(size - len(piece))
+            device.write_from(buffer, size, offset + done)
+            done += len(piece)
+    return checksum
 
 
 def retire(
