@@ -109,7 +109,7 @@ def run_all(names: list[str], jobs: int, disk: image.Image) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*")
-    parser.add_argument("--all", action="store_true", help="every shape, about half an hour more in emulation")
+    parser.add_argument("--all", action="store_true", help="every shape, half an hour more")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--here", action="store_true", help="in this process")
     options = parser.parse_args()
