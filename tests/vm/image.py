@@ -42,14 +42,16 @@ PACKAGES = (
     "systemd systemd-sysv udev dbus libpam-systemd polkitd login passwd util-linux procps kmod "
     "iproute2 python3 initramfs-tools zstd dmsetup cryptsetup-bin tmux nano less dracut-core "
     "python3-gi python3-pydbus gir1.2-glib-2.0 python3-pyudev python3-sdnotify python3-structlog "
-    "python3-systemd python3-zstandard e2fsprogs kexec-tools "
+    "python3-systemd python3-zstandard e2fsprogs xfsprogs btrfs-progs kexec-tools "
     "default-dbus-system-bus libc-bin libc6 xz-utils"
 )
 
 MIB = 1 << 20
 ROOT_SIZE = 4096 * MIB  # sparse: what is free costs nothing
-TARGET_SIZE = 3072 * MIB
+TARGET_SIZE = 9216 * MIB  # of incompressible memory
 SMALL_SIZE = 32 * MIB  # a second target, too small for any image
+SWAP_SIZE = 4096 * MIB  # a swap area, not in /etc/fstab
+SPARE_SIZE = 3072 * MIB  # empty, for a file system of the test's choice
 KEPT_IMAGES = 2
 KEPT_SNAPSHOTS = 12
 
@@ -317,6 +319,16 @@ def install_grub(disk: Path, core_offset: int, core_size: int) -> None:
         file.write(core)
 
 
+def make_swap(disk: Path, offset: int, size: int) -> None:
+    """Make a swap area in a disk that is a file: mkswap knows no offset."""
+    with tempfile.NamedTemporaryFile(dir=disk.parent) as area:
+        area.truncate(size)
+        run("mkswap", "--quiet", "--uuid", "6b6a756d-7020-7377-6170-000000000000", area.name)
+        with disk.open("r+b") as file:
+            file.seek(offset)
+            file.write(area.read(4096))
+
+
 def build_disk(root: Path, image: Path) -> Image:
     kernels = releases(root)
     (root / "boot/grub").mkdir(exist_ok=True)
@@ -326,12 +338,17 @@ def build_disk(root: Path, image: Path) -> Image:
     disk = image.with_suffix(".raw")
     disk.unlink(missing_ok=True)
     with disk.open("xb") as file:
-        file.truncate(target + TARGET_SIZE + SMALL_SIZE + MIB)
+        file.truncate(target + TARGET_SIZE + SMALL_SIZE + SWAP_SIZE + SPARE_SIZE + MIB)
+    small = target + TARGET_SIZE
+    swap = small + SMALL_SIZE
+    spare = swap + SWAP_SIZE
     layout = [
         (core, system, "ef02", "grub"),
         (system, target, "8304", "root"),
-        (target, target + TARGET_SIZE, "8300", "kjump"),
-        (target + TARGET_SIZE, target + TARGET_SIZE + SMALL_SIZE, "8300", "small"),
+        (target, small, "8300", "kjump"),
+        (small, swap, "8300", "small"),
+        (swap, spare, "8200", "swap"),
+        (spare, spare + SPARE_SIZE, "8300", "spare"),
     ]
     options: list[str] = []
     for number, (start, end, kind, name) in enumerate(layout, 1):
@@ -344,6 +361,7 @@ def build_disk(root: Path, image: Path) -> Image:
         "-d", root, disk, f"{ROOT_SIZE // 1024}k",
     )  # fmt: skip
     install_grub(disk, core, system - core)
+    make_swap(disk, swap, SWAP_SIZE)
     part = image.with_suffix(".part")
     run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", disk, part)
     disk.unlink()
@@ -400,9 +418,9 @@ def build_cached(cache: Path, kernel: Path, deb: Path | None) -> Image:
     )
     kernels_key = digest(base_key, kernel, build_kernels, in_root)
     guest = (json.dumps(FILES), MASKED, GRUB_CFG, GRUB_MODULES, HERE / "agent.py")
-    layout = f"{ROOT_SIZE} {TARGET_SIZE} {SMALL_SIZE} {USER} {UID}"
+    layout = f"{ROOT_SIZE} {TARGET_SIZE} {SMALL_SIZE} {SWAP_SIZE} {SPARE_SIZE} {USER} {UID}"
     image_key = digest(
-        kernels_key, build_system, build_disk, install_grub, layout, *guest, HERE / "work.py",
+        kernels_key, build_system, build_disk, make_swap, install_grub, layout, *guest, HERE / "work.py",
         deb or "",
     )  # fmt: skip
     base = cache / f"base-{base_key}.tar.zst"

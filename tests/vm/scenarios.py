@@ -58,9 +58,10 @@ def debuggers_read_it(guest: Guest) -> None:
     subprocess.run(["qemu-img", "convert", "-O", "raw", guest.disk, disk], check=True)
     with disk.open("rb") as source, part.open("wb") as copy:
         source.seek(guest.image.target_offset)
+        blank = bytes(MIB)
         for _ in range(guest.image.target_size // MIB):
             block = source.read(MIB)
-            copy.seek(len(block), os.SEEK_CUR) if not any(block) else copy.write(block)
+            copy.seek(len(block), os.SEEK_CUR) if block == blank else copy.write(block)
         copy.truncate(guest.image.target_size)
     disk.unlink()
     for words in (["verify", str(part)], ["export", str(core), str(part)]):
