@@ -244,6 +244,18 @@ def where(ours: bytes, theirs: bytes) -> list[int]:
     return found
 
 
+def union(one: bytes, other: bytes) -> bytes:
+    """The pages of either set; both of one length."""
+    total = int.from_bytes(one, "little") | int.from_bytes(other, "little")
+    return total.to_bytes(len(one), "little")
+
+
+def both(one: bytes, other: bytes) -> bytes:
+    """The pages of both sets; both of one length."""
+    total = int.from_bytes(one, "little") & int.from_bytes(other, "little")
+    return total.to_bytes(len(one), "little")
+
+
 def whole(ranges: Iterable[Range]) -> list[Range]:
     """Byte ranges as ranges of whole pages, in pfns."""
     return [(a // PAGE, b // PAGE) for a, b in whole_pages(ranges)]
