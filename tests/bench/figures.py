@@ -217,7 +217,7 @@ def rows(records: Sequence[Record]) -> list[list[str]]:
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:
-    """A table for a page: the first row is the heading; columns aligned for who reads the source."""
+    """A table for a page: the first row is the heading; columns aligned for the source."""
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"

@@ -35,7 +35,9 @@ SHORTEST = 0.05
 """Seconds; what is shorter is part of what comes next."""
 
 
-def cut(lines: Sequence[Line], marks: Sequence[tuple[str, str]], end: float, last: str) -> list[Span]:
+def cut(
+    lines: Sequence[Line], marks: Sequence[tuple[str, str]], end: float, last: str
+) -> list[Span]:
     """Phases that end where a line fits the next mark; what is left at the end is ``last``."""
     out: list[Span] = []
     since, at = 0.0, 0
