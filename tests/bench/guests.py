@@ -252,7 +252,7 @@ def ours(
         copy=phases["copy"],
         way=last["more"].get("way", ""),
         saving=spans.ours_saving(saving, phases, record.off),
-        resuming=spans.ours_resuming(resuming, phases, record.running),
+        resuming=spans.ours_resuming(resuming, record.running),
         facts={**record.facts, "report": last},
     )
 

@@ -28,6 +28,17 @@ STOCK_RESUMING = (
     (r"(Loading and decompressing|Loading) image data", "boot kernel"),
     (r"Image loading done", "read"),
 )
+OURS_RESUMING = (
+    (r"Linux version", "firmware, boot loader"),
+    (r"kjump: resuming the session", "boot kernel"),
+    (r"kjump: restoring in place", "check"),
+)
+IN_PLACE = (
+    (r"Linux version", "jump"),
+    (r"kjump: resuming .* in place: +\d+ %", "restorer boot"),
+    (r"kjump: jumping into the session", "put back"),
+)
+PROGRESS = r"kjump: resuming .*\d+ %"
 # Phases in the report of kjump that belong to the way back.
 RESUMING = ("boot kernel", "resume check", "load", "restorer boot", "put back")
 AFTER = ("unload", "hooks-post")
@@ -46,7 +57,7 @@ def cut(
             moment, text = lines[index]
             if re.search(pattern, text):
                 out.append((name, since, moment))
-                since, at = moment, index
+                since, at = moment, index + 1
                 break
     out.append((last, since, end))
     return [span for span in out if span[2] > span[1]]
@@ -101,11 +112,15 @@ def ours_saving(lines: Sequence[Line], phases: Mapping[str, float], end: float) 
     return lay(own, "copy", at, "request", end, "switch off")
 
 
-def ours_resuming(lines: Sequence[Line], phases: Mapping[str, float], end: float) -> list[Span]:
-    """From the power-on to the user's process running."""
-    own = {n: s for n, s in phases.items() if n in RESUMING}
-    at = first(lines, r"Linux version")
-    return lay(own, "boot kernel", at, "firmware, boot loader", end, "session wakes")
+def ours_resuming(lines: Sequence[Line], end: float) -> list[Span]:
+    """From the power-on to the user's process running: by the console, because what loads the
+    image cannot report how long that took."""
+    if first(lines, OURS_RESUMING[-1][0]) is not None:
+        return cut(lines, OURS_RESUMING + IN_PLACE, end, "session wakes")
+    told = [n for n, (_, text) in enumerate(lines) if re.search(PROGRESS, text)]
+    lines = [line for n, line in enumerate(lines) if n not in told[:-1]]
+    marks = (*OURS_RESUMING, (PROGRESS, "load"))
+    return cut(lines, marks, end, "session wakes")
 
 
 def stock_image(lines: Sequence[Line]) -> int | None:

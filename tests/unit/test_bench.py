@@ -128,12 +128,32 @@ def test_phases_of_ours_end_at_the_power_off() -> None:
     assert found[-1][0] == "switch off"
     assert found[-1][2] == 20.5
     assert "put back" not in begin
-    back = spans.ours_resuming([(3.0, "[ 0.0] Linux version 6.12")], phases, 20.0)
-    assert [name for name, _, _ in back] == [
-        "firmware, boot loader",
-        "boot kernel",
-        "put back",
-        "session wakes",
+
+
+def test_phases_of_the_way_back() -> None:
+    begin = [(3.0, "[ 0.0] Linux version 6.12"), (9.0, "kjump: resuming the session of g, saved")]
+    beside = [(11.0, "kjump: resuming g:  50 %"), (13.0, "kjump: resuming g: 100 %")]
+    found = spans.ours_resuming([*begin, *beside], 20.0)
+    assert [(name, end) for name, _, end in found] == [
+        ("firmware, boot loader", 3.0),
+        ("boot kernel", 9.0),
+        ("load", 13.0),
+        ("session wakes", 20.0),
+    ]
+    in_place = [
+        (9.5, "kjump: restoring in place: the image does not fit"),
+        (10.0, "[ 0.0] Linux version 6.12"),
+        (15.0, "kjump: resuming g in place:  20 %"),
+        (16.0, "kjump: resuming g in place:  90 %"),
+        (17.0, "kjump: jumping into the session"),
+    ]
+    found = spans.ours_resuming([*begin, *in_place], 20.0)
+    assert [(name, end) for name, _, end in found][2:] == [
+        ("check", 9.5),
+        ("jump", 10.0),
+        ("restorer boot", 15.0),
+        ("put back", 17.0),
+        ("session wakes", 20.0),
     ]
 
 

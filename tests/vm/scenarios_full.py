@@ -37,8 +37,9 @@ def memory_facts(guest: Guest) -> dict[str, int]:
 def filled(guest: Guest, memory: int) -> float:
     """Fill the guest's memory up to what it must spare; the share of RAM that is in use then."""
     window = ctl_json(guest, "status")["Window"]
-    # The window and 5 %; where that is not more than staging asks for, no request could be served.
-    spare = max(window["size"] + memory * MIB // 20, window["available_needed"] + 8 * MIB)
+    # The window and somewhat less than 5 %; where that is not more than staging asks for, no
+    # request could be served.
+    spare = max(window["size"] + memory * MIB * 45 // 1000, window["available_needed"] + 8 * MIB)
     blocks = guest.fill(f"start --until-available {spare // MIB}")["blocks"]
     facts = memory_facts(guest)
     used = 1 - facts["MemAvailable"] / facts["MemTotal"]
@@ -64,8 +65,9 @@ def holds(guest: Guest) -> None:
 
 
 def full_memory(shape: Shape, *, least: float, twice: bool = False) -> Callable[[Image], None]:
-    """A cycle with full memory.  ``least``: the share of RAM that must be in use; ``twice``: once
-    more from there, with the restore in place forced."""
+    """A cycle with full memory.  ``least``: the share of RAM that must be in use; ``twice``:
+    restored in place, and once more from there.  (A large machine that is full has still more free
+    than a boot kernel takes: there the image fits beside it.)"""
 
     deadline = SAVE + PER_GIB * shape.memory / 1024
 
@@ -84,7 +86,8 @@ def full_memory(shape: Shape, *, least: float, twice: bool = False) -> Callable[
                 last = last_cycle(again)
                 print(last, flush=True)
                 expect("result", last["result"], "ok")
-                expect("way back", last["more"]["way"], "in-place")
+                if twice:
+                    expect("way back", last["more"]["way"], "in-place")
                 saved = last["pages"]["data"] * PAGE
                 require("so much was saved", saved > (least - 0.05) * shape.memory * MIB, saved)
                 if twice:
