@@ -2,7 +2,7 @@
 
 usage: python3 -m tests.bench [--quick | --full] [--memory MIB,...] [--fill PERCENT,...]
            [--mix random,text] [--throttle MB/S,...] [--systems ours,warm,lzo,lz4] [--pairs N]
-           [--out DIR] [--fresh] [--show]
+           [--most N] [--out DIR] [--fresh] [--show]
 
 Results accumulate in DIR: what was measured with the same guest image is not measured again.
 """
@@ -139,8 +139,8 @@ def about(image: Image) -> dict[str, str]:
     }
 
 
-def measure_all(plan: Plan, image: Image, results: Results) -> int:
-    """Measure what is not yet measured; how many cycles failed."""
+def measure_all(plan: Plan, image: Image, results: Results, most: int) -> int:
+    """Measure what is not yet measured, ``most`` cycles of it; how many failed."""
     failed = 0
     missing: set[str] = set()
     scratch = results.folder / "guests"
@@ -148,6 +148,9 @@ def measure_all(plan: Plan, image: Image, results: Results) -> int:
     for number, (cell, system, pair) in enumerate(plan, 1):
         if system in missing or results.has((cell, system, pair)):
             continue
+        if most == 0:
+            break
+        most -= 1
         begin = time.monotonic()
         folder = Path(tempfile.mkdtemp(prefix=f"{system}-", dir=scratch))
         title = f"{number}/{len(plan)} {figures.TITLES[system]}, pair {pair}: {cell.name()}"
@@ -210,6 +213,7 @@ def main() -> int:
     parser.add_argument("--throttle", help="of the disk, MB/s; 0: none")
     parser.add_argument("--systems", help=",".join(SYSTEMS))
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--most", type=int, default=1000, help="cycles to measure this time")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
     parser.add_argument("--show", action="store_true", help="only make table and picture again")
@@ -229,7 +233,7 @@ def main() -> int:
         f"{len(plan)} cycles, {len(plan) - len(left)} of them measured before; the rest takes about"
         f" {minutes(left, results.records):.0f} minutes; {acceleration()}; results in {options.out}"
     )
-    failed = measure_all(plan, image, results)
+    failed = measure_all(plan, image, results, options.most)
     results.save()
     print((options.out / "results.md").read_text())
     return 1 if failed else 0
