@@ -1,7 +1,7 @@
-"""The session's report page: memory that stays where it is while another kernel writes to it.
+"""The session's pages that another kernel reads or writes: memory that stays where it is.
 
-Runs in the session.  The page is locked; locked pages may still be migrated by compaction, so its
-physical address is read again just before the jump, and the writer checks the nonce.
+Runs in the session.  The pages are locked; locked pages may still be migrated by compaction, so
+their physical addresses are read again just before the jump, and the other side checks the nonce.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import struct
 from typing import Any
 
 from kjump.errors import StagingFailed
-from kjump.handoff import report
-from kjump.machine.ranges import PAGE
+from kjump.handoff import report, request
+from kjump.machine.ranges import PAGE, Range
 from kjump.machine.syscalls import mlock
 
 PRESENT = 1 << 63
@@ -31,8 +31,42 @@ def physical_address(address: int) -> int:
         pagemap.seek(address // PAGE * 8)
         (entry,) = struct.unpack("<Q", pagemap.read(8))
     if not entry & PRESENT or not entry & PFN:
-        raise StagingFailed("The physical address of the report page is not told.")
+        raise StagingFailed("The physical address of a locked page is not told.")
     return int((entry & PFN) * PAGE + address % PAGE)
+
+
+class LockedPages:
+    """Pages of our own memory, locked, with the physical address that each had at first."""
+
+    def __init__(self, count: int) -> None:
+        self.memory = mmap.mmap(-1, count * PAGE)
+        self.memory[:] = bytes(count * PAGE)
+        self._view = (ctypes.c_char * (count * PAGE)).from_buffer(self.memory)
+        try:
+            mlock(ctypes.addressof(self._view), count * PAGE)
+        except OSError as error:
+            raise StagingFailed(f"A page cannot be locked: {error.strerror}.") from error
+        self.addresses = self.where()
+
+    def where(self) -> tuple[int, ...]:
+        """The physical addresses of the pages now."""
+        start = ctypes.addressof(self._view)
+        return tuple(
+            physical_address(start + offset) for offset in range(0, len(self.memory), PAGE)
+        )
+
+    def moved(self) -> bool:
+        """Whether a page is not where it was at first."""
+        return self.where() != self.addresses
+
+    @property
+    def ranges(self) -> list[Range]:
+        """The physical bytes of the pages."""
+        return [(address, address + PAGE) for address in self.addresses]
+
+    def close(self) -> None:
+        del self._view
+        self.memory.close()
 
 
 class ReportPage:
@@ -40,23 +74,55 @@ class ReportPage:
 
     def __init__(self) -> None:
         self.nonce = os.urandom(report.NONCE_SIZE)
-        self._memory = mmap.mmap(-1, PAGE)
-        self._memory[:] = report.blank(self.nonce)
-        self._view = (ctypes.c_char * PAGE).from_buffer(self._memory)
-        try:
-            mlock(ctypes.addressof(self._view), PAGE)
-        except OSError as error:
-            raise StagingFailed(f"The report page cannot be locked: {error.strerror}.") from error
-        self.physical = self.where()
+        self._page = LockedPages(1)
+        self.physical = self._page.addresses[0]
+        self.blank()
 
-    def where(self) -> int:
-        """Its physical address now."""
-        return physical_address(ctypes.addressof(self._view))
+    @property
+    def range(self) -> Range:
+        """Its physical bytes."""
+        return self._page.ranges[0]
+
+    def blank(self) -> None:
+        """Nobody has reported."""
+        self._page.memory[:] = report.blank(self.nonce)
+
+    def moved(self) -> bool:
+        """Whether it is not any more where the handoff says."""
+        return self._page.moved()
 
     def read(self) -> dict[str, Any] | None:
         """The report that was written there, or None."""
-        return report.unpack(bytes(self._memory), self.nonce)
+        return report.unpack(bytes(self._page.memory), self.nonce)
 
     def close(self) -> None:
-        del self._view
-        self._memory.close()
+        self._page.close()
+
+
+class RequestPages:
+    """The request page and the pages of a request (`kjump.handoff.request`), in one piece."""
+
+    def __init__(self, nonce: bytes) -> None:
+        self._nonce = nonce
+        self._pages = LockedPages(1 + request.PAGES)
+        self.physical = self._pages.addresses[0]
+        self._pages.memory[:PAGE] = request.blank(nonce)
+
+    @property
+    def ranges(self) -> list[Range]:
+        """The physical bytes of all of them."""
+        return self._pages.ranges
+
+    def moved(self) -> bool:
+        """Whether one is not any more where it was: it may lie in the window now."""
+        return self._pages.moved()
+
+    def write(self, data: bytes) -> None:
+        """Ask.  ``data``: what `kjump.handoff.request.pack` gives."""
+        count = -(-len(data) // PAGE)
+        self._pages.memory[PAGE : PAGE + len(data)] = data
+        addresses = self._pages.addresses[1 : 1 + count]
+        self._pages.memory[:PAGE] = request.pack_page(self._nonce, addresses, len(data))
+
+    def close(self) -> None:
+        self._pages.close()
