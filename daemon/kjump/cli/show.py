@@ -12,8 +12,8 @@ from typing import Any, TextIO
 
 PAGE = 4096
 BOLD, RED, GREEN, YELLOW = "1", "31", "32", "33"
-COLOURS = {"yes": GREEN, "ok": GREEN, "returned": GREEN, "warm": GREEN, "no": YELLOW, "challenge": YELLOW,
-           "na": RED, "failed": RED}
+COLOURS = {"yes": GREEN, "ok": GREEN, "returned": GREEN, "warm": GREEN, "no": YELLOW,
+           "challenge": YELLOW, "na": RED, "failed": RED}
 
 
 def wants_colour(stream: TextIO) -> bool:
@@ -135,7 +135,7 @@ def status_text(values: Mapping[str, Any], *, colour: bool = False) -> str:
             f" {size(window.get('available_needed', 0))} of memory must be available"
         )
     if values.get("Staged", "no") != "no":
-        lines.append(f"Helper: {values['Staged']}; its memory is taken until it is used or unstaged")
+        lines.append(f"Helper: {values['Staged']}; its memory is taken until it is unstaged")
     lines += [f"Configuration: {warning}" for warning in values.get("Warnings") or ()]
     last = values.get("LastCycle") or {}
     lines += ["", report_text(last, colour=colour) if last else "No cycle yet."]

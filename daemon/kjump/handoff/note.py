@@ -33,7 +33,7 @@ from kjump.errors import DamagedHandoff, WrongHandoffVersion
 OWNER = b"KJUMP"
 TYPE = 1
 MAGIC = b"KJUMPHND"
-MAJOR, MINOR = 1, 0
+MAJOR, MINOR = 1, 1
 HEADER = struct.Struct("<8sHHIQI4x")
 JUMP_BACK_OFFSET = 16
 """Offset of the jump-back address in the descriptor: where the entry stub writes."""
