@@ -156,7 +156,7 @@ def test_a_warm_note_is_none_that_a_helper_before_could_save_with() -> None:
 
 def test_the_clock_of_a_second_entry_forgets_the_boot(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 20.0
-    monkeypatch.setattr(copy.time, "monotonic", lambda: now)
+    monkeypatch.setattr("kjump.helper.copy.time.monotonic", lambda: now)
     clock = copy.Clock()
     clock.phase("warm-up")
     now = 21.0
