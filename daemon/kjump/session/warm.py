@@ -245,8 +245,9 @@ class Warm(Staged):
 def stage(settings: Settings, sizing: Sizing, target: Target) -> Warm:
     """Stage a helper that is to get warm; the first jump into it boots it.
 
-    Raises `NoWindow`, `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
+    Raises `TooLittleMemory`, `NoWindow`, `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
     """
+    room = staging.make_room(sizing)
     page = ReportPage()
     try:
         pages = RequestPages(page.nonce)
@@ -259,7 +260,7 @@ def stage(settings: Settings, sizing: Sizing, target: Target) -> Warm:
                 "request_page": pages.physical,
                 "devices": [str(x) for x in target.links] or [str(target.path)],
             }
-            words = [PARKED] if settings.helper.cpu_count != 1 else []
+            words = [PARKED] if staging.cpu_count(settings) > 1 else []
             staging.load(settings, sizing, window, page, document, words)
         except BaseException:
             pages.close()
@@ -267,6 +268,8 @@ def stage(settings: Settings, sizing: Sizing, target: Target) -> Warm:
     except BaseException:
         page.close()
         raise
-    return Warm(window, page, pages, document, seen)
+    helper = Warm(window, page, pages, document, seen)
+    helper.room = room
+    return helper
 
 
