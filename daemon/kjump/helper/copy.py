@@ -22,6 +22,8 @@ from kjump.errors import (
     HelperFailed,
     Internal,
     KjumpError,
+    StaleHelper,
+    TargetMissing,
     WrongHandoffVersion,
     WrongTarget,
 )
@@ -257,7 +259,13 @@ def run(cell: Cell, clock: Clock) -> None:
             return
         if mode is not None:
             raise WrongHandoffVersion(f"The handoff asks for {mode!r}, which is not known here.")
-        report = save(core, facts, handoff, clock)
+        try:
+            report = save(core, facts, handoff, clock)
+        except (TargetMissing, WrongTarget) as error:
+            if not since:
+                raise
+            # Nothing is written yet, and a helper that looks for itself may find another disk.
+            raise StaleHelper(f"The warm helper sees another disk.  {error.what}") from error
     size = report["image"]["size"]
     say(f"saved: {size >> 20} MiB written in {clock.phases.get('copy', 0):.1f} s; switching off")
     syscalls.power_off()
