@@ -2,6 +2,8 @@
 
 Runs in the session.  The pages are locked; locked pages may still be migrated by compaction, so
 their physical addresses are read again just before the jump, and the other side checks the nonce.
+For a cycle, which takes seconds, that will do.  A warm helper rests for days; its pages are of the
+kernel's own, where that gives any, and those stay where they are.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import socket
 import struct
 from typing import Any
 
@@ -19,6 +22,8 @@ from kjump.machine.syscalls import mlock
 
 PRESENT = 1 << 63
 PFN = (1 << 55) - 1
+SOL_PACKET, PACKET_TX_RING = 263, 13
+"""uapi/linux/if_packet.h"""
 
 
 def physical_address(address: int) -> int:
@@ -35,15 +40,40 @@ def physical_address(address: int) -> int:
     return int((entry & PFN) * PAGE + address % PAGE)
 
 
-class LockedPages:
-    """Pages of our own memory, locked, with the physical address that each had at first."""
+def kernel_pages(count: int) -> tuple[mmap.mmap, socket.socket]:
+    """Writable pages that no compaction moves, and what they live as long as.  Raises OSError.
 
-    def __init__(self, count: int) -> None:
-        self.memory = mmap.mmap(-1, count * PAGE)
+    The kernel has no system call for that.  It is a property of the ring from which a packet
+    socket sends (packet(7), PACKET_TX_RING): the kernel's own pages (net/packet/af_packet.c,
+    alloc_pg_vec), which it reads only when it is told to send, and it never is.
+    """
+    ring = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    try:
+        # Blocks of a page, with one frame in each.
+        ring.setsockopt(SOL_PACKET, PACKET_TX_RING, struct.pack("4I", PAGE, count, PAGE, count))
+        return mmap.mmap(ring.fileno(), count * PAGE), ring
+    except BaseException:
+        ring.close()
+        raise
+
+
+class LockedPages:
+    """Zeroed pages that stay, with the physical address that each had at first."""
+
+    def __init__(self, count: int, *, for_long: bool = False) -> None:
+        """``for_long``: not to be moved at all, where the kernel can do that."""
+        self._ring: socket.socket | None = None
+        try:
+            if not for_long:
+                raise OSError
+            self.memory, self._ring = kernel_pages(count)
+        except OSError:
+            self.memory = mmap.mmap(-1, count * PAGE)
         self.memory[:] = bytes(count * PAGE)
         self._view = (ctypes.c_char * (count * PAGE)).from_buffer(self.memory)
         try:
-            mlock(ctypes.addressof(self._view), count * PAGE)
+            if self._ring is None:
+                mlock(ctypes.addressof(self._view), count * PAGE)
         except OSError as error:
             raise StagingFailed(f"A page cannot be locked: {error.strerror}.") from error
         self.addresses = self.where()
@@ -67,14 +97,17 @@ class LockedPages:
     def close(self) -> None:
         del self._view
         self.memory.close()
+        if self._ring is not None:
+            self._ring.close()
 
 
 class ReportPage:
     """One locked page with a fresh nonce.  Close it when the report was read."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, for_long: bool = False) -> None:
+        """``for_long``: as with `LockedPages`."""
         self.nonce = os.urandom(report.NONCE_SIZE)
-        self._page = LockedPages(1)
+        self._page = LockedPages(1, for_long=for_long)
         self.physical = self._page.addresses[0]
         self.blank()
 
@@ -104,7 +137,7 @@ class RequestPages:
 
     def __init__(self, nonce: bytes) -> None:
         self._nonce = nonce
-        self._pages = LockedPages(1 + request.PAGES)
+        self._pages = LockedPages(1 + request.PAGES, for_long=True)
         self.physical = self._pages.addresses[0]
         self._pages.memory[:PAGE] = request.blank(nonce)
 

@@ -248,7 +248,7 @@ def stage(settings: Settings, sizing: Sizing, target: Target) -> Warm:
     Raises `TooLittleMemory`, `NoWindow`, `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
     """
     room = staging.make_room(sizing)
-    page = ReportPage()
+    page = ReportPage(for_long=True)
     try:
         pages = RequestPages(page.nonce)
         try:
