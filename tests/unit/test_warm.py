@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import struct
+import uuid
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kjump.errors import DamagedHandoff, StaleHelper, WrongHandoffVersion
+from kjump.errors import (
+    DamagedHandoff,
+    KjumpError,
+    MemoryUnreadable,
+    StaleHelper,
+    TargetMissing,
+    TargetWriteFailed,
+    WrongHandoffVersion,
+    WrongTarget,
+)
 from kjump.handoff import note, request
+from kjump.handoff.cell import Cell
 from kjump.handoff.note import Note
 from kjump.helper import copy
 from kjump.helper import warm as rests
@@ -168,6 +180,68 @@ def test_the_clock_of_a_second_entry_forgets_the_boot(monkeypatch: pytest.Monkey
     now = 22.0
     clock.phase("")
     assert clock.phases == {"helper resume": 0.5, "scan": 0.5}
+
+
+class Core:
+    """In place of /proc/vmcore."""
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    def __enter__(self) -> Core:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("error", [MemoryUnreadable, TargetMissing, WrongTarget, TargetWriteFailed])
+@pytest.mark.parametrize("phase", ["scan", "find target", "copy"])
+@pytest.mark.parametrize("is_warm", [False, True])
+def test_what_a_warm_helper_cannot_see_makes_it_stale(
+    monkeypatch: pytest.MonkeyPatch, error: type[KjumpError], phase: str, is_warm: bool
+) -> None:
+    """Before anything is written, another helper can take over; later, or cold, it is an error."""
+    order = MACHINE | {
+        "cycle": str(uuid.uuid4()), "window": WINDOW, "low": [], "ram": [[0, 1 << 30]],
+        "target": {"links": []}, "deadline": 100,
+    }  # fmt: skip
+    noted = {"mode": "warm", "request_page": PAGE, "devices": []} if is_warm else order
+
+    def fail(_core: object, _facts: object, _handoff: object, clock: copy.Clock) -> None:
+        clock.phase(phase)
+        raise error("It is so.")
+
+    monkeypatch.setattr(copy, "Vmcore", Core)
+    monkeypatch.setattr(copy, "read_notes", lambda _core: ({}, Note(1, noted)))
+    monkeypatch.setattr(rests, "prepare", lambda *_: None)
+    monkeypatch.setattr(rests, "rest", lambda *_: None)
+    monkeypatch.setattr(rests, "asked", lambda *_: Note(1, order))
+    monkeypatch.setattr(copy, "save", fail)
+    stale = is_warm and phase != "copy" and error is not TargetWriteFailed
+    try:
+        with pytest.raises(KjumpError) as raised:
+            copy.run(Cell(0, NONCE, WINDOW[0], WINDOW[1] - WINDOW[0]), copy.Clock())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    assert raised.type is (StaleHelper if stale else error)
+
+
+def test_an_unknown_mode_is_no_order_to_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = {
+        "cycle": str(uuid.uuid4()), "window": WINDOW, "low": [], "ram": [[0, 1 << 30]],
+        "target": {"links": []}, "deadline": 100, "mode": "hot",
+    }  # fmt: skip
+    monkeypatch.setattr(copy, "Vmcore", Core)
+    monkeypatch.setattr(copy, "read_notes", lambda _core: ({}, Note(1, order)))
+    monkeypatch.setattr(copy, "save", lambda *_: pytest.fail("it saves"))
+    try:
+        with pytest.raises(WrongHandoffVersion):
+            copy.run(Cell(0, NONCE, *WINDOW), copy.Clock())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
 # -- in the session

@@ -22,6 +22,7 @@ from kjump.errors import (
     HelperFailed,
     Internal,
     KjumpError,
+    MemoryUnreadable,
     StaleHelper,
     TargetMissing,
     WrongHandoffVersion,
@@ -48,6 +49,9 @@ DEVICE_WAIT = 30.0
 WARM_UP = 60.0
 """Seconds that getting warm may take once the note was read, and reading a request later."""
 
+BEFORE_WRITING = ("scan", "find target")
+"""Phases in which nothing was written yet, but for the last moment of the second."""
+
 
 class Clock:
     """Names the phases and takes their times, in seconds of the helper's monotonic clock."""
@@ -66,6 +70,11 @@ class Clock:
         now = time.monotonic()
         self.phases = {"helper resume": round(now - self._since, 3)}
         self._name, self._since, self.begun = "", now, now
+
+    @property
+    def name(self) -> str:
+        """The phase that runs."""
+        return self._name
 
     def phase(self, name: str) -> None:
         now = time.monotonic()
@@ -261,11 +270,11 @@ def run(cell: Cell, clock: Clock) -> None:
             raise WrongHandoffVersion(f"The handoff asks for {mode!r}, which is not known here.")
         try:
             report = save(core, facts, handoff, clock)
-        except (TargetMissing, WrongTarget) as error:
-            if not since:
+        except (MemoryUnreadable, TargetMissing, WrongTarget) as error:
+            if not since or clock.name not in BEFORE_WRITING:
                 raise
-            # Nothing is written yet, and a helper that looks for itself may find another disk.
-            raise StaleHelper(f"The warm helper sees another disk.  {error.what}") from error
+            # Another helper looks for itself, and gets another window.
+            raise StaleHelper(f"The warm helper cannot go on.  {error.what}") from error
     size = report["image"]["size"]
     say(f"saved: {size >> 20} MiB written in {clock.phases.get('copy', 0):.1f} s; switching off")
     syscalls.power_off()

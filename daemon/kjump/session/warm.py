@@ -191,7 +191,7 @@ class Warm(Staged):
         if not self.is_ours():
             return "somebody unloaded it"
         flags = windows.read_kpageflags(self.window.start // PAGE, self.window.size // PAGE)
-        if windows.last_immovable(flags) is not None:
+        if windows.last_immovable(flags, windows.RESTING) is not None:
             return "the kernel has memory of its own in the window now"
         return None
 
