@@ -185,6 +185,19 @@ class NoBootResume(KjumpError):
     advice = "Rebuild the boot initrd with: kjumpctl update-initrd."
 
 
+class NoWarmHelper(KjumpError):
+    exit_code = 48
+    advice = (
+        "Use a helper kernel with CONFIG_KEXEC_JUMP=y ([Helper] Kernel=), or do without a warm"
+        " helper ([Helper] Warm=no)."
+    )
+
+
+class StaleHelper(KjumpError):
+    exit_code = 49
+    advice = "Nothing was written; kjumpctl stage --warm starts a new one."
+
+
 # -- the jump and the helper ---------------------------------------------------------------------
 
 

@@ -53,6 +53,8 @@ class Helper:
     """Seconds the helper may take; 0: derived from the memory's size."""
     cpu_count: int = 0
     """Processors the helper uses; 0: all, four at the most."""
+    warm: bool = False
+    """Whether a helper is started ahead and rests until it is needed."""
 
     def initrd_of(self, release: str) -> Path:
         """The helper initrd for a kernel release."""
@@ -148,6 +150,16 @@ def _file(text: str) -> str:
     return text
 
 
+def _yes_or_no(text: str) -> bool:
+    """As systemd reads a boolean (systemd.syntax(7))."""
+    word = text.lower()
+    if word in ("1", "yes", "y", "true", "t", "on"):
+        return True
+    if word in ("0", "no", "n", "false", "f", "off"):
+        return False
+    raise ValueError(f"neither yes nor no: {text!r}")
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in words:
@@ -180,6 +192,7 @@ KEYS = (
     Key("Helper", "Console", "console", _consoles),
     Key("Helper", "DeadlineSec", "deadline", _seconds(0, 86400)),
     Key("Helper", "CpuCount", "cpu_count", _whole(0, 4096)),
+    Key("Helper", "Warm", "warm", _yes_or_no),
     Key("Image", "Compression", "compression", _one_of("auto", "zstd", "lz4", "none")),
     Key("Image", "CompressionLevel", "compression_level", _whole(1, 19)),
     Key("Session", "HookTimeoutSec", "hook_timeout", _seconds(1, 3600)),
@@ -296,6 +309,8 @@ def dump(settings: Settings, sections: Sequence[str] | None = None) -> str:
         for key in KEYS:
             if key.section == section:
                 value = getattr(getattr(settings, section.lower()), key.attribute)
+                if isinstance(value, bool):
+                    value = "yes" if value else "no"
                 out.append(f"{key.name}={value // key.unit if key.unit > 1 else value}")
     return "\n".join(out) + "\n"
 

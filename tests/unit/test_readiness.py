@@ -207,3 +207,10 @@ def test_reading_this_machine_never_raises() -> None:
 
 def test_another_machines_session_is_not_overwritten() -> None:
     assert names(replace(READY, target_session="laptop")) == ["TargetHoldsData"]
+
+
+def test_a_warm_helper_is_not_foreign_and_has_its_memory() -> None:
+    """What is staged already needs no second window, and its image is ours."""
+    short = replace(READY, foreign_image=True, available=0)
+    assert {reason.name for reason in reasons(short)} == {"ForeignKexecImage", "TooLittleMemory"}
+    assert reasons(replace(short, warm=True)) == []

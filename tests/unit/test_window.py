@@ -68,3 +68,8 @@ def test_memory_above_4_gib_is_not_taken() -> None:
 def test_last_immovable() -> None:
     assert window.last_immovable(struct.pack("<4Q", 0, 1 << 26, 1, 0)) == 1
     assert window.last_immovable(struct.pack("<2Q", 1, 1 << 10)) is None
+    # While a helper rests, page tables of new processes come into its window; nothing else may.
+    for flag in range(64):
+        page = struct.pack("<Q", 1 << flag)
+        fits = window.last_immovable(page, window.RESTING) is None
+        assert fits == (window.last_immovable(page) is None or flag == window.KPF_PGTABLE)

@@ -98,6 +98,21 @@ def hibernate(options: Options) -> int:
     return 0
 
 
+def stage(options: Options) -> int:
+    if not options.warm:
+        raise BadRequest("Only a warm helper can be staged ahead.", advice="Say: --warm.")
+    report = _whole(Client().stage(warm=True))
+    put(options, report, lambda: show.report_text(report, colour=_colour()) if report
+        else "A warm helper was there already.")  # fmt: skip
+    return 0
+
+
+def unstage(options: Options) -> int:
+    Client().unstage()
+    put(options, {}, lambda: "Nothing is staged.")
+    return 0
+
+
 def image_info(options: Options) -> int:
     path = Path(options.path) if options.path else _target_path()
     document = _image(path)
@@ -278,6 +293,9 @@ def parser() -> argparse.ArgumentParser:
             " not.")
     sub = command("hibernate", hibernate, "Hibernate, and report when the session runs again.")
     sub.add_argument("-q", "--quiet", action="store_true", help="print only what went wrong")
+    sub = command("stage", stage, "Start the helper kernel ahead of the next hibernation.")
+    sub.add_argument("--warm", action="store_true", help="keep it running (the only kind there is)")
+    command("unstage", unstage, "Unload a helper that was started ahead.")
     image = commands.add_parser("image", help="Look at an image.")
     images = image.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
     sub = command("info", image_info, "Describe the image on the target.", images)

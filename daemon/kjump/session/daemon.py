@@ -64,7 +64,10 @@ def clean_up(kept: History, *, cleaning: Cleaning | None = None, hook_timeout: f
     if mark is None:
         return False
     error = history.interrupted(mark.cycle)
-    log.warning(error.what, KJUMP_CYCLE=mark.cycle)
+    if mark.kind == "warm":
+        log.info("unloading a warm helper that a daemon before this one has left")
+    else:
+        log.warning(error.what, KJUMP_CYCLE=mark.cycle)
     try:
         do.unload()
     except OSError as failure:
@@ -87,7 +90,8 @@ def clean_up(kept: History, *, cleaning: Cleaning | None = None, hook_timeout: f
         **error.report(),
     }
     try:
-        kept.add(entry)
+        if mark.kind != "warm":
+            kept.add(entry)
         history.clear_mark(do.mark)
     except OSError as failure:
         log.error(f"the interrupted cycle could not be recorded: {failure}")
@@ -268,6 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     GLib.unix_signal_add(GLib.PRIORITY_DEFAULT, signal.SIGHUP, service.reload)
     log.info("serving", release=read_text("/proc/sys/kernel/osrelease").strip())
     service.run()
+    # A staged helper would turn a reboot into a jump: it goes before anything else can happen.
+    manager.close()
     clean_up(kept, hook_timeout=settings.session.hook_timeout)
     return 0
 

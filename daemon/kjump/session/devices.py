@@ -206,7 +206,8 @@ def user_of(device: Device) -> str | None:
 
 
 def watch(changed: Callable[[], None]) -> Callable[[], None]:
-    """Call ``changed`` on the main loop whenever a block device comes, goes or changes.
+    """Call ``changed`` on the main loop whenever a block device comes, goes or changes, and
+    memory or a processor as well.
 
     Returns what stops it.
     """
@@ -214,7 +215,8 @@ def watch(changed: Callable[[], None]) -> Callable[[], None]:
     from pyudev.glib import MonitorObserver
 
     monitor = pyudev.Monitor.from_netlink(pyudev.Context())
-    monitor.filter_by("block")
+    for subsystem in ("block", "memory", "cpu"):
+        monitor.filter_by(subsystem)
     observer = MonitorObserver(monitor)
     handler = observer.connect("device-event", lambda *_arguments: changed())
     monitor.start()

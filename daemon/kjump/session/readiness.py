@@ -71,6 +71,8 @@ class Facts:
     """MemAvailable, bytes."""
     boot: Mapping[str, Any] | None = None
     """The document in boot.json, None where there is none."""
+    warm: bool = False
+    """Whether a helper of ours is staged already: then it needs no memory, and is not foreign."""
     fingerprint: str = ""
     """What boot.json must say for the boot initrd to be up to date."""
 
@@ -127,7 +129,9 @@ def page_poison(facts: Facts) -> KjumpError | None:
 
 def foreign_image(facts: Facts) -> KjumpError | None:
     """Somebody else's kexec image would be thrown away by ours."""
-    return ForeignKexecImage("A kexec image is staged.") if facts.foreign_image else None
+    if not facts.foreign_image or facts.warm:
+        return None
+    return ForeignKexecImage("A kexec image is staged.")
 
 
 def target_there(facts: Facts) -> KjumpError | None:
@@ -188,7 +192,7 @@ def boot_resume(facts: Facts) -> KjumpError | None:
 
 def memory(facts: Facts) -> KjumpError | None:
     """Staging finds room for the window."""
-    if facts.sizing is None or isinstance(facts.sizing, KjumpError):
+    if facts.sizing is None or isinstance(facts.sizing, KjumpError) or facts.warm:
         return None
     need = facts.sizing.available_needed
     if facts.available >= need:

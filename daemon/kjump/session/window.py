@@ -38,6 +38,10 @@ KPF_HWPOISON, KPF_NOPAGE, KPF_OFFLINE, KPF_PGTABLE, KPF_RESERVED = 19, 20, 23, 2
 IMMOVABLE = (
     1 << KPF_HWPOISON | 1 << KPF_NOPAGE | 1 << KPF_OFFLINE | 1 << KPF_PGTABLE | 1 << KPF_RESERVED
 )
+RESTING = IMMOVABLE & ~(1 << KPF_PGTABLE)
+"""What must not have come into a window while a warm helper rests.  Page tables do come: every new
+process has some, and they are wherever memory is free.  Nobody looks at those while the session
+stands still.  The tables that the helper walks are from the boot, and reserved."""
 
 ReadFlags = Callable[[int, int], bytes]
 """(first pfn, pages) to 8 bytes a page, as /proc/kpageflags gives them."""
@@ -65,11 +69,12 @@ def low_ranges(resources: Iterable[Resource]) -> tuple[Range, ...]:
     return tuple(intersect(whole_pages(system_ram(resources)), [(PAGE, LOW_END)]))
 
 
-def last_immovable(flags: bytes) -> int | None:
-    """Index of the last page that must not lie in the window, or None."""
+def last_immovable(flags: bytes, mask: int = IMMOVABLE) -> int | None:
+    """Index of the last page that must not lie in the window, or None.  ``mask``: by which of
+    its flags."""
     words = memoryview(flags).cast("Q")
     for index in range(len(words) - 1, -1, -1):
-        if words[index] & IMMOVABLE:
+        if words[index] & mask:
             return index
     return None
 
