@@ -14,7 +14,6 @@ Whatever fails, and wherever: what is staged is unloaded, hooks that had their `
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 import uuid
@@ -56,6 +55,14 @@ class Staged(Protocol):
     def close(self) -> None: ...
 
 
+class Held(Protocol):
+    """What `kjump.session.areas.prepare` gives: the target, held until the cycle is over."""
+
+    def check(self) -> None: ...
+    def retire(self, error: KjumpError | None) -> None: ...
+    def close(self) -> None: ...
+
+
 def _stage(settings: Settings, facts: Facts, cycle: uuid.UUID) -> Staged:
     from kjump.session import staging
 
@@ -65,17 +72,12 @@ def _stage(settings: Settings, facts: Facts, cycle: uuid.UUID) -> Staged:
     return staging.stage(settings, facts.sizing, cycle_id=cycle, target=target)
 
 
-def _prepare(facts: Facts, cycle: uuid.UUID) -> None:
-    from kjump.image import target
+def _prepare(facts: Facts, cycle: uuid.UUID) -> Held:
+    from kjump.session import areas
 
     assert isinstance(facts.target, Device)
     assert facts.sizing is not None and not isinstance(facts.sizing, KjumpError)
-    target.prepare(
-        facts.target.path,
-        cycle_id=cycle,
-        hostname=socket.gethostname(),
-        restorer=(facts.sizing.kernel, facts.sizing.initrd),
-    )
+    return areas.prepare(facts.target, cycle, (facts.sizing.kernel, facts.sizing.initrd))
 
 
 def _retire(path: Path, error: KjumpError | None, cycle: uuid.UUID | None) -> None:
@@ -100,7 +102,7 @@ class Actions:
     """All that a cycle does to the machine.  Paths are device nodes, times seconds."""
 
     read: Callable[[Settings], Facts] = readiness.read
-    prepare: Callable[[Facts, uuid.UUID], None] = _prepare
+    prepare: Callable[[Facts, uuid.UUID], Held | None] = _prepare
     stage: Callable[[Settings, Facts, uuid.UUID], Staged] = _stage
     hooks: Callable[[str, float], Sequence[hooks.Result]] = _hooks
     sync: Callable[[], None] = os.sync
@@ -209,6 +211,7 @@ class Cycle:
         self._report: Report | None = None
         self._result = "failed"
         self._staged: Staged | None = None
+        self._held: Held | None = None
         self._facts: Facts | None = None
         self._described: dict[str, Any] = {}
         self._unload_owed = self._post_owed = self._retire_owed = self._clear_owed = False
@@ -252,7 +255,7 @@ class Cycle:
         with clock.phase("prepare"):
             self._mark(hooks_owed=False)
             self._retire_owed = True
-            do.prepare(facts, self.id)
+            self._held = do.prepare(facts, self.id)
         self._step(STAGING, 15, "Staging the helper kernel")
         with clock.phase("stage"):
             # From here on something may be staged, even where staging fails.
@@ -271,6 +274,8 @@ class Cycle:
         self._step(JUMPING, 45, "Jumping into the helper kernel")
         with clock.phase("jump"):
             staged.check()
+            if self._held is not None:
+                self._held.check()
             log.info("system sleep begins", MESSAGE_ID=SLEEP_START, SLEEP="hibernate")
             self._jumped = True
             staged.jump()
@@ -296,10 +301,11 @@ class Cycle:
                 self._attempt("unloading the kexec image", do.unload)
         # Then the image: while the session runs, nobody may resume from it.
         if self._retire_owed and self._facts and isinstance(self._facts.target, Device):
-            path = self._facts.target.path
-            self._attempt(
-                "marking the image spent", lambda: do.retire(path, self.error, self.id)
-            )
+            path, held = self._facts.target.path, self._held
+            retire = held.retire if held else lambda error: do.retire(path, error, self.id)
+            self._attempt("marking the image spent", lambda: retire(self.error))
+            if held is not None:
+                self._attempt("giving the target back", held.close)
         if self._post_owed:
             self._tell(Step(HOOKS, 90, "Running system-sleep hooks"))
             with clock.phase("hooks-post"):

@@ -316,6 +316,7 @@ def _stage(
             "spec": target.spec,
             "links": [str(x) for x in target.links] or [str(target.path)],
             "size": target.size,
+            **({} if target.locator is None else {"locator": target.locator}),
         },
         "level": settings.image.compression_level,
         "deadline": deadline(settings, ram),
