@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+from . import scenarios_targets
 from .guest import DiskErrors, Guest, Shape
 from .image import Image
 from .steps import (
@@ -352,3 +353,6 @@ MORE: dict[str, Scenario] = {
     f"bus-{bus}": whole_cycle(Shape(machine="pc" if bus == "ide" else "q35", bus=bus))
     for bus in ("ahci", "ide", "nvme", "scsi")
 }
+
+ALWAYS |= scenarios_targets.ALWAYS
+MORE |= scenarios_targets.MORE
