@@ -53,7 +53,10 @@ def test_what_is_not_whole_or_not_its_own_is_refused(found: list[Extent]) -> Non
         files.check(found, 8 * BLOCK, "f")
 
 
-@given(st.lists(st.builds(Extent, *[st.integers(0, 1 << 16)] * 4), max_size=8), st.integers(0, 1 << 17))
+@given(
+    st.lists(st.builds(Extent, *[st.integers(0, 1 << 16)] * 4), max_size=8),
+    st.integers(0, 1 << 17),
+)
 def test_whatever_is_accepted_covers_the_file(found: list[Extent], size: int) -> None:
     try:
         spans, _ = files.check(found, size, "f")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def ext4(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
             raise found
         return Blocks(1, ((4096, path.stat().st_size),), bool(found))
 
-    monkeypatch.setattr(setup.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(files, "file_system", lambda fd: told.get("kind", files.EXT4))
     monkeypatch.setattr(files, "blocks_of", blocks_of)
     monkeypatch.setattr(files, "set_flags", lambda fd, flags: told["flags"].append(flags))  # type: ignore[attr-defined]
@@ -82,7 +83,7 @@ def test_no_room(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(setup.os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(TargetTooSmall):
         setup.make(tmp_path / "image", 20 * MIB)
     assert list(tmp_path.iterdir()) == []
@@ -102,7 +103,7 @@ def test_it_is_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     from kjump import settings
 
     real = settings.load
-    monkeypatch.setattr(setup.configuration, "load", lambda: real(tmp_path))
+    monkeypatch.setattr(settings, "load", lambda: real(tmp_path))
     drop_in = tmp_path / "etc/kjump/kjump.conf.d/90-target.conf"
     assert setup.configure(Path("/image"), drop_in) == drop_in
     assert real(tmp_path).target.path == "/image"
