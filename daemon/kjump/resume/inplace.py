@@ -16,7 +16,7 @@ from kjump.errors import RestoreFailed
 from kjump.handoff.cell import JUMP_BACK_OFFSET
 from kjump.image.read import Image
 from kjump.image.target import Opened, place_text
-from kjump.machine import placing, syscalls
+from kjump.machine import memory, placing, syscalls
 from kjump.machine.ranges import PAGE
 
 SNAPSHOT, IN_PLACE = "snapshot", "in-place"
@@ -52,7 +52,7 @@ def load(image: Image, description: Mapping[str, Any], cmdline: str) -> None:
     nowhere = start + placing.CELL + JUMP_BACK_OFFSET
     text = " ".join(
         [
-            *placing.words(cmdline),
+            *placing.words(cmdline, cpus=min(memory.processors(), placing.CPUS)),
             f"kjump.restore={image.superblock.cycle}",
             f"kjump.target={place(image)}",
         ]
