@@ -27,15 +27,17 @@ from kjump.errors import (
 )
 from kjump.image import locator, superblocks, target
 from kjump.image.device import Device, Span, Spans
-from kjump.image.layout import BLOCK, COMPLETE, SPENT, Extent
+from kjump.image.layout import BLOCK, COMPLETE, SPENT
 from kjump.image.locator import ENTRIES, FILE, SWAP, Locator
 from kjump.image.read import Image, describe
 from kjump.image.target import Area, open_image, parse_place, place_text
-from kjump.image.write import Writer
+
+from . import imaging
 
 CYCLE = uuid.UUID(int=7)
 SIZE = 9 << 20
 MIB = 1 << 20
+PAGES = random.Random(4).randbytes(300 * 4096)
 SWAP_HEADER = bytes(1024) + random.Random(5).randbytes(BLOCK - 1024 - 10) + b"SWAPSPACE2"
 
 
@@ -161,25 +163,19 @@ def written(disk: Path, area: Area = AREA) -> Locator:
     with open_image(disk, area.locator, writable=True) as device:
         located = locator.read(Device(disk), area.locator)[1]
         assert located is not None
-        superblock = superblocks.load(device)
-        assert superblock is not None
-        writer = Writer(device, superblock, level=1)
-        writer.begin({"machine": "me", "hostname": "h"})
-        pages = random.Random(4).randbytes(300 * 4096)
-        writer.chunk([Extent(100, 300)], memoryview(pages))
-        writer.commit([Extent(100, 300)])
+        imaging.fill(
+            device, [(100, PAGES)], description={"machine": "me", "hostname": "h"}
+        )
         return located
 
 
 def test_an_image_in_an_area(disk: Path) -> None:
     before = disk.read_bytes()
-    found = written(disk)
-    assert found.blocks > 1  # so that the chain is walked
+    assert written(disk).blocks > 1  # so that the chain is walked
     with open_image(disk) as device:
         image = Image(device)
-        index = image.index()
-        (pages,) = [data for _, data in image.chunks(index)]
-        assert pages == random.Random(4).randbytes(300 * 4096)
+        found = dict(imaging.content(image, image.index()))
+        assert b"".join(found[pfn] for pfn in sorted(found)) == PAGES
     assert describe(disk, open_image(disk))["state"] == "complete"
     examined = target.examine(disk)
     assert examined is not None
