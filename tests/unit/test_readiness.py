@@ -228,6 +228,14 @@ def test_a_file_that_was_written_to_is_somebodys() -> None:
     assert names(replace(written, target_is_ours=True)) == []
 
 
+def test_another_machines_session_in_a_file_is_kept_and_in_swap_it_is_lost() -> None:
+    facts = replace(READY, target=FILE, target_session="other")
+    assert names(facts) == ["TargetHoldsData"]
+    assert "wipefs" not in reasons(facts)[0].todo
+    assert "/image" in reasons(facts)[0].what
+    assert names(replace(facts, target=SWAP)) == []
+
+
 def test_the_boot_has_to_know_where_a_file_lies() -> None:
     assert FILE.place == "abcd-01:8192"
     assert DISK.place == SWAP.place == ""

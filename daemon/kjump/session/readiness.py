@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 SMALLEST_TARGET = 16 << 20
 """Bytes; below that not even an idle system's kernel memory fits."""
+ANOTHER_FILE = "Make another with: kjumpctl setup --file PATH."
 BOOT_MARK = Path("/var/lib/kjump/boot.json")
 """Written by whatever built the boot initrd: release, and `settings.fingerprint` then."""
 
@@ -172,7 +173,7 @@ def target_empty(facts: Facts) -> KjumpError | None:
     if facts.target.kind == FILE:
         return TargetHoldsData(
             f"The target {facts.target.file} was written to by somebody.",
-            advice="Make another with: kjumpctl setup --file PATH.",
+            advice=ANOTHER_FILE,
         )
     return TargetHoldsData(
         f"The target {facts.target.path} holds data ({facts.target.signature})."
@@ -183,8 +184,12 @@ def target_session(facts: Facts) -> KjumpError | None:
     """Another machine's session, saved and not yet resumed, is not ours to overwrite."""
     if isinstance(facts.target, KjumpError) or not facts.target_session:
         return None
+    if facts.target.kind == SWAP:
+        return None  # it was lost when the swap was switched on
     return TargetHoldsData(
-        f"The target {facts.target.path} holds the saved session of {facts.target_session}."
+        f"The target {facts.target.file or facts.target.path} holds the saved session of"
+        f" {facts.target_session}.",
+        advice=ANOTHER_FILE if facts.target.kind == FILE else None,
     )
 
 
