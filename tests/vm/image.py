@@ -36,6 +36,7 @@ GRUB = Path("/usr/lib/grub/i386-pc")
 
 SUITE = "trixie"
 STOCK_KERNEL = "linux-image-amd64"
+UNSTABLE = ("sid", "unstable")  # has no security archive
 # Left out of the guest: nobody reads there.
 UNREAD = ("doc", "man", "locale", "info", "lintian")
 PACKAGES = (
@@ -58,6 +59,7 @@ KEPT_SNAPSHOTS = 12
 USER = "alice"
 UID = 1000
 INITRAMFS_CONF = "/etc/initramfs-tools/conf.d/kjtest"
+GUEST_PROGRAMS = ("agent.py", "work.py", "fill.py")
 # What makes this a quiet machine that boots to a session on tty1.
 FILES = {
     "/etc/hostname": "kjump-guest\n",
@@ -136,7 +138,9 @@ def cache_dir() -> Path:
     return path
 
 
-def run(*command: str | Path, text: str | None = None, quiet: bool = True) -> str:
+def run(
+    *command: str | Path, text: str | None = None, quiet: bool = True, cwd: Path | None = None
+) -> str:
     """The command's output; where it fails, what it said goes to stderr first."""
     result = subprocess.run(
         command,
@@ -145,6 +149,7 @@ def run(*command: str | Path, text: str | None = None, quiet: bool = True) -> st
         stderr=subprocess.STDOUT if quiet else None,
         text=True,
         check=False,
+        cwd=cwd,
     )
     if result.returncode:
         log(result.stdout[-8000:])
@@ -168,16 +173,17 @@ def digest(*parts: str | bytes | Path | Callable[..., object]) -> str:
     return total.hexdigest()[:16]
 
 
-def sources() -> list[str]:
-    """Lines of sources.list for SUITE, on the servers that this machine's apt uses."""
+def sources(suite: str = SUITE) -> list[str]:
+    """Lines of sources.list for a suite, on the servers that this machine's apt uses."""
     targets = run("apt-get", "indextargets", "--format", "$(SITE) $(REPO_URI) $(SUITE)")
     found: dict[str, None] = {}
     for line in targets.splitlines():
-        _, uri, suite = line.split()
-        if suite.endswith("-security"):
-            found[f"deb {uri} {SUITE}-security main"] = None
-        elif re.search(r"/debian/?$", uri) and "-" not in suite:
-            found[f"deb {uri} {SUITE} main"] = None
+        _, uri, ours = line.split()
+        if ours.endswith("-security"):
+            if suite not in UNSTABLE:
+                found[f"deb {uri} {suite}-security main"] = None
+        elif re.search(r"/debian/?$", uri) and "-" not in ours:
+            found[f"deb {uri} {suite} main"] = None
     if not found:
         raise SystemExit("apt has no Debian archive configured here: run apt-get update first")
     return list(found)
@@ -261,7 +267,7 @@ def build_system(root: Path, deb: Path | None) -> None:
     (root / "etc/machine-id").write_text(uuid.uuid4().hex + "\n")
     helpers = root / "usr/local/lib/kjtest"
     helpers.mkdir(parents=True)
-    for name in ("agent.py", "work.py"):
+    for name in GUEST_PROGRAMS:
         shutil.copy(HERE / name, helpers)
     in_root(
         root,
@@ -347,7 +353,8 @@ def build_disk(root: Path, image: Path) -> Image:
         (system, target, "8304", "root"),
         (target, small, "8300", "kjump"),
         (small, swap, "8300", "small"),
-        (swap, spare, "8200", "swap"),
+        # No swap partition by its type: systemd-gpt-auto-generator(8) would switch it on.
+        (swap, spare, "8300", "swap"),
         (spare, spare + SPARE_SIZE, "8300", "spare"),
     ]
     options: list[str] = []
@@ -417,11 +424,12 @@ def build_cached(cache: Path, kernel: Path, deb: Path | None) -> Image:
         build_base, SUITE, " ".join(packages), " ".join(UNREAD), FILES[INITRAMFS_CONF]
     )
     kernels_key = digest(base_key, kernel, build_kernels, in_root)
-    guest = (json.dumps(FILES), MASKED, GRUB_CFG, GRUB_MODULES, HERE / "agent.py")
+    guest = (json.dumps(FILES), MASKED, GRUB_CFG, GRUB_MODULES)
+    programs = [HERE / name for name in GUEST_PROGRAMS]
     layout = f"{ROOT_SIZE} {TARGET_SIZE} {SMALL_SIZE} {SWAP_SIZE} {SPARE_SIZE} {USER} {UID}"
     image_key = digest(
         kernels_key, build_system, build_disk, make_swap, install_grub, layout, *guest,
-        HERE / "work.py", deb or "",
+        *programs, deb or "",
     )  # fmt: skip
     base = cache / f"base-{base_key}.tar.zst"
     kernels = cache / f"kernels-{kernels_key}.tar.zst"

@@ -24,7 +24,7 @@ from gi.repository import GLib
 from kjump import settings as configuration
 from kjump.errors import KjumpError
 from kjump.machine.identity import machine_identity
-from kjump.session import bus, devices, history, hooks
+from kjump.session import bus, devices, history, hooks, logind, readiness
 from kjump.session.authority import Polkit
 from kjump.session.bus import Manager
 from kjump.session.connection import connect
@@ -34,6 +34,8 @@ from kjump.session.history import History
 from kjump.session.log import logger, set_up
 from kjump.session.readiness import Facts, read_text
 
+TAKEN_OVER = Path("/etc/systemd/system/systemd-hibernate.service.d/50-kjump.conf")
+"""There where ``kjumpctl enable`` led hibernation to us."""
 SETTLE_MS = 250
 """Device events come in bursts; one reading serves them all."""
 
@@ -136,6 +138,20 @@ def look_back(kept: History, facts: Facts) -> None:
             )
     except (KjumpError, OSError) as error:
         log.warning(f"the target {path} could not be examined: {error}")
+
+
+def read(settings: configuration.Settings) -> Facts:
+    """The facts; on the way logind is told that there is a device to resume from, where it waits
+    for that and kjump is what hibernates."""
+    facts = readiness.read(settings)
+    try:
+        if TAKEN_OVER.exists():
+            told = logind.tell(facts.target, facts.command_line)
+            if told is not None:
+                log.info(f"swap named to the kernel, for logind: {told[0]}, page {told[1]}")
+    except OSError as error:
+        log.warning(f"no resume device could be named to the kernel: {error}")
+    return facts
 
 
 # -- talking to systemd ---------------------------------------------------------------------------
@@ -262,6 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings=configuration.load,
             authority=Polkit(connection.con),
             history=kept,
+            actions=Actions(read=read),
             look_back=lambda facts: look_back(kept, facts),
             status=manages.status,
         )

@@ -327,7 +327,8 @@ def user_of(device: Device) -> str | None:
 
 
 def watch(changed: Callable[[], None]) -> Callable[[], None]:
-    """Call ``changed`` on the main loop whenever a block device comes, goes or changes.
+    """Call ``changed`` on the main loop whenever a block device comes, goes or changes, and when
+    swap is switched on or off.
 
     Returns what stops it.
     """
@@ -339,10 +340,34 @@ def watch(changed: Callable[[], None]) -> Callable[[], None]:
     observer = MonitorObserver(monitor)
     handler = observer.connect("device-event", lambda *_arguments: changed())
     monitor.start()
+    swap = _watch_swaps(changed)
 
     def stop() -> None:
+        swap()
         observer.disconnect(handler)
         observer.enabled = False
+
+    return stop
+
+
+def _watch_swaps(changed: Callable[[], None]) -> Callable[[], None]:
+    """The kernel wakes who polls /proc/swaps (mm/swapfile.c, swaps_poll)."""
+    from gi.repository import GLib
+
+    try:
+        file = SWAPS.open("rb")
+    except OSError:
+        return lambda: None  # a kernel without swap
+
+    def woken(*_arguments: object) -> bool:
+        changed()
+        return True
+
+    source = GLib.io_add_watch(file.fileno(), GLib.IO_PRI | GLib.IO_ERR, woken)
+
+    def stop() -> None:
+        GLib.source_remove(source)
+        file.close()
 
     return stop
 
