@@ -243,7 +243,7 @@ def setup_and_boot(image: Image) -> None:
     """``kjumpctl setup --file`` as a user types it: the boot initrd it makes finds the file."""
     with Guest(image, Shape()) as guest:
         ready(guest)
-        made = ctl(guest, "setup --file /var/lib/kjump/image --size 1100M", timeout=1500)
+        made = ctl(guest, "setup --file /kjump.image --size 1100M", timeout=1500)
         expect("setup", made.rc, 0)
         expect("can-hibernate", ctl_json(guest, "can-hibernate"), {"answer": "yes", "reasons": []})
         guest.start_work(60)
@@ -252,9 +252,9 @@ def setup_and_boot(image: Image) -> None:
             expect("result", last_cycle(again)["result"], "ok")
             # Moved: the boot would not find it.
             again.check(
-                "chattr -i /var/lib/kjump/image; cp --sparse=never /etc/hostname /pad;"
-                " rm /var/lib/kjump/image; fallocate -l 100M /pad;"
-                " fallocate -l 1100M /var/lib/kjump/image; chmod 600 /var/lib/kjump/image; sync"
+                "chattr -i /kjump.image; cp --sparse=never /etc/hostname /pad;"
+                " rm /kjump.image; fallocate -l 100M /pad;"
+                " fallocate -l 1100M /kjump.image; chmod 600 /kjump.image; sync"
             )
             refused(again, "NoBootResume", "no")
 

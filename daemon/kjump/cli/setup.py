@@ -59,6 +59,11 @@ def make(path: Path, size: int) -> Made:
     if not path.is_absolute() or path.is_relative_to("/dev"):
         raise BadRequest(f"{path} is no absolute path of a file.", advice="See kjumpctl(1).")
     path = Path(os.path.realpath(path.parent), path.name)
+    if path.is_relative_to("/var/lib/kjump"):
+        raise BadRequest(
+            f"{path} would stand in the way when the package is removed.",
+            advice="Name a file in another directory.",
+        )
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
