@@ -117,8 +117,9 @@ def swap_partition(image: Image) -> None:
         require("status says so", "swap partition" in ctl(guest, "status").out)
         used = swap_used(guest)
 
+        # What is in use lies at the start of the area; then come the restorer and the chunks.
         start = image.target_offset + image.target_size + SMALL_SIZE
-        guest.fail_disk(DiskErrors(start + 96 * MIB, 64 * MIB))
+        guest.fail_disk(DiskErrors(start + used + 44 * MIB, 4 * MIB))
         last = hibernate_fails(guest, "TargetWriteFailed")
         guest.heal_disk()
         expect("where", last["where"], "helper")
