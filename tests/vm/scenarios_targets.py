@@ -153,8 +153,9 @@ def swap_partition(image: Image) -> None:
                 expect("can-hibernate", ctl_json(third, "can-hibernate")["answer"], "yes")
 
 
-def file_target(path: str, prepare: str, words: str = "") -> Scenario:
-    """A cycle with an image file made by ``kjumpctl setup``, after a script."""
+def file_target(path: str, prepare: str = "", check: str = "", words: str = "") -> Scenario:
+    """A cycle with an image file made by ``kjumpctl setup``, after a script that mounts its file
+    system; ``check``: what finds fault with that."""
 
     def run(image: Image) -> None:
         with Guest(image, Shape()) as guest:
@@ -183,6 +184,8 @@ def file_target(path: str, prepare: str, words: str = "") -> Scenario:
                 expect("image verify", ctl(again, "image verify").rc, 0)
                 zeros = again.check(f"head -c 65536 {path} | tr -d '\\0' | wc -c").strip()
                 expect("what the file system shows of it", zeros, "0")
+                if check:
+                    again.check(f"umount /data; {check} {SPARE}", timeout=300)
 
     run.__doc__ = f"A file as target: {path}{', restored in place' if words else ''}"
     return run
@@ -263,11 +266,15 @@ def setup_and_boot(image: Image) -> None:
 MOUNTED = f"mkdir /data; mount {SPARE} /data"
 ALWAYS: dict[str, Scenario] = {
     "target-swap": swap_partition,
-    "target-file": file_target("/image", "", words="kjump.restore=in-place"),
+    "target-file": file_target("/image", words="kjump.restore=in-place"),
 }
 MORE: dict[str, Scenario] = {
-    "target-xfs": file_target("/data/image", f"mkfs.xfs -q -f {SPARE}; {MOUNTED}"),
-    "target-btrfs": file_target("/data/image", f"mkfs.btrfs -q {SPARE}; {MOUNTED}"),
+    "target-xfs": file_target(
+        "/data/image", f"mkfs.xfs -q -f {SPARE}; {MOUNTED}", check="xfs_repair -n"
+    ),
+    "target-btrfs": file_target(
+        "/data/image", f"mkfs.btrfs -q {SPARE}; {MOUNTED}", check="btrfs check"
+    ),
     "target-swap-file": swap_file,
     "target-setup": setup_and_boot,
 }
