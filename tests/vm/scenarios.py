@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from . import scenarios_full, scenarios_oracle, scenarios_warm
+from . import scenarios_full, scenarios_oracle, scenarios_targets, scenarios_warm
 from .guest import DiskErrors, Guest, Shape
 from .image import Image
 from .steps import (
@@ -330,6 +330,6 @@ MORE: dict[str, Scenario] = {
     for bus in ("ahci", "ide", "nvme", "scsi")
 }
 
-for more in (scenarios_full, scenarios_oracle, scenarios_warm):
+for more in (scenarios_full, scenarios_oracle, scenarios_targets, scenarios_warm):
     ALWAYS |= more.ALWAYS
     MORE |= more.MORE
