@@ -1,7 +1,8 @@
 """Guests that are measured: the disks they start from, and one cycle with its times.
 
-All systems have the same kernel, processors, memory and disk.  For the kernel's own hibernation
-kjump is removed from the disk, and a swap area is in use that its boot initrd resumes from.
+All systems have the same kernel, processors, memory and disk.  Where the kernel's own hibernation
+is measured there is no kjump on the disk, and a swap area is in use that the boot initrd resumes
+from.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from . import spans
 from .figures import MIB, OURS, STOCK, WARM, Cell, Record
 
 CPUS = 2
-SWAP = "UUID=6b6a756d-7020-7377-6170-000000000000"  # image.make_swap
 PER_GIB = 300.0
 """Seconds that a GiB may take to save, or to put back, at the slowest."""
 PLAIN = 256
@@ -117,34 +116,6 @@ class Watch:
 def shape(system: str, memory: int) -> Shape:
     words = f"hibernate.compressor={system}" if system in STOCK else ""
     return Shape(memory=memory, cpus=CPUS, words=words)
-
-
-def stock_disk(image: Image, folder: Path, say: Callable[[str], None]) -> Image:
-    """The same disk without kjump, ready for the kernel's own hibernation; made once."""
-    path = folder / f"stock-{image.path.stem}" / "disk.qcow2"
-    made = replace(image, path=path)
-    if path.with_suffix(".json").exists():
-        return made
-    say("preparing the disk for the kernel's own hibernation (2 to 4 minutes)")
-    path.unlink(missing_ok=True)
-    for log in path.parent.glob("*.log"):
-        log.unlink()
-    with Guest(image, Shape(cpus=CPUS), folder=path.parent) as guest:
-        guest.wait_ready()
-        conf = "/etc/initramfs-tools"
-        guest.check(
-            f"echo '{SWAP} none swap defaults 0 0' >>/etc/fstab\n"
-            f"sed -i 's/^RESUME=.*/RESUME={SWAP}/' {conf}/conf.d/*\n"
-            f"printf 'lz4\\nlz4_compress\\nlzo\\n' >>{conf}/modules\n"
-            "swapon -a && DEBIAN_FRONTEND=noninteractive dpkg --purge kjump\n"
-            "update-initramfs -u -k $(uname -r)",
-            timeout=900,
-        )
-        guest.check("sync")
-        guest.spawn("systemctl poweroff")
-        guest.wait_exit(180)
-    made.save()
-    return made
 
 
 def plain_write(guest: Guest) -> float:
