@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from . import scenarios_full
+from . import scenarios_full, scenarios_oracle
 from .guest import DiskErrors, Guest, Shape
 from .image import Image
 from .steps import (
@@ -330,5 +330,6 @@ MORE: dict[str, Scenario] = {
     for bus in ("ahci", "ide", "nvme", "scsi")
 }
 
-ALWAYS |= scenarios_full.ALWAYS
-MORE |= scenarios_full.MORE
+for more in (scenarios_full, scenarios_oracle):
+    ALWAYS |= more.ALWAYS
+    MORE |= more.MORE
