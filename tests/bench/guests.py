@@ -7,7 +7,9 @@ from.
 
 from __future__ import annotations
 
+import os
 import re
+import resource
 import threading
 import time
 from dataclasses import replace
@@ -155,6 +157,7 @@ def stage_warm(guest: Guest) -> None:
 def measure(image: Image, cell: Cell, system: str, pair: int, folder: Path) -> Record:
     """One cycle.  Raises `NotThere`, `GuestError`."""
     began = time.monotonic()
+    busy, mine = processor_seconds()
     deadline = 300 + PER_GIB * cell.memory / 1024
     guest = Timed.booted(image, shape(system, cell.memory), folder=folder)
     assert isinstance(guest, Timed)
@@ -206,7 +209,21 @@ def measure(image: Image, cell: Cell, system: str, pair: int, folder: Path) -> R
             if system in STOCK
             else ours(record, again, said_saving, said_resuming)
         )
-    return replace(record, took=time.monotonic() - began)
+    took = time.monotonic() - began
+    now_busy, now_mine = processor_seconds()
+    others = ((now_busy - busy) - (now_mine - mine)) / took / (os.cpu_count() or 1)
+    return replace(record, took=took, others=max(0.0, others))
+
+
+def processor_seconds() -> tuple[float, float]:
+    """What the host's processors did: in all, and for this program and its ended children."""
+    first = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    user, nice, system, _idle, _wait, irq, soft = (int(word) for word in first[1:8])
+    own = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return (
+        (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK"),
+        sum(usage.ru_utime + usage.ru_stime for usage in own),
+    )
 
 
 def ours(
