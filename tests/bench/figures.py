@@ -50,7 +50,9 @@ class Record:
     ``written``: to the disk, request to power off; ``helper``: memory the helper used, if there is
     one; ``image``: bytes of the image, ``copy``: seconds it was written in; ``plain``: bytes a
     second of a plain sequential direct write on the same disk; ``took``: seconds for all of it;
-    ``others``: share of the host's processors that was not idle and not ours meanwhile.
+    ``others``: share of the host's processors that was not idle and not ours meanwhile;
+    ``work_off`` and ``work_on``: processor seconds of QEMU in ``off`` and ``running``, which others
+    on the host change little.
     """
 
     cell: Cell
@@ -65,6 +67,8 @@ class Record:
     copy: float | None = None
     plain: float | None = None
     others: float | None = None
+    work_off: float | None = None
+    work_on: float | None = None
     way: str = ""
     saving: list[Span] = field(default_factory=list)
     resuming: list[Span] = field(default_factory=list)
@@ -194,7 +198,8 @@ def rows(records: Sequence[Record]) -> list[list[str]]:
     """The table: a heading and a row for each cell and system; medians."""
     out = [
         ["guest", "system", "cycles", "request to off, s", "power on to running, s",
-         "written, MiB", "helper used, MiB", "copy, MiB/s", "of a plain write", "way back", "host busy with others"]
+         "processor time off, on, s", "written, MiB", "helper used, MiB", "copy, MiB/s",
+         "of a plain write", "way back", "host busy with others"]
     ]  # fmt: skip
     for cell in sorted({r.cell for r in records}):
         for system in SYSTEMS:
@@ -210,6 +215,7 @@ def rows(records: Sequence[Record]) -> list[list[str]]:
                     str(len(found)),
                     number(middle(found, "off")),
                     number(middle(found, "running")),
+                    f"{number(middle(found, 'work_off'))}, {number(middle(found, 'work_on'))}",
                     number(None if written is None else written / MIB, ".0f"),
                     number(None if helper is None else helper / MIB, ".0f"),
                     number(median(rates) if rates else None, ".0f"),

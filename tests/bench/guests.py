@@ -68,6 +68,12 @@ class Timed(Guest):
         stats = self.qmp("query-blockstats")
         return sum(int(entry["stats"]["wr_bytes"]) for entry in stats if entry.get("qdev"))
 
+    def work_done(self) -> float:
+        """Processor seconds of QEMU so far."""
+        assert self.process
+        words = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
     def quit(self) -> None:
         self.qmp("quit")
         self.wait_exit()
@@ -181,10 +187,12 @@ def measure(image: Image, cell: Cell, system: str, pair: int, folder: Path) -> R
         guest.check("sync")
         before = guest.written()
         guest.seen = len(guest.console())
+        worked = guest.work_done()
         request = time.monotonic()
         watch = Watch(guest, request, guest.log("console").stat().st_size)
         guest.spawn("systemctl hibernate", user=True)
         off = guest.wait_off(deadline) - request
+        work_off = guest.work_done() - worked
         said_saving = watch.end()
         written = guest.written() - before
         guest.quit()
@@ -197,13 +205,26 @@ def measure(image: Image, cell: Cell, system: str, pair: int, folder: Path) -> R
         facts["agent"] = again.wait_user(deadline) - power_on
         blocks = again.fill("ping")["blocks"]
         running = time.monotonic() - power_on
+        work_on = again.work_done()
         said_resuming = watch.end()
         require("the same fill", blocks == facts["filled"], blocks)
         # Throttled as before: what was swapped out has to come back.
         found = again.fill("check", deadline=deadline)
         facts["whole"] = time.monotonic() - power_on
         require("every page of the fill is as it was", found["ok"], found)
-        record = Record(cell, system, pair, off, running, written, 0.0, plain=plain, facts=facts)
+        record = Record(
+            cell,
+            system,
+            pair,
+            off,
+            running,
+            written,
+            0.0,
+            plain=plain,
+            facts=facts,
+            work_off=work_off,
+            work_on=work_on,
+        )
         record = (
             stock(record, said_saving, said_resuming)
             if system in STOCK
