@@ -46,6 +46,7 @@ all: build
 CC ?= gcc
 LD := ld
 OBJCOPY := objcopy
+NATIVE_LIBS := -lzstd -llz4 -lz
 NATIVE_CFLAGS := -O2 -fPIC -Wall -Wextra -Werror -ffile-prefix-map=$(CURDIR)=.
 
 STUBS := $(patsubst $(MACHINE)/%.S,$(BUILT)/%.bin,$(wildcard $(MACHINE)/*.S))
@@ -66,7 +67,7 @@ $(BUILT)/%.bin: $(BUILT)/%.elf
 	@$(OBJCOPY) -O binary $< $@
 
 $(BUILT)/libkjump.so: $(wildcard $(MACHINE)/*.c $(MACHINE)/*.h) | $(BUILT)
-	@$(CC) $(NATIVE_CFLAGS) $(CFLAGS) -shared $(LDFLAGS) -o $@ $(filter %.c,$^)
+	@$(CC) $(NATIVE_CFLAGS) $(CFLAGS) -shared $(LDFLAGS) -o $@ $(filter %.c,$^) $(NATIVE_LIBS)
 
 # -- installing -----------------------------------------------------------------------------
 

@@ -51,8 +51,8 @@ class Helper:
     """``console=`` values for the helper, blank-separated; empty: the running kernel's own."""
     deadline: int = 0
     """Seconds the helper may take; 0: derived from the memory's size."""
-    cpu_count: int = 1
-    """Processors the helper uses."""
+    cpu_count: int = 0
+    """Processors the helper uses; 0: all, four at the most."""
 
     def initrd_of(self, release: str) -> Path:
         """The helper initrd for a kernel release."""
@@ -63,6 +63,8 @@ class Helper:
 class Image:
     """``[Image]``: how the image is written."""
 
+    compression: str = "auto"
+    """``auto``, ``zstd``, ``lz4`` or ``none``."""
     compression_level: int = 1
     """zstd level, 1 to 19."""
 
@@ -146,6 +148,15 @@ def _file(text: str) -> str:
     return text
 
 
+def _one_of(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"not {', '.join(words[:-1])} or {words[-1]}: {text!r}")
+        return text
+
+    return read
+
+
 def _consoles(text: str) -> str:
     return " ".join(word.removeprefix("console=") for word in text.split())
 
@@ -168,7 +179,8 @@ KEYS = (
     Key("Helper", "CommandLine", "command_line", str),
     Key("Helper", "Console", "console", _consoles),
     Key("Helper", "DeadlineSec", "deadline", _seconds(0, 86400)),
-    Key("Helper", "CpuCount", "cpu_count", _whole(1, 4096)),
+    Key("Helper", "CpuCount", "cpu_count", _whole(0, 4096)),
+    Key("Image", "Compression", "compression", _one_of("auto", "zstd", "lz4", "none")),
     Key("Image", "CompressionLevel", "compression_level", _whole(1, 19)),
     Key("Session", "HookTimeoutSec", "hook_timeout", _seconds(1, 3600)),
     Key("Resume", "WaitSec", "wait", _seconds(0, 3600)),

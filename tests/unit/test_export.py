@@ -14,13 +14,14 @@ import pytest
 from kjump.cli.main import main as kjumpctl
 from kjump.errors import ImageDamaged
 from kjump.handoff.note import iterate_notes
-from kjump.image import export, superblocks, target
+from kjump.image import export, target
 from kjump.image.device import Device
 from kjump.image.layout import ZERO, Extent
 from kjump.image.read import Image
-from kjump.image.write import Writer
 from kjump.machine import coreheader
 from kjump.machine.ranges import PAGE
+
+from . import imaging
 
 OFFSET = 0xFFFF888000000000
 VMCOREINFO = "OSRELEASE=6.12.0\nPAGESIZE=4096\n"
@@ -47,13 +48,8 @@ def disk(tmp_path: Path) -> Path:
 
 def write(path: Path, description: dict[str, Any]) -> None:
     with Device(path, writable=True) as device:
-        found = superblocks.load(device)
-        assert found is not None
-        writer = Writer(device, found, level=1)
-        writer.begin(description)
-        extents = [Extent(pfn, len(data) // PAGE) for pfn, data in DATA.items()]
-        writer.chunk(extents, memoryview(b"".join(DATA.values())))
-        writer.commit([extents[0], Extent(0x120, 4, ZERO), extents[1]])
+        zeros = [Extent(0x120, 4, ZERO)]
+        imaging.fill(device, DATA.items(), zeros, description=description)
 
 
 def test_the_core_holds_every_page_at_its_address(disk: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from kjump.errors import (
 )
 from kjump.image import superblocks, target
 from kjump.image.device import Device
+from kjump.image.extents import Extents
 from kjump.image.layout import (
     BLOCK,
     COMPLETE,
@@ -35,14 +36,14 @@ from kjump.image.layout import (
     Extent,
     Superblock,
     newest,
-    pack_extents,
     unpack_chunk_header,
-    unpack_extents,
     unpack_superblock,
 )
 from kjump.image.read import Image
-from kjump.image.write import Writer
+from kjump.image.write import COMPRESSIONS
 from kjump.machine.ranges import PAGE
+
+from . import imaging
 
 SIZE = 32 << 20
 CYCLE = uuid.UUID(int=7)
@@ -57,31 +58,22 @@ def disk(tmp_path: Path) -> Path:
     return path
 
 
-def write(path: Path, pages: list[tuple[int, bytes]], zeros: list[Extent] | None = None) -> None:
+def write(
+    path: Path,
+    pages: list[tuple[int, bytes]],
+    zeros: list[Extent] | None = None,
+    *,
+    compression: str = "auto",
+) -> None:
     with Device(path, writable=True) as device:
-        found = superblocks.load(device)
-        assert found is not None
-        writer = Writer(device, found, level=1)
-        writer.begin({"hostname": "h"})
-        extents = []
-        for pfn, data in pages:
-            extent = Extent(pfn, len(data) // PAGE)
-            writer.chunk([extent], memoryview(data))
-            extents.append(extent)
-        writer.commit(sorted(extents + (zeros or []), key=lambda e: e.pfn))
+        imaging.fill(device, pages, zeros or [], compression=compression)
 
 
-def read(path: Path) -> tuple[dict[str, Any], list[Extent], dict[int, bytes]]:
+def read(path: Path) -> tuple[dict[str, Any], Extents, dict[int, bytes]]:
     with Device(path) as device:
         image = Image(device)
         image.require_complete()
-        found = {}
-        for extents, data in image.chunks(image.index()):
-            at = 0
-            for extent in extents:
-                for pfn in range(extent.pfn, extent.pfn + extent.pages):
-                    found[pfn] = data[at : at + PAGE]
-                    at += PAGE
+        found = dict(imaging.content(image, image.index()))
         return image.description(), image.index(), found
 
 
@@ -89,8 +81,11 @@ def read(path: Path) -> tuple[dict[str, Any], list[Extent], dict[int, bytes]]:
 @given(
     st.lists(st.tuples(st.integers(1, 40), st.integers(1, 30), st.booleans()), max_size=8),
     st.integers(0, 1000),
+    st.sampled_from(COMPRESSIONS),
 )
-def test_round_trip(disk: Path, spans: list[tuple[int, int, bool]], seed: int) -> None:
+def test_round_trip(
+    disk: Path, spans: list[tuple[int, int, bool]], seed: int, compression: str
+) -> None:
     rng = random.Random(seed)
     target.prepare(disk, cycle_id=CYCLE, hostname="h")
     pages, pfn = [], 0
@@ -99,7 +94,7 @@ def test_round_trip(disk: Path, spans: list[tuple[int, int, bool]], seed: int) -
         pages.append((pfn, rng.randbytes(count * PAGE) if random_bytes else b"ab" * (count * 2048)))
         pfn += count
     zeros = [Extent(pfn + 1, 5, ZERO)]
-    write(disk, pages, zeros)
+    write(disk, pages, zeros, compression=compression)
     description, index, found = read(disk)
     assert description == {"hostname": "h"}
     assert [e for e in index if e.kind == ZERO] == zeros
@@ -182,7 +177,8 @@ def test_extents_round_trip(spans: list[tuple[int, int, int]]) -> None:
     for gap, pages, kind in spans:
         extents.append(Extent(at + gap, pages, kind))
         at += gap + pages
-    assert unpack_extents(pack_extents(extents)) == extents
+    assert Extents.of(extents) == extents
+    assert list(Extents.of(extents)) == extents
 
 
 @pytest.mark.parametrize(
@@ -191,7 +187,7 @@ def test_extents_round_trip(spans: list[tuple[int, int, int]]) -> None:
 )
 def test_extents_out_of_order_are_refused(extents: list[Extent]) -> None:
     with pytest.raises(ImageDamaged):
-        unpack_extents(pack_extents(extents))
+        Extents.of(extents)
 
 
 def test_states_and_who_may_resume(disk: Path) -> None:
@@ -281,14 +277,20 @@ def test_after_an_interrupted_change_a_torn_write_loses_nothing(disk: Path) -> N
     ],
 )
 def test_chunks_must_bring_just_what_the_index_says(disk: Path, index: list[Extent]) -> None:
+    extents = Extents.of(index)
     write(disk, [(100, b"ab" * (PAGE * 3 // 2)), (200, b"cd" * (PAGE * 2))])
     with Device(disk) as device:
         image = Image(device)
-        if index == image.index():
-            assert len(list(image.chunks(index))) == 2
+        used: list[int] = []
+        if extents == image.index():
+            assert len(list(image.chunks(extents))) == 2
+            image.each(extents, lambda chunk: used.append(chunk.number), processors=2)
+            assert sorted(used) == [0, 1]
         else:
             with pytest.raises(ImageDamaged):
-                list(image.chunks(index))
+                list(image.chunks(extents))
+            with pytest.raises(ImageDamaged):
+                image.each(extents, lambda chunk: used.append(chunk.number), processors=2)
 
 
 def test_newest_generation_counts() -> None:
@@ -311,9 +313,9 @@ def test_target_too_small_is_told_before_anything_beyond_it_is_written(tmp_path:
     with path.open("wb") as file:
         file.truncate(16 << 20)
     target.prepare(path, cycle_id=CYCLE, hostname="h")
-    data = random.Random(3).randbytes(1024 * PAGE)
+    data = random.Random(3).randbytes(512 * PAGE)
     with pytest.raises(TargetTooSmall):
-        write(path, [(i * 1024, data) for i in range(1, 9)])
+        write(path, [(i * 512, data) for i in range(1, 17)])
     assert path.stat().st_size == 16 << 20
     with Device(path) as device, pytest.raises(ImageIncomplete):
         Image(device).require_complete()
@@ -332,11 +334,7 @@ def test_retire_marks_any_image_spent_with_the_reason_and_only_its_own(disk: Pat
 
 def test_another_machines_saved_session_is_recognised(disk: Path) -> None:
     with Device(disk, writable=True) as device:
-        found = superblocks.load(device)
-        assert found is not None
-        writer = Writer(device, found, level=1)
-        writer.begin({"hostname": "other", "machine": "m1"})
-        writer.commit([])
+        imaging.fill(device, [], description={"hostname": "other", "machine": "m1"})
     examined = target.examine(disk)
     assert examined is not None
     assert examined.is_session_of_another("m2") and not examined.is_session_of_another("m1")

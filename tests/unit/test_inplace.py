@@ -8,12 +8,17 @@ import uuid
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kjump.errors import ImageDamaged, RestoreFailed, TargetTooSmall
 from kjump.helper import putback
 from kjump.image import target
 from kjump.image.device import Device
+from kjump.image.extents import Extents
+from kjump.image.layout import ZERO, Extent
 from kjump.image.read import Image
+from kjump.machine import pages
 from kjump.machine.ranges import PAGE
 from kjump.resume import inplace
 
@@ -71,17 +76,46 @@ def test_pages_are_written_where_they_belong_and_nowhere_else() -> None:
     physical = Physical(64)
     places = putback.Places(physical, [(1, 9), (20, 40)])  # type: ignore[arg-type]
     data = {pfn: rng.randbytes(PAGE) for pfn in (1, 2, 3, 8, 20, 21, 39)}
-    places.write(1, data[1] + data[2] + data[3])
-    for pfn in (8, 20, 21, 39):
-        places.write(pfn, data[pfn])
+    for part in ((1, 2, 3, 8, 20), (21, 39)):
+        extents = Extents.of(Extent(pfn, 1) for pfn in part)
+        places.write(extents, b"".join(data[pfn] for pfn in part))
     places.close()
     for pfn in range(64):
         assert physical.memory[pfn * PAGE : (pfn + 1) * PAGE] == data.get(pfn, bytes(PAGE))
+    places.write(Extents.of([Extent(2, 1, ZERO), Extent(8, 1, ZERO)]), None)
+    places.close()
+    for pfn in (1, 2, 8, 20):
+        wanted = bytes(PAGE) if pfn in (2, 8) else data[pfn]
+        assert physical.memory[pfn * PAGE : (pfn + 1) * PAGE] == wanted
     for pfn in (0, 9, 19, 40):
         with pytest.raises(RestoreFailed):
-            places.write(pfn, bytes(PAGE))
+            places.write(Extents.of([Extent(pfn, 1)]), bytes(PAGE))
     with pytest.raises(RestoreFailed):  # begins inside, ends outside
-        places.write(39, bytes(2 * PAGE))
+        places.write(Extents.of([Extent(39, 2)]), bytes(2 * PAGE))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(1, 40)), min_size=1, max_size=20),
+    st.integers(1, 64),
+)
+def test_scatter_in_windows_of_any_size(spans: list[tuple[int, int]], window: int) -> None:
+    extents, content, at = [], b"", 0
+    for gap, count in spans:
+        extents.append(Extent(at + gap, count))
+        at += gap + count
+        content += b"".join(bytes([(at + n) % 251 + 1]) * PAGE for n in range(count))
+    memory = bytearray((at + window) * PAGE)
+    scatter = pages.Scatter(Extents.of(extents).table, len(extents), content)
+    for first in range(0, at, window):
+        view = bytearray(memory[first * PAGE : (first + window) * PAGE])
+        done = scatter.into(view, first, first + window)
+        memory[first * PAGE : (first + window) * PAGE] = view
+    assert done
+    used = b"".join(memory[e.pfn * PAGE : (e.pfn + e.pages) * PAGE] for e in extents)
+    assert used == content
+    assert sum(1 for n in range(at) if any(memory[n * PAGE : n * PAGE + 8])) == sum(
+        e.pages for e in extents
+    )
 
 
 def test_the_restorer_lies_with_the_image(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import struct
 
 import pytest
@@ -11,6 +10,8 @@ from hypothesis import strategies as st
 
 from kjump.errors import MemoryUnreadable
 from kjump.helper.states import WINDOW, States
+from kjump.image.extents import Extents
+from kjump.image.layout import DATA, ZERO
 from kjump.machine import pages, structpage, vmcoreinfo
 from kjump.machine.ranges import PAGE
 
@@ -104,41 +105,69 @@ def test_blocks_go_on_across_calls(blocks: list[int | None], step: int) -> None:
         assert classify(structs, step) == wanted
 
 
-@given(st.lists(st.sampled_from(["zero", "data", "free"]), max_size=40), st.integers(1, 10))
-def test_gather_copies_data_and_finds_zeros(what: list[str], room: int) -> None:
+KINDS = st.lists(st.sampled_from(["zero", "data", "free", "marked"]), max_size=60)
+
+
+def memory_of(what: list[str]) -> tuple[bytes, bytearray]:
+    """Pages, and their kinds; "marked" pages are known to be zero whatever they hold."""
     memory = b"".join(
         bytes(PAGE) if w == "zero" else bytes(PAGE - 1) + bytes([i % 255 + 1])
         for i, w in enumerate(what)
     )
-    kinds = bytearray(pages.FREE if w == "free" else pages.SAVE for w in what)
-    got, at = b"", 0
+    kinds = {"free": pages.FREE, "marked": pages.ZERO}
+    return memory, bytearray(kinds.get(w, pages.SAVE) for w in what)
+
+
+@given(KINDS, st.integers(1, 10))
+def test_gather_copies_data_and_lists_zeros(what: list[str], room: int) -> None:
+    memory, kinds = memory_of(what)
+    held = pages.Kinds(kinds)
+    bundle = pages.Bundle(room)
+    got: list[tuple[int, int]] = []
+    data = b""
+    at = 0
     while at < len(what):
-        out = bytearray(room * PAGE)
-        looked, copied = pages.gather(memory, at * PAGE, len(what) - at, kinds, at, out, 0)
-        got += out[: copied * PAGE]
-        at += looked
+        bundle.clear()
+        looked = bundle.gather(memory, at * PAGE, len(what) - at, held, at, 100 + at)
         assert looked
-    assert got == b"".join(
+        listed = Extents(bundle.extents())
+        assert (bundle.used, bundle.zeros) == (listed.data_pages, listed.zero_pages)
+        data += bytes(bundle._pages[: bundle.used * PAGE])
+        got += [(p, e.kind) for e in listed for p in range(e.pfn, e.pfn + e.pages)]
+        at += looked
+    assert data == b"".join(
         memory[i * PAGE : (i + 1) * PAGE] for i, w in enumerate(what) if w == "data"
     )
-    assert [k == pages.ZERO for k in kinds] == [w == "zero" for w in what]
+    kind_of = {"data": DATA, "zero": ZERO, "marked": ZERO}
+    assert got == [(100 + i, kind_of[w]) for i, w in enumerate(what) if w != "free"]
+    assert [k == pages.ZERO for k in kinds] == [w in ("zero", "marked") for w in what]
+
+
+@given(KINDS, st.integers(1, 10))
+def test_a_span_never_has_more_than_a_bundle_has_room_for(what: list[str], most: int) -> None:
+    memory, kinds = memory_of(what)
+    held = pages.Kinds(kinds)
+    bundle = pages.Bundle(most)
+    at = 0
+    while at < len(what):
+        count = held.span(at, len(what), most)
+        assert 0 < count <= len(what) - at
+        bundle.clear()
+        assert bundle.gather(memory, at * PAGE, count, held, at, at) == count
+        at += count
 
 
 def test_bounds_are_checked_before_the_native_code_is_called() -> None:
     with pytest.raises(ValueError):
-        pages.gather(bytes(PAGE), 0, 2, bytearray(2), 0, bytearray(PAGE), 0)
+        pages.Bundle(1).gather(bytes(PAGE), 0, 2, pages.Kinds(bytearray(2)), 0, 0)
+    with pytest.raises(ValueError):
+        pages.Bundle(1).gather(bytes(2 * PAGE), 0, 2, pages.Kinds(bytearray(1)), 0, 0)
+    with pytest.raises(ValueError):
+        pages.Kinds(bytearray(3)).span(1, 4, 1)
     with pytest.raises(ValueError):
         pages.Classifier(LAYOUT).classify(bytes(64), 0, 2, bytearray(2), 0)
     with pytest.raises(ValueError):
         pages.Classifier(LAYOUT).classify(bytes(128), 0, 2, bytearray(1), 0)
-
-
-@given(st.lists(st.integers(0, 6), max_size=3000), st.integers(0, 1 << 30))
-def test_runs(kinds: list[int], first: int) -> None:
-    found = pages.runs(bytearray(kinds), first)
-    assert [k for _, count, kind in found for k in [kind] * count] == kinds
-    assert all(a[2] != b[2] for a, b in itertools.pairwise(found))
-    assert not found or found[0][0] == first
 
 
 def test_states_hide_the_window_and_turn_free_to_zero() -> None:
@@ -148,9 +177,9 @@ def test_states_hide_the_window_and_turn_free_to_zero() -> None:
     states.free_is_zero()
     counts = states.counts()
     assert (counts["window"], counts["zero"], counts["free"], counts["data"]) == (6, 1, 0, 7)
-    assert states.find(105)[1] == 5
-    with pytest.raises(ValueError):
-        states.find(50)
+    spans = list(states.spans(2))
+    assert [p for s in spans for p in range(s.first, s.last)] == [*range(1, 5), *range(100, 110)]
+    assert all(s.kinds.kinds[s.at : s.at + 1] for s in spans)
 
 
 # -- walking page tables ---------------------------------------------------------------------------

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import struct
-from array import array
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kjump.errors import ImageDamaged, KjumpError, MemoryMapChanged, OtherMachine, PagingModeDiffers
+from kjump.errors import (
+    ImageDamaged,
+    KjumpError,
+    MemoryMapChanged,
+    OtherMachine,
+    PagingModeDiffers,
+    RestoreFailed,
+)
+from kjump.image.extents import Extents
 from kjump.image.layout import DATA, ZERO, Extent
 from kjump.image.place import check_pages
 from kjump.machine.memory import Entry
@@ -57,8 +67,8 @@ def test_what_differs_is_refused_by_name(
 def test_pages_outside_ram_or_in_the_window_are_refused(extent: Extent) -> None:
     # The kernel would write them wherever they point.
     with pytest.raises(ImageDamaged):
-        check_pages([extent], DESCRIPTION)
-    check_pages([Extent(0x100, 10), Extent(0x6000, 0x2000)], DESCRIPTION)
+        check_pages(Extents.of([extent]), DESCRIPTION)
+    check_pages(Extents.of([Extent(0x100, 10), Extent(0x6000, 0x2000)]), DESCRIPTION)
 
 
 INSERT = 2
@@ -69,10 +79,27 @@ SPANS = st.lists(
 )
 
 
-@given(SPANS, st.booleans(), st.integers(1, 5))
+@dataclass
+class Loaded:
+    """A chunk as the reader gives it."""
+
+    extents: Extents
+    data: bytes
+
+    @property
+    def pages(self) -> int:
+        return self.extents.data_pages
+
+
+def page(pfn: int) -> bytes:
+    return struct.pack("<Q", pfn + 1) * 512
+
+
+@given(SPANS, st.booleans(), st.integers(1, 5), st.booleans())
 def test_numbers_and_stream_agree(
-    spans: list[tuple[int, int, int]], zero_pages: bool, per_chunk: int
+    spans: list[tuple[int, int, int]], zero_pages: bool, per_chunk: int, replaces: bool
 ) -> None:
+    """``replaces``: the inserts take the place of pages that the image has as well."""
     extents: list[Extent] = []
     inserts: list[Insert] = []
     content: dict[int, bytes] = {}
@@ -80,26 +107,34 @@ def test_numbers_and_stream_agree(
     for gap, pages, kind in spans:
         at += gap
         for pfn in range(at, at + pages):
-            content[pfn] = bytes(PAGE) if kind == ZERO else struct.pack("<Q", pfn + 1) * 512
+            content[pfn] = bytes(PAGE) if kind == ZERO else page(pfn)
         if kind == INSERT:
             inserts.append(Insert(at, b"".join(content[p] for p in range(at, at + pages))))
+            if replaces:
+                extents.append(Extent(at, pages, DATA))
         else:
             extents.append(Extent(at, pages, kind))
         at += pages
     data = [e for e in extents if e.kind == DATA]
     chunks = [
-        (part, b"".join(content[p] for e in part for p in range(e.pfn, e.pfn + e.pages)))
+        Loaded(
+            Extents.of(part), b"".join(page(p) for e in part for p in range(e.pfn, e.pfn + e.pages))
+        )
         for part in (data[i : i + per_chunk] for i in range(0, len(data), per_chunk))
     ]
-    numbers = snapshot.numbers(extents, inserts, zero_pages=zero_pages)
+    plan = snapshot.plan(Extents.of(extents), inserts, zero_pages=zero_pages)
+    numbers = list(plan.numbers())
     assert len(numbers) % 512 == 0
-    listed = list(numbers[: numbers.index(END)])
+    listed = numbers[: numbers.index(END)]
     plain = [n & ~ZERO_PAGE for n in listed]
     assert plain == sorted(content) and not listed[-1] & ZERO_PAGE
     assert zero_pages or not any(n & ZERO_PAGE for n in listed)
-    stream = b"".join(snapshot.stream(chunks, extents, inserts, zero_pages=zero_pages))
+    stream = b"".join(
+        buffer[offset : offset + length]
+        for buffer, offset, length in snapshot.stream(chunks, plan)  # type: ignore[arg-type]
+    )
     wanted = [n for n in listed if not n & ZERO_PAGE]
-    assert restore._data_pages(numbers) == len(wanted)
+    assert plan.data_pages == len(wanted)
     assert stream == b"".join(content[n] for n in wanted)
     assert all(content[n & ~ZERO_PAGE] == bytes(PAGE) for n in listed if n & ZERO_PAGE)
 
@@ -120,17 +155,31 @@ def test_header_fields() -> None:
     assert struct.unpack_from("<3Q", page, 416) == (100, 104, 104 * PAGE)
 
 
-@given(st.integers(0, 30))
-def test_without_takes_out_one_page(pfn: int) -> None:
-    extents = [Extent(3, 5), Extent(10, 1, ZERO), Extent(12, 9)]
-    found = restore.without(extents, pfn)
+@given(st.integers(0, 30), st.integers(1, 12), st.booleans())
+def test_replaced_takes_out_pages_and_puts_others_in(pfn: int, count: int, put: bool) -> None:
+    extents = Extents.of([Extent(3, 5), Extent(10, 1, ZERO), Extent(12, 9)])
+    found = extents.replaced(pfn, count, Extent(pfn, count, ZERO) if put else None)
 
-    def pages(es: list[Extent]) -> set[tuple[int, int]]:
+    def pages(es: Extents) -> set[tuple[int, int]]:
         return {(p, e.kind) for e in es for p in range(e.pfn, e.pfn + e.pages)}
 
-    assert pages(found) == {(p, k) for p, k in pages(extents) if p != pfn}
+    inside = {(p, ZERO) for p in range(pfn, pfn + count)} if put else set()
+    assert pages(found) == inside | {
+        (p, k) for p, k in pages(extents) if not pfn <= p < pfn + count
+    }
     assert all(e.pages for e in found)
 
 
-def test_array_is_of_64_bits() -> None:
-    assert array("Q").itemsize == 8
+def test_feed_takes_pages_one_vector_each(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 16 * 1500
+    device = snapshot.Snapshot.__new__(snapshot.Snapshot)
+    with (tmp_path / "out").open("w+b") as file:
+        device._fd = file.fileno()
+        device.write_pages(data, PAGE, len(data) - PAGE)
+        assert (tmp_path / "out").read_bytes() == data[PAGE:]
+        with pytest.raises(ValueError):
+            device.write_pages(data, PAGE, len(data))
+    device._fd = os.open("/dev/full", os.O_WRONLY)
+    with pytest.raises(RestoreFailed):
+        device.write_pages(data, 0, PAGE)
+    os.close(device._fd)

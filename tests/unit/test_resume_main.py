@@ -22,12 +22,13 @@ from kjump.errors import (
 )
 from kjump.image import fingerprint, superblocks, target
 from kjump.image.device import Device
-from kjump.image.layout import COMPLETE, EMPTY, RESTORING, SPENT, WRITING, Extent
+from kjump.image.layout import COMPLETE, EMPTY, RESTORING, SPENT, WRITING
 from kjump.image.read import Image
-from kjump.image.write import Writer
 from kjump.machine.memory import Entry
 from kjump.machine.ranges import PAGE
 from kjump.resume import inplace, main, restore
+
+from . import imaging
 
 MACHINE = restore.Machine("me", [Entry(0x100000, 0x8000000, 1)], 32000, 4)
 
@@ -62,12 +63,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write(path: Path, about: Mapping[str, Any], *, state: int = COMPLETE) -> None:
     with Device(path, writable=True) as device:
-        found = superblocks.load(device)
-        assert found is not None
-        writer = Writer(device, found, level=1)
-        writer.begin(about)
-        writer.chunk([Extent(0x200, 4)], memoryview(b"page" * PAGE))
-        done = writer.commit([Extent(0x200, 4)])
+        done = imaging.fill(device, [(0x200, b"page" * PAGE)], description=dict(about))
         if state != COMPLETE:
             superblocks.store(device, done, state=state)
 

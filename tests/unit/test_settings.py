@@ -70,7 +70,8 @@ def test_the_helper_initrd_is_the_running_kernels() -> None:
         ("[Target]\nPath=vda1\n", "kjump.conf:2: bad value for Path=, ignored: not PARTUUID="),
         ("[Target]\nPath=PARTUUID=\n", "kjump.conf:2: bad value for Path=, ignored: PARTUUID="),
         ("[Target]\nPath=/dev/../etc\n", "kjump.conf:2: bad value for Path=, ignored"),
-        ("[Helper]\nCpuCount=0\n", "kjump.conf:2: bad value for CpuCount=, ignored: 0 is not"),
+        ("[Helper]\nCpuCount=5000\n", "kjump.conf:2: bad value for CpuCount=, ignored: 5000 is"),
+        ("[Image]\nCompression=xz\n", "kjump.conf:2: bad value for Compression=, ignored: not"),
         ("[Helper]\nDeadlineSec=soon\n", "kjump.conf:2: bad value for DeadlineSec=, ignored"),
         ("[Helper]\nDeadlineSec=²\n", "kjump.conf:2: bad value for DeadlineSec=, ignored"),
         ("[Helper]\nKernel=vmlinuz\n", "kjump.conf:2: bad value for Kernel=, ignored"),
@@ -87,12 +88,12 @@ def test_the_rest_still_works() -> None:
     assert len(found.warnings) == 2
     assert found.target.path == "/dev/vda1"
     assert found.helper.deadline == 7
-    assert found.helper.cpu_count == 1
+    assert found.helper.cpu_count == 0
 
 
 def test_lines_are_joined_and_values_set_back() -> None:
     assert read("[Helper]\nCommandLine=a \\\n# between\n  b\n").helper.command_line == "a  b"
-    assert read("[Helper]\nCpuCount=2\nCpuCount=\n").helper.cpu_count == 1
+    assert read("[Helper]\nCpuCount=2\nCpuCount=\n").helper.cpu_count == 0
     assert read("[X-Ours]\nAnything=1\n").warnings == ()
 
 

@@ -420,8 +420,8 @@ def build_cached(cache: Path, kernel: Path, deb: Path | None) -> Image:
     guest = (json.dumps(FILES), MASKED, GRUB_CFG, GRUB_MODULES, HERE / "agent.py")
     layout = f"{ROOT_SIZE} {TARGET_SIZE} {SMALL_SIZE} {SWAP_SIZE} {SPARE_SIZE} {USER} {UID}"
     image_key = digest(
-        kernels_key, build_system, build_disk, make_swap, install_grub, layout, *guest, HERE / "work.py",
-        deb or "",
+        kernels_key, build_system, build_disk, make_swap, install_grub, layout, *guest,
+        HERE / "work.py", deb or "",
     )  # fmt: skip
     base = cache / f"base-{base_key}.tar.zst"
     kernels = cache / f"kernels-{kernels_key}.tar.zst"

@@ -7,11 +7,10 @@ written anywhere but to the target.
 
 from __future__ import annotations
 
-import mmap
 import signal
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,19 +27,19 @@ from kjump.errors import (
 from kjump.handoff import note
 from kjump.handoff.cell import Cell
 from kjump.helper import leave, putback
-from kjump.helper.states import States, classify
+from kjump.helper.states import Span, classify
 from kjump.image import fingerprint, superblocks, target
 from kjump.image.device import Device
-from kjump.image.layout import CHUNK_PAGES, DATA, EMPTY, ZERO, Extent, Superblock
-from kjump.image.write import Writer
+from kjump.image.layout import EMPTY, Superblock
+from kjump.image.write import COMPRESSIONS, SPAN_PAGES, Writer
 from kjump.machine import pages, syscalls, vmcoreinfo
 from kjump.machine.console import Progress, say
-from kjump.machine.memory import own_memory
+from kjump.machine.memory import own_memory, processors
 from kjump.machine.ranges import PAGE, Range
 from kjump.machine.vmcore import Vmcore
 
 MAP_BYTES = 64 << 20
-"""How much of the session's memory is mapped at a time: page tables cost memory, too."""
+"""How much of the session's memory a thread maps at a time: page tables cost memory, too."""
 DEVICE_WAIT = 30.0
 """Seconds to wait for the target's driver."""
 
@@ -73,6 +72,9 @@ class Handoff:
             self.ram = [_range(r) for r in document["ram"]]
             self.links = [Path(str(x)) for x in document["target"]["links"]]
             self.level = int(document.get("level", 1))
+            self.compression = str(document.get("compression", "auto"))
+            if self.compression not in COMPRESSIONS:
+                raise ValueError(f"compression {self.compression!r}")
             self.deadline = float(document["deadline"])
             self.free_is_zero = document.get("free_pages") == "zero"
             self.file_systems = list(document.get("file_systems", ()))
@@ -120,58 +122,25 @@ def open_target(handoff: Handoff) -> Device:
     return device
 
 
-def copy_pages(core: Vmcore, states: States, writer: Writer, progress: Progress) -> list[Extent]:
-    """Stream all pages to save, in ascending order; every extent of the image.
+def gatherer(core: Vmcore) -> Callable[[Span, pages.Bundle], None]:
+    """What brings a span's pages together out of the session's memory; for any thread."""
 
-    Raises `TargetWriteFailed`, `TargetTooSmall`, `MemoryUnreadable`.
-    """
-    index: list[Extent] = []
-    chunk: list[Extent] = []
-    out = mmap.mmap(-1, CHUNK_PAGES * PAGE)
-    filled = done = 0
+    def gather(span: Span, bundle: pages.Bundle) -> None:
+        """Raises `MemoryUnreadable`, `Internal`."""
+        for segment in core.memory:
+            first = max(span.first, segment.physical // PAGE)
+            last = min(span.last, (segment.physical + segment.size) // PAGE)
+            while first < last:
+                count = min(last - first, MAP_BYTES // PAGE)
+                view, offset = core.map(first * PAGE, count * PAGE)
+                with view:
+                    at = span.at + first - span.first
+                    looked = bundle.gather(view, offset, count, span.kinds, at, first)
+                if looked != count:
+                    raise Internal("A chunk has no room for its pages.")
+                first += count
 
-    def emit() -> None:
-        nonlocal filled
-        if filled:
-            with memoryview(out) as view, view[: filled * PAGE] as part:
-                writer.chunk(chunk, part)
-            chunk.clear()
-            filled = 0
-
-    for segment in core.memory:
-        at, end = segment.physical, segment.physical + segment.size
-        while at < end:
-            size = min(end - at, MAP_BYTES)
-            kinds, first = states.find(at // PAGE)
-            view, offset = core.map(at, size)
-            with view:
-                looked_at, total = 0, size // PAGE
-                while looked_at < total:
-                    position = first + looked_at
-                    looked, copied = pages.gather(
-                        view,
-                        offset + looked_at * PAGE,
-                        total - looked_at,
-                        kinds,
-                        position,
-                        out,
-                        filled,
-                    )
-                    seen = kinds[position : position + looked]
-                    for pfn, count, kind in pages.runs(seen, at // PAGE + looked_at):
-                        if kind == pages.SAVE:
-                            chunk.append(Extent(pfn, count, DATA))
-                        if kind in (pages.SAVE, pages.ZERO):
-                            index.append(Extent(pfn, count, DATA if kind == pages.SAVE else ZERO))
-                    filled += copied
-                    done += seen.count(pages.SAVE) + seen.count(pages.ZERO)
-                    looked_at += looked
-                    if looked_at < total or filled == CHUNK_PAGES:
-                        emit()
-                        progress.at(done * PAGE)
-            at += size
-    emit()
-    return index
+    return gather
 
 
 def describe(
@@ -201,12 +170,21 @@ def save(core: Vmcore, facts: Mapping[str, str], handoff: Handoff, clock: Clock)
     before = states.counts()
     clock.phase("find target")
     with open_target(handoff) as device:
-        writer = Writer(device, _prepared(device), level=handoff.level)
+        writer = Writer(
+            device, _prepared(device), level=handoff.level, compression=handoff.compression
+        )
         writer.begin(describe(handoff, facts, fingerprint.take_all(handoff.file_systems)))
         clock.phase("copy")
         say(f"saving {before['data'] * PAGE >> 20} MiB of {handoff.document.get('hostname')}"
             f" to {device.path}")  # fmt: skip
-        index = copy_pages(core, states, writer, Progress("saving", before["data"] * PAGE))
+        threads = processors()
+        progress = Progress("saving", before["data"] * PAGE)
+        writer.fill(
+            states.spans(SPAN_PAGES),
+            gatherer(core),
+            processors=threads,
+            progress=lambda pages: progress.add(pages * PAGE),
+        )
         available = own_memory()
         after = states.counts()
         clock.phase("commit")
@@ -216,10 +194,13 @@ def save(core: Vmcore, facts: Mapping[str, str], handoff: Handoff, clock: Clock)
             "phases": clock.phases,
             "pages": after,
             "memory": available,
+            "processors": threads,
+            "codecs": writer.codecs,
         }
-        done = writer.commit(index)
+        done = writer.commit()
         clock.phase("")
         report["image"] = {"size": done.end, "data": done.data_pages * PAGE}
+        report["rate"] = round(done.data_pages * PAGE / max(clock.phases["copy"], 0.001))
         superblocks.store(device, done, outcome=report)
     return report
 

@@ -8,6 +8,7 @@ why and the machine is restarted: there is no system left to return to.
 from __future__ import annotations
 
 import mmap
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,10 +20,11 @@ from kjump.handoff.cell import Cell
 from kjump.helper import leave
 from kjump.image import superblocks, target
 from kjump.image.device import Device
-from kjump.image.layout import DATA, RESTORING, SPENT
+from kjump.image.extents import Extents
+from kjump.image.layout import RESTORING, SPENT, ZERO, Extent
 from kjump.image.place import check_pages, pieces
-from kjump.image.read import Image
-from kjump.machine import memory, syscalls
+from kjump.image.read import Chunk, Image
+from kjump.machine import memory, pages, syscalls
 from kjump.machine.console import Progress, say
 from kjump.machine.ranges import PAGE, Range
 
@@ -32,7 +34,7 @@ MAP_PAGES = 16384
 
 
 class Places:
-    """Physical memory, written in ascending order through one mapping at a time."""
+    """Physical memory, written through one mapping at a time; one a thread."""
 
     def __init__(self, physical: memory.PhysicalMemory, ranges: Sequence[Range]) -> None:
         """``ranges``: what may be written, in pfns, ascending; nothing else is mapped."""
@@ -41,16 +43,18 @@ class Places:
         self._view: mmap.mmap | None = None
         self._start = self._end = 0
 
-    def write(self, pfn: int, data: bytes | memoryview) -> None:
-        """Whole pages to a pfn and those behind it.  Raises `RestoreFailed`."""
-        view = memoryview(data)
-        while view:
-            self._reach(pfn)
-            assert self._view is not None
-            count = min(len(view) // PAGE, self._end - pfn)
-            at = (pfn - self._start) * PAGE
-            self._view[at : at + count * PAGE] = view[: count * PAGE]
-            pfn, view = pfn + count, view[count * PAGE :]
+    def write(self, extents: Extents, data: mmap.mmap | bytes | None) -> None:
+        """Their pages, which lie one behind the other in ``data``; None: zeros.
+
+        Raises `RestoreFailed`.
+        """
+        scatter = pages.Scatter(extents.table, len(extents), data)
+        while True:
+            number, inside = scatter.at
+            if number == len(extents):
+                return
+            self._reach(extents[number].pfn + inside)
+            scatter.into(self._view, self._start, self._end)
 
     def _reach(self, pfn: int) -> None:
         if self._start <= pfn < self._end:
@@ -89,36 +93,24 @@ def put_back(image: Image, started: float) -> Cell:
     check_pages(extents, description)
     total = image.superblock.data_pages + image.superblock.zero_pages
     progress = Progress(f"resuming {description.get('hostname', '')} in place:", total * PAGE)
-    blank = bytes(MAP_PAGES // 16 * PAGE)
-    done = 0
     phases = {"restorer boot": round(started, 3)}
+    ranges = pieces(description)
     with memory.PhysicalMemory(writable=True) as physical:
-        places = Places(physical, pieces(description))
-        for chunk, data in image.chunks(extents):
-            view = memoryview(data)
-            at = 0
-            for extent in chunk:
-                size = extent.pages * PAGE
-                places.write(extent.pfn, view[at : at + size])
-                at += size
-            done += len(data)
-            progress.at(done)
-        for extent in extents:
-            if extent.kind == DATA:
-                continue
-            first, last = extent.pfn, extent.pfn + extent.pages
-            while first < last:
-                count = min(last - first, len(blank) // PAGE)
-                places.write(first, blank[: count * PAGE])
-                first += count
+        mine = threading.local()
+
+        def write(chunk: Chunk) -> None:
+            if not hasattr(mine, "places"):
+                mine.places = Places(physical, ranges)
+            mine.places.write(chunk.extents, chunk.data)
+            progress.add(chunk.pages * PAGE)
+
+        image.each(extents, write, processors=memory.processors())
+        places = Places(physical, ranges)
+        places.write(extents.only(ZERO), None)
         phases["put back"] = round(time.monotonic() - started, 3)
-        places.write(
-            int(description["report_page"]) // PAGE,
-            reports.pack(
-                bytes.fromhex(description["nonce"]),
-                report(description, image.superblock.outcome, phases),
-            ),
-        )
+        page = Extents.of([Extent(int(description["report_page"]) // PAGE, 1)])
+        document = report(description, image.superblock.outcome, phases)
+        places.write(page, reports.pack(bytes.fromhex(description["nonce"]), document))
         places.close()
     start, end = (int(x) for x in description["window"])
     return Cell(0, bytes(16), start, end - start, int(description["jump_back"]))

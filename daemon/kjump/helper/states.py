@@ -6,7 +6,8 @@ pages.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from kjump.machine import pages
 from kjump.machine.ranges import PAGE, Range, intersect
@@ -19,11 +20,32 @@ STEP = 32768
 """Pages classified at a time: 128 MiB, within one memory section."""
 
 
+@dataclass(frozen=True)
+class Span:
+    """Pages [first, last) of one RAM range, for one chunk: ``at`` is the first's index in
+    ``kinds``."""
+
+    kinds: pages.Kinds
+    at: int
+    first: int
+    last: int
+
+
 class States:
     """Kinds of the pages of each RAM range; ranges are in pfns."""
 
     def __init__(self, ranges: Iterable[Range]) -> None:
         self.ranges = [(start, end, bytearray(end - start)) for start, end in ranges]
+
+    def spans(self, most: int) -> Iterator[Span]:
+        """All of memory, ascending, in spans with ``most`` pages to save at the most."""
+        for start, end, kinds in self.ranges:
+            held = pages.Kinds(kinds)
+            at = 0
+            while at < end - start:
+                count = held.span(at, end - start, most)
+                yield Span(held, at, start + at, start + at + count)
+                at += count
 
     def mark(self, hidden: Iterable[Range], kind: int) -> None:
         """Give every page of the pfn ranges this kind."""
@@ -36,13 +58,6 @@ class States:
         table = bytearray(range(256))
         table[pages.FREE] = pages.ZERO
         self.ranges = [(s, e, kinds.translate(table)) for s, e, kinds in self.ranges]
-
-    def find(self, pfn: int) -> tuple[bytearray, int]:
-        """The kinds that cover a pfn, and its index there."""
-        for start, end, kinds in self.ranges:
-            if start <= pfn < end:
-                return kinds, pfn - start
-        raise ValueError(f"page {pfn:#x} is not in RAM")
 
     def counts(self) -> dict[str, int]:
         """Pages of each kind, by name."""

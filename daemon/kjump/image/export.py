@@ -15,6 +15,7 @@ from kjump.handoff.note import pack_note
 from kjump.image.place import check_pages, pieces
 from kjump.image.read import Image
 from kjump.machine import coreheader
+from kjump.machine.memory import processors
 from kjump.machine.ranges import PAGE, Range, align_up
 from kjump.machine.vmcoreinfo import OWNER
 
@@ -25,8 +26,8 @@ def verify(image: Image, progress: Callable[[int], None] = lambda done: None) ->
     Raises `ImageDamaged`.
     """
     done = 0
-    for _, data in image.chunks(image.index()):
-        done += len(data)
+    for chunk in image.chunks(image.index(), processors=processors()):
+        done += chunk.pages * PAGE
         progress(done)
     if done != image.superblock.data_pages * PAGE:
         raise ImageDamaged("The image holds another number of pages than its superblock says.")
@@ -78,13 +79,15 @@ def export(image: Image, path: Path, progress: Callable[[int], None] = lambda do
     with path.open("xb") as file:
         file.write(head)
         file.truncate(size)
-        for extents, data in image.chunks(index):
-            view, at = memoryview(data), 0
-            for extent in extents:
-                offset = next(o - s * PAGE for (s, e), o in places if s <= extent.pfn < e)
-                file.seek(offset + extent.pfn * PAGE)
-                file.write(view[at : at + extent.pages * PAGE])
-                at += extent.pages * PAGE
-            done += len(data)
+        for chunk in image.chunks(index, processors=processors()):
+            at = 0
+            with memoryview(chunk.data) as view:
+                for extent in chunk.extents:
+                    offset = next(o - s * PAGE for (s, e), o in places if s <= extent.pfn < e)
+                    file.seek(offset + extent.pfn * PAGE)
+                    with view[at : at + extent.pages * PAGE] as part:
+                        file.write(part)
+                    at += extent.pages * PAGE
+            done += at
             progress(done)
     return size

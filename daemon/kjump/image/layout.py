@@ -57,7 +57,7 @@ offset size field
 4      4    number of the chunk, from 0
 8      4    number of extents
 12     4    pages
-16     4    codec: 0 as they are, 1 a zstd frame with content checksum
+16     4    codec: 0 as they are, 1 a zstd frame with content checksum, 2 an LZ4 block
 20     4    length of the payload
 24     4    CRC-32 of the payload
 28     4    CRC-32 of bytes 0-27 and of the extents
@@ -96,7 +96,7 @@ EXTENT = struct.Struct("<QII")
 CHUNK_MAGIC = b"KJCH"
 CHUNK_PAGES = 1024
 """Pages a chunk holds at most; a reader refuses more."""
-RAW, ZSTD = 0, 1
+RAW, ZSTD, LZ4 = 0, 1, 2
 DATA, ZERO = 0, 1
 MAX_PFN = 1 << 40
 
@@ -246,24 +246,6 @@ class Extent:
     kind: int = DATA
 
 
-def pack_extents(extents: Sequence[Extent]) -> bytes:
-    return b"".join(EXTENT.pack(e.pfn, e.pages, e.kind) for e in extents)
-
-
-def unpack_extents(data: bytes) -> list[Extent]:
-    """Extents, checked to ascend without overlap.  Raises `ImageDamaged`."""
-    if len(data) % EXTENT.size:
-        raise ImageDamaged("The image's page list is cut short.")
-    out = []
-    at = 0
-    for pfn, pages, kind in EXTENT.iter_unpack(data):
-        if pfn < at or pages == 0 or kind not in (DATA, ZERO) or pfn + pages > MAX_PFN:
-            raise ImageDamaged("The image's page list is not in order.")
-        out.append(Extent(pfn, pages, kind))
-        at = pfn + pages
-    return out
-
-
 @dataclass(frozen=True)
 class ChunkHeader:
     """A chunk's header; lengths in bytes."""
@@ -287,17 +269,6 @@ class ChunkHeader:
         return align_up(self.payload_offset + self.length, BLOCK)
 
 
-def pack_chunk_head(
-    number: int, extents: Sequence[Extent], pages: int, codec: int, payload: bytes | memoryview[int]
-) -> bytes:
-    """Header and extents of a chunk; the payload follows."""
-    table = pack_extents(extents)
-    checked = CHUNK_CHECKED.pack(
-        CHUNK_MAGIC, number, len(extents), pages, codec, len(payload), zlib.crc32(payload)
-    )
-    return checked + struct.pack("<I", zlib.crc32(table, zlib.crc32(checked))) + table
-
-
 def unpack_chunk_header(data: bytes, number: int) -> ChunkHeader:
     """The header of chunk ``number``, checked for sane sizes.  Raises `ImageDamaged`."""
     if len(data) < CHUNK.size:
@@ -308,24 +279,18 @@ def unpack_chunk_header(data: bytes, number: int) -> ChunkHeader:
     if (
         not 0 < pages <= CHUNK_PAGES
         or not 0 < extents <= pages
-        or codec not in (RAW, ZSTD)
+        or codec not in (RAW, ZSTD, LZ4)
         or length > CHUNK_PAGES * PAGE
     ):
         raise ImageDamaged(f"The header of chunk {number} is damaged.")
     return ChunkHeader(found, extents, pages, codec, length, payload_crc, checked)
 
 
-def check_chunk(data: bytes, header: ChunkHeader) -> list[Extent]:
-    """Check header, extents and payload checksums; the extents.  Raises `ImageDamaged`."""
-    end = header.payload_offset + header.length
-    if len(data) < end:
+def check_chunk_head(data: bytes | memoryview, header: ChunkHeader) -> bytes:
+    """The extents of a chunk as stored, checked with its header.  Raises `ImageDamaged`."""
+    if len(data) < header.payload_offset + header.length:
         raise ImageDamaged(f"Chunk {header.number} of the image is cut short.")
-    table = data[CHUNK.size : header.payload_offset]
+    table = bytes(data[CHUNK.size : header.payload_offset])
     if zlib.crc32(table, zlib.crc32(data[: CHUNK_CHECKED.size])) != header.checked:
         raise ImageDamaged(f"The head of chunk {header.number} has a wrong checksum.")
-    if zlib.crc32(data[header.payload_offset : end]) != header.payload_crc:
-        raise ImageDamaged(f"Chunk {header.number} of the image has a wrong checksum.")
-    extents = unpack_extents(bytes(table))
-    if sum(e.pages for e in extents) != header.pages or any(e.kind != DATA for e in extents):
-        raise ImageDamaged(f"The page list of chunk {header.number} is damaged.")
-    return extents
+    return table

@@ -5,11 +5,11 @@ Pure; used by both ways of restoring.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from kjump.errors import ImageDamaged
-from kjump.image.layout import Extent
+from kjump.image.extents import Extents
 from kjump.machine.ranges import PAGE, Range, subtract
 
 
@@ -29,15 +29,11 @@ def pieces(description: Mapping[str, Any]) -> list[Range]:
     return subtract(ram, hidden)
 
 
-def check_pages(extents: Sequence[Extent], description: Mapping[str, Any]) -> None:
+def check_pages(extents: Extents, description: Mapping[str, Any]) -> None:
     """Every page must be RAM outside the window: it would be written wherever it points.
 
     Raises `ImageDamaged`.
     """
-    inside = iter(pieces(description))
-    start = end = 0
-    for extent in extents:
-        while extent.pfn >= end:
-            start, end = next(inside, (1 << 62, 1 << 62))
-        if extent.pfn < start or extent.pfn + extent.pages > end:
-            raise ImageDamaged(f"The image has a page {extent.pfn:#x} that is not its to restore.")
+    wrong = extents.outside(pieces(description))
+    if wrong is not None:
+        raise ImageDamaged(f"The image has a page {wrong.pfn:#x} that is not its to restore.")

@@ -7,71 +7,109 @@ raises an error of `kjump.errors` and allocates no more than the target's own si
 from __future__ import annotations
 
 import json
+import mmap
+import queue
+import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import zstandard
-
 from kjump.errors import ImageDamaged, ImageIncomplete, ImageSpent, NoImage
-from kjump.image import superblocks
+from kjump.image import codec, superblocks
 from kjump.image.device import Device
+from kjump.image.extents import Due, Extents
 from kjump.image.layout import (
     BLOCK,
     CHUNK,
+    CHUNK_PAGES,
     COMPLETE,
-    DATA,
     DESCRIPTION_OFFSET,
     EMPTY,
     EXTENT,
-    RAW,
     RESTORER_OFFSET,
     RESTORING,
     WRITING,
-    Extent,
+    ZSTD,
+    ChunkHeader,
     Superblock,
-    check_chunk,
+    check_chunk_head,
     unpack_chunk_header,
-    unpack_extents,
 )
-from kjump.machine.ranges import PAGE, align_up
+from kjump.machine.ranges import PAGE
+
+AHEAD = 2
+"""Chunks that are read and unpacked beyond those that are being so."""
 
 
-def _unzstd(data: bytes | memoryview, size: int, what: str) -> bytes:
-    """Decompress to exactly ``size`` bytes; never more memory than that."""
-    try:
-        if zstandard.frame_content_size(data) != size:
-            raise ImageDamaged(f"{what} has another size than the image says.")
-        out: bytes = zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
-    except zstandard.ZstdError as error:
-        raise ImageDamaged(f"{what} cannot be decompressed: {error}.") from error
-    if len(out) != size:
-        raise ImageDamaged(f"{what} has another size than the image says.")
-    return out
+class _Chunks:
+    """The chunks of an image, given out one after the other to threads that read them."""
 
+    def __init__(self, image: Image, index: Extents) -> None:
+        self._image = image
+        self._due = Due(index)
+        self._at = image.superblock.chunks_offset
+        self._number = 0
+        self._head = image.device.buffer(BLOCK)
+        self._taking = threading.Lock()
+        self._stopped = False
 
-class _Due:
-    """The data pages an index promises, in order, as the chunks bring them."""
+    def stop(self) -> None:
+        """Give out no more."""
+        self._stopped = True
 
-    def __init__(self, index: Sequence[Extent]) -> None:
-        self._left = iter([e for e in index if e.kind == DATA])
-        self._pfn = self._end = 0
+    def take(self) -> tuple[int, ChunkHeader] | None:
+        """Offset and header of the next chunk; None behind the last.  Raises `ImageDamaged`."""
+        with self._taking:
+            number, at = self._number, self._at
+            if self._stopped or number == self._image.superblock.chunks:
+                return None
+            self._image.read_into(self._head, BLOCK, at, f"Chunk {number} of the image")
+            header = unpack_chunk_header(self._head[: CHUNK.size], number)
+            self._number += 1
+            self._at += header.stored
+            return at, header
 
-    def take(self, extents: Sequence[Extent]) -> None:
-        for extent in extents:
-            first, last = extent.pfn, extent.pfn + extent.pages
-            while first < last:
-                if self._pfn == self._end:
-                    following = next(self._left, Extent(-1, 0))
-                    self._pfn, self._end = following.pfn, following.pfn + following.pages
-                if first != self._pfn:
-                    raise ImageDamaged("The image's chunks and its index disagree.")
-                first = self._pfn = min(last, self._end)
+    def check(self, extents: Extents) -> None:
+        """What a chunk brings, in the chunks' order.  Raises `ImageDamaged`."""
+        self._due.take(extents)
 
     def end(self) -> None:
-        if self._pfn != self._end or next(self._left, None) is not None:
-            raise ImageDamaged("The image's chunks and its index disagree.")
+        self._due.end()
+
+
+class Chunk:
+    """A chunk in memory: its number, its extents, and their pages at the start of ``data``.
+
+    ``data`` is used again: it holds only until the chunk is given back.
+    """
+
+    def __init__(self, device: Device) -> None:
+        size = codec.largest_chunk(CHUNK_PAGES, EXTENT.size)
+        self._stored = device.buffer(size)
+        self.data = mmap.mmap(-1, CHUNK_PAGES * PAGE)
+        self.number = 0
+        self.extents = Extents(b"")
+
+    @property
+    def pages(self) -> int:
+        return self.extents.data_pages
+
+    def load(self, image: Image, at: int, header: ChunkHeader) -> None:
+        """Read, check and unpack.  Raises `ImageDamaged`."""
+        name = f"Chunk {header.number} of the image"
+        image.read_into(self._stored, header.stored, at, name)
+        with memoryview(self._stored) as view, view[: header.stored] as stored:
+            table = check_chunk_head(stored, header)
+        self.number = header.number
+        self.extents = Extents(table)
+        if self.extents.data_pages != header.pages or self.extents.zero_pages:
+            raise ImageDamaged(f"The page list of chunk {header.number} is damaged.")
+        payload = header.payload_offset, header.length
+        if codec.crc32(self._stored, *payload) != header.payload_crc:
+            raise ImageDamaged(f"{name} has a wrong checksum.")
+        if not codec.unpack(header.codec, self._stored, *payload, self.data, header.pages * PAGE):
+            raise ImageDamaged(f"{name} cannot be decompressed to what it should hold.")
 
 
 class Image:
@@ -98,6 +136,17 @@ class Image:
         if len(data) != length:
             raise ImageDamaged(f"{what} is cut short.")
         return data
+
+    def read_into(self, buffer: mmap.mmap, length: int, offset: int, what: str) -> None:
+        """Whole blocks into the buffer's start.  Raises `ImageDamaged`."""
+        if offset + length > self.device.size or length > len(buffer):
+            raise ImageDamaged(f"{what} lies beyond the end of {self.device.path}.")
+        try:
+            got = self.device.read_into(buffer, length, offset)
+        except OSError as error:
+            raise ImageDamaged(f"{what} cannot be read: {error.strerror}.") from error
+        if got != length:
+            raise ImageDamaged(f"{what} is cut short.")
 
     def require_complete(self) -> None:
         """Raises `ImageIncomplete`, `ImageSpent` or `NoImage` unless it may be resumed from."""
@@ -127,7 +176,7 @@ class Image:
             raise ImageDamaged("The image's description is not an object.")
         return found
 
-    def index(self) -> list[Extent]:
+    def index(self) -> Extents:
         """All extents, ascending.  Raises `ImageDamaged`."""
         s = self.superblock
         if s.index_size != s.extents * EXTENT.size or s.index_size > self.device.size:
@@ -135,9 +184,11 @@ class Image:
         packed = self._read(s.index_offset, s.index_length, "The image's index")
         if zlib.crc32(packed) != s.index_crc:
             raise ImageDamaged("The image's index has a wrong checksum.")
-        extents = unpack_extents(_unzstd(packed, s.index_size, "The image's index"))
-        data = sum(e.pages for e in extents if e.kind == DATA)
-        if data != s.data_pages or sum(e.pages for e in extents) != data + s.zero_pages:
+        table = bytearray(s.index_size)
+        if not codec.unpack(ZSTD, packed, 0, len(packed), table, len(table)):
+            raise ImageDamaged("The image's index cannot be decompressed to what it should be.")
+        extents = Extents(table)
+        if extents.data_pages != s.data_pages or extents.zero_pages != s.zero_pages:
             raise ImageDamaged("The image's index and superblock disagree.")
         return extents
 
@@ -152,31 +203,103 @@ class Image:
             raise ImageDamaged("The restorer in the image has a wrong checksum.")
         return kernel, initrd
 
-    def chunks(self, index: Sequence[Extent]) -> Iterator[tuple[list[Extent], bytes]]:
-        """(extents, pages) of every chunk, in order, each checked, and against the ``index`` too.
+    def chunks(self, index: Extents, *, processors: int = 1) -> Iterator[Chunk]:
+        """Every chunk, in order, each checked, and against the ``index`` too.
 
-        Raises `ImageDamaged`.
+        A chunk's pages are there only until the next one is asked for; meanwhile others are read
+        and unpacked in threads.  Raises `ImageDamaged`.
         """
-        due = _Due(index)
-        at = self.superblock.chunks_offset
-        for number in range(self.superblock.chunks):
-            head = self._read(at, BLOCK, f"Chunk {number} of the image")
-            header = unpack_chunk_header(head[: CHUNK.size], number)
-            data = memoryview(head)
-            if header.stored > BLOCK:
-                data = memoryview(self._read(at, header.stored, f"Chunk {number} of the image"))
-            extents = check_chunk(bytes(data[: header.payload_offset + header.length]), header)
-            due.take(extents)
-            payload = data[header.payload_offset : header.payload_offset + header.length]
-            size = header.pages * PAGE
-            if header.codec == RAW:
-                if header.length != size:
-                    raise ImageDamaged(f"Chunk {number} of the image has a wrong size.")
-                yield extents, bytes(payload)
-            else:
-                yield extents, _unzstd(payload, size, f"Chunk {number} of the image")
-            at += align_up(header.stored, BLOCK)
-        due.end()
+        chunks = _Chunks(self, index)
+        free: queue.Queue[Chunk | None] = queue.Queue()
+        ready: queue.Queue[Chunk | BaseException | None] = queue.Queue()
+        for _ in range(processors + AHEAD):
+            free.put(Chunk(self.device))
+
+        def work() -> None:
+            try:
+                # A buffer first: whoever has the chunk that is waited for must have one.
+                while (chunk := free.get()) is not None:
+                    if (taken := chunks.take()) is None:
+                        break
+                    chunk.load(self, *taken)
+                    ready.put(chunk)
+                ready.put(None)
+            except BaseException as error:
+                ready.put(error)
+
+        threads = [
+            threading.Thread(target=work, name=f"read {n}", daemon=True) for n in range(processors)
+        ]
+        for thread in threads:
+            thread.start()
+        early: dict[int, Chunk] = {}
+        running, number = processors, 0
+        try:
+            while running:
+                found = ready.get()
+                if isinstance(found, BaseException):
+                    raise found
+                if found is None:
+                    running -= 1
+                    continue
+                early[found.number] = found
+                while (chunk := early.pop(number, None)) is not None:
+                    chunks.check(chunk.extents)
+                    yield chunk
+                    free.put(chunk)
+                    number += 1
+            chunks.end()
+        finally:
+            chunks.stop()
+            for _ in threads:
+                free.put(None)
+
+    def each(
+        self, index: Extents, use: Callable[[Chunk], None], *, processors: int = 1
+    ) -> None:
+        """Call ``use`` with every chunk, each checked, in several threads and in any order.
+
+        Raises `ImageDamaged`, and what ``use`` raises.
+        """
+        chunks = _Chunks(self, index)
+        turn = threading.Condition()
+        state: dict[str, Any] = {"next": 0, "error": None}
+
+        def check(chunk: Chunk) -> bool:
+            with turn:
+                turn.wait_for(lambda: state["error"] is not None or state["next"] == chunk.number)
+                if state["error"] is not None:
+                    return False
+                chunks.check(chunk.extents)
+                state["next"] += 1
+                turn.notify_all()
+                return True
+
+        def work() -> None:
+            try:
+                chunk = Chunk(self.device)
+                while state["error"] is None and (taken := chunks.take()) is not None:
+                    chunk.load(self, *taken)
+                    if not check(chunk):
+                        return
+                    use(chunk)
+            except BaseException as error:
+                with turn:
+                    state["error"] = state["error"] or error
+                    turn.notify_all()
+
+        # One more than processors: while it reads, they unpack.
+        threads = [
+            threading.Thread(target=work, name=f"read {n}", daemon=True)
+            for n in range(processors + 1)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if state["error"] is not None:
+            raise state["error"]
+        chunks.end()
 
 
 def describe(path: Path) -> dict[str, Any]:

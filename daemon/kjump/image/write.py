@@ -1,63 +1,118 @@
-"""Writing an image, front to back.
+"""Writing an image, front to back, with all processors and several writes in flight.
 
-Runs in the helper.  Compression happens in the caller's thread, writing in one of its own, with a
-few chunks in flight; zstandard and pwritev both leave the interpreter free meanwhile.
+Runs in the helper.  The work is cut into spans, each of which makes a chunk at most.  A thread
+takes the next span, brings its pages together, compresses them, waits for its turn to be given a
+place on the target (chunks lie in the order of their spans), and writes.  There are as many sets
+of buffers to compress in as processors, and a few threads more than those, whose writes are under
+way.
+
+How hard to compress is found out as it goes: while writes queue up, the target is what is waited
+for, and there is time for zstd; while none do, LZ4 keeps the target busy.
 """
 
 from __future__ import annotations
 
 import json
-import mmap
 import queue
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-import zstandard
-
-from kjump.errors import HelperFailed, KjumpError, TargetTooSmall, TargetWriteFailed
-from kjump.image import superblocks
+from kjump.errors import HelperFailed, KjumpError, TargetTooSmall
+from kjump.image import codec, superblocks
 from kjump.image.device import Device
+from kjump.image.extents import Extents
 from kjump.image.layout import (
     BLOCK,
     CHUNK_PAGES,
     COMPLETE,
-    DATA,
     DESCRIPTION_OFFSET,
     DESCRIPTION_ROOM,
     EXTENT,
+    LZ4,
     RAW,
     WRITING,
     ZSTD,
-    Extent,
     Superblock,
-    pack_chunk_head,
-    pack_extents,
 )
-from kjump.machine.ranges import PAGE, align_up
+from kjump.machine.pages import Bundle
+from kjump.machine.ranges import align_up
 
 IN_FLIGHT = 3
-LARGEST_CHUNK = align_up(64 + CHUNK_PAGES * (PAGE + EXTENT.size), BLOCK)
+"""Writes under way beside the compressing: enough to keep a disk busy."""
+BUSY = 2
+"""With so many writes under way the target is what is waited for."""
+SPAN_PAGES = 512
+"""Pages a chunk of ours holds at most: 2 MiB.  The format allows twice as many; the helper's memory
+is what a full machine has to spare."""
+CODECS = {"none": RAW, "zstd": ZSTD, "lz4": LZ4}
+COMPRESSIONS = ("auto", *CODECS)
+
+assert SPAN_PAGES <= CHUNK_PAGES
+
+Span = TypeVar("Span")
+
+
+class _Line(Generic[Span]):
+    """Spans, given out one by one with their numbers, and turns in the order of the numbers."""
+
+    def __init__(self, spans: Iterable[Span]) -> None:
+        self._spans = iter(spans)
+        self._next = self._turn = 0
+        self._taking = threading.Lock()
+        self._turns = threading.Condition()
+        self._stopped = False
+
+    def take(self) -> tuple[int, Span] | None:
+        """The next span and its number; None where there is none, or the work was stopped."""
+        with self._taking:
+            if self._stopped:
+                return None
+            for span in self._spans:
+                self._next += 1
+                return self._next - 1, span
+            return None
+
+    def wait(self, number: int) -> bool:
+        """Wait for this number's turn; False if the work was stopped."""
+        with self._turns:
+            self._turns.wait_for(lambda: self._stopped or self._turn == number)
+            return not self._stopped
+
+    def done(self) -> None:
+        """The turn goes to the next number."""
+        with self._turns:
+            self._turn += 1
+            self._turns.notify_all()
+
+    def stop(self) -> None:
+        with self._turns:
+            self._stopped = True
+            self._turns.notify_all()
 
 
 class Writer:
-    """Writes one image.  `begin`, then `chunk` in ascending order of pfn, then `commit`."""
+    """Writes one image: `begin`, then `fill`, then `commit`."""
 
-    def __init__(self, device: Device, superblock: Superblock, *, level: int) -> None:
-        """``superblock``: what the session prepared; ``level``: of zstd."""
+    def __init__(
+        self, device: Device, superblock: Superblock, *, level: int = 1, compression: str = "auto"
+    ) -> None:
+        """``superblock``: what the session prepared; ``level``: of zstd; ``compression``: one of
+        `COMPRESSIONS`."""
         self._device = device
         self._superblock = superblock
-        self._compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
+        self._level = level
+        self._compression = compression
         self._at = superblock.chunks_offset
         self._chunks = 0
-        self._free: queue.Queue[mmap.mmap] = queue.Queue()
-        self._full: queue.Queue[tuple[mmap.mmap, int, int] | None] = queue.Queue()
-        for _ in range(IN_FLIGHT):
-            self._free.put(device.buffer(LARGEST_CHUNK))
-        self._error: KjumpError | None = None
-        self._thread: threading.Thread | None = None
+        self._tables: list[bytes] = []
+        self._writing = 0
+        self._counting = threading.Lock()
+        self._error: BaseException | None = None
+        self.codecs = dict.fromkeys(COMPRESSIONS[1:], 0)
+        """Chunks for which each compression was chosen."""
 
     def begin(self, description: Mapping[str, Any]) -> None:
         """State `writing`, and the description, on the medium.
@@ -76,32 +131,110 @@ class Writer:
             outcome={},
         )
         self._device.write(DESCRIPTION_OFFSET, text)
-        self._thread = threading.Thread(target=self._write, name="writer", daemon=True)
-        self._thread.start()
 
-    def chunk(self, extents: Sequence[Extent], pages: memoryview) -> int:
-        """Queue a chunk: the data extents and their pages.  Bytes it takes on the target.
+    def fill(
+        self,
+        spans: Iterable[Span],
+        gather: Callable[[Span, Bundle], None],
+        *,
+        processors: int = 1,
+        progress: Callable[[int], None] = lambda pages: None,
+    ) -> None:
+        """Write the chunks of all spans, in their order.
 
-        Raises `TargetTooSmall`, or the `TargetWriteFailed` of an earlier chunk.
+        ``gather`` puts a span's pages, `SPAN_PAGES` at most, into an empty bundle; it is called in
+        several threads at once.  ``progress`` is told the pages of each span, those of zeros
+        included.  Raises what ``gather`` raises, `TargetTooSmall`, `TargetWriteFailed`.
         """
-        count = len(pages) // PAGE
-        packed: bytes | memoryview[int] = self._compressor.compress(pages)
-        codec = ZSTD
-        if len(packed) >= len(pages):
-            packed, codec = pages, RAW
-        head = pack_chunk_head(self._chunks, extents, count, codec, packed)
-        size = align_up(len(head) + len(packed), BLOCK)
-        self._check_room(size)
-        buffer = self._free.get()
+        line = _Line(spans)
+        desks: queue.Queue[tuple[codec.Packer, Bundle]] = queue.Queue()
+        for _ in range(processors):
+            desks.put((codec.Packer(), Bundle(SPAN_PAGES)))
+
+        def work() -> None:
+            out = self._device.buffer(codec.largest_chunk(SPAN_PAGES, EXTENT.size))
+            try:
+                while (taken := self._pack(line, desks, gather, out)) is not None:
+                    size, at, pages = taken
+                    if size:
+                        self._write(out, size, at)
+                    progress(pages)
+            except BaseException as error:
+                if self._error is None:
+                    self._error = error
+                line.stop()
+
+        # Daemons: a write that hangs must not keep the helper from going back in time.
+        threads = [
+            threading.Thread(target=work, name=f"copy {n}", daemon=True)
+            for n in range(processors + IN_FLIGHT)
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                # With a time-out, so that the deadline's signal is heard meanwhile.
+                while thread.is_alive():
+                    thread.join(0.5)
+        finally:
+            line.stop()
         if self._error is not None:
             raise self._error
-        buffer[: len(head)] = head
-        buffer[len(head) : len(head) + len(packed)] = packed
-        buffer[len(head) + len(packed) : size] = bytes(size - len(head) - len(packed))
-        self._full.put((buffer, size, self._at))
-        self._at += size
-        self._chunks += 1
-        return size
+        while not desks.empty():
+            desks.get()[0].close()
+
+    def _pack(
+        self,
+        line: _Line[Span],
+        desks: queue.Queue[tuple[codec.Packer, Bundle]],
+        gather: Callable[[Span, Bundle], None],
+        out: Any,
+    ) -> tuple[int, int, int] | None:
+        """A chunk in ``out``: its size, its place, and the pages of the span; None: no more spans.
+
+        The desk comes before the span: who has the first turn must have all that it needs.
+        """
+        desk = desks.get()
+        try:
+            if (taken := line.take()) is None:
+                return None
+            number, span = taken
+            packer, bundle = desk
+            bundle.clear()
+            gather(span, bundle)
+            table, pages = bundle.extents(), bundle.used + bundle.zeros
+            size = 0
+            if bundle.used:
+                chosen = self._choose()
+                size = packer.chunk(bundle, CODECS[chosen], self._level, out)
+        finally:
+            desks.put(desk)
+        if not line.wait(number):
+            return None
+        self._tables.append(table)
+        at = self._at
+        if size:
+            self._check_room(size)
+            codec.seal(out, self._chunks)
+            self.codecs[chosen] += 1
+            self._chunks += 1
+            self._at += size
+        line.done()
+        return size, at, pages
+
+    def _choose(self) -> str:
+        if self._compression != "auto":
+            return self._compression
+        return "zstd" if self._writing >= BUSY else "lz4"
+
+    def _write(self, out: Any, size: int, at: int) -> None:
+        with self._counting:
+            self._writing += 1
+        try:
+            self._device.write_from(out, size, at)
+        finally:
+            with self._counting:
+                self._writing -= 1
 
     def _check_room(self, size: int) -> None:
         if self._at + size > self._device.size:
@@ -110,33 +243,21 @@ class Writer:
                 f" image does not fit."
             )
 
-    def _write(self) -> None:
-        while (item := self._full.get()) is not None:
-            buffer, size, at = item
-            if self._error is None:
-                try:
-                    self._device.write_from(buffer, size, at)
-                except TargetWriteFailed as error:
-                    self._error = error
-            self._free.put(buffer)
-
-    def _drain(self) -> None:
-        if self._thread is not None:
-            self._full.put(None)
-            self._thread.join()
-            self._thread = None
-
-    def commit(self, extents: Sequence[Extent]) -> Superblock:
+    def commit(self, more: Extents | None = None) -> Superblock:
         """Write the index, flush, and only then state `complete`.
 
-        ``extents``: all of them, data and zero, ascending.  Raises `TargetWriteFailed`,
-        `TargetTooSmall`.
+        ``more``: extents of zeros behind all that was filled.  Raises `TargetWriteFailed`,
+        `TargetTooSmall`, `HelperFailed`.
         """
-        self._drain()
-        if self._error is not None:
-            raise self._error
-        table = pack_extents(extents)
-        index = self._compressor.compress(table)
+        if more is not None:
+            self._tables.append(bytes(more.table))
+        try:
+            extents = Extents(b"".join(self._tables))
+        except KjumpError as error:
+            raise HelperFailed("The pages were not copied in order.") from error
+        packer = codec.Packer()
+        index = packer.frame(extents.table, self._level)
+        packer.close()
         size = align_up(len(index), BLOCK)
         self._check_room(size)
         self._device.write(self._at, index)
@@ -147,15 +268,11 @@ class Writer:
             index_offset=self._at,
             index_length=len(index),
             index_crc=zlib.crc32(index),
-            index_size=len(table),
+            index_size=len(extents.table),
             extents=len(extents),
-            data_pages=sum(e.pages for e in extents if e.kind == DATA),
-            zero_pages=sum(e.pages for e in extents if e.kind != DATA),
+            data_pages=extents.data_pages,
+            zero_pages=extents.zero_pages,
             end=self._at + size,
         )
         self._superblock = superblocks.store(self._device, complete, state=COMPLETE)
         return self._superblock
-
-    def abandon(self) -> None:
-        """Stop the writing thread; the image stays `writing`, which nobody resumes from."""
-        self._drain()

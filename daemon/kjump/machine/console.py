@@ -7,6 +7,7 @@ one.  Never fails: a console that cannot be written to is passed over.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -46,6 +47,14 @@ class Progress:
         self._total = max(total, 1)
         self._interval = interval
         self._start = self._last = time.monotonic()
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def add(self, more: int) -> None:
+        """``more`` bytes are copied; for any thread."""
+        with self._lock:
+            self._done += more
+            self.at(self._done)
 
     def at(self, done: int) -> None:
         """``done``: bytes so far."""

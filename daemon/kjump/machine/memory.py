@@ -189,6 +189,11 @@ def own_memory() -> dict[str, int]:
     return {"total": facts.get("MemTotal", 0), "available": facts.get("MemAvailable", 0)}
 
 
+def processors() -> int:
+    """How many processors this program may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def page_count() -> int:
     """``num_physpages`` as /dev/snapshot checks it: the sum of ``present`` over all zones."""
     total = 0
@@ -216,5 +221,6 @@ __all__ = [
     "own_memory",
     "page_count",
     "parse_iomem",
+    "processors",
     "system_ram",
 ]

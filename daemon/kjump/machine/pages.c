@@ -6,10 +6,9 @@
  * in, as read from VMCOREINFO, never assumed.
  */
 #include <stddef.h>
-#include <stdint.h>
 #include <string.h>
 
-#define PAGE 4096u
+#include "kjump.h"
 
 enum kind { SAVE = 0, FREE = 1, OFFLINE = 2, POISONED = 3, UNACCEPTED = 4, ZERO = 5 };
 
@@ -80,49 +79,90 @@ static int is_zero(const uint8_t *page)
 }
 
 /*
- * Copy the pages of kind SAVE among `count` pages at `base` to `out`, one after the other; pages
- * of zeros become ZERO and are not copied.  Stops when `room` pages were copied.  Returns the
- * number of pages looked at; *copied counts those at `out`.
+ * How many of `count` pages make the next chunk: with them come at most `most` pages of kind SAVE,
+ * in at most `most` runs.  At least 1 where count is.
  */
-uint64_t kj_gather(const uint8_t *base, uint64_t count, uint8_t *kinds, uint8_t *out, uint64_t room,
-		   uint64_t *copied)
+uint64_t kj_span(const uint8_t *kinds, uint64_t count, uint64_t most)
 {
-	uint64_t i, n = 0;
+	uint64_t i, save = 0, runs = 0;
 
 	for (i = 0; i < count; i++) {
-		if (kinds[i] != SAVE)
+		int begins = !i || kinds[i] != kinds[i - 1];
+
+		if ((kinds[i] == SAVE && save == most) || (begins && runs == most))
+			break;
+		save += kinds[i] == SAVE;
+		runs += begins;
+	}
+	return i;
+}
+
+static void extend(struct extent *list, uint64_t *used, uint64_t pfn, uint32_t kind)
+{
+	struct extent *last = list + *used - 1;
+
+	if (*used && last->kind == kind && last->pfn + last->pages == pfn) {
+		last->pages++;
+		return;
+	}
+	list[(*used)++] = (struct extent){pfn, 1, kind};
+}
+
+/*
+ * Of `count` pages at `base`, the first of which is `pfn`: copy those of kind SAVE behind what the
+ * bundle holds; those of zeros become ZERO and are not copied.  Both are added to the bundle's
+ * lists.  Stops before a page for which there is no room; returns the pages looked at.
+ */
+uint64_t kj_gather(const uint8_t *base, uint64_t count, uint8_t *kinds, uint64_t pfn,
+		   struct bundle *b)
+{
+	uint64_t i;
+
+	for (i = 0; i < count; i++) {
+		if (kinds[i] != SAVE && kinds[i] != ZERO)
 			continue;
-		if (is_zero(base + i * PAGE)) {
+		if (b->extents_used == b->extents_room || b->data_used == b->data_room)
+			break;
+		if (kinds[i] == SAVE && is_zero(base + i * PAGE))
 			kinds[i] = ZERO;
+		if (kinds[i] == ZERO) {
+			extend(b->extents, &b->extents_used, pfn + i, EXTENT_ZERO);
+			b->zeros++;
 			continue;
 		}
-		if (n == room)
+		if (b->used == b->room)
 			break;
-		memcpy(out + n++ * PAGE, base + i * PAGE, PAGE);
+		memcpy(b->pages + b->used++ * PAGE, base + i * PAGE, PAGE);
+		extend(b->extents, &b->extents_used, pfn + i, EXTENT_DATA);
+		extend(b->data, &b->data_used, pfn + i, EXTENT_DATA);
 	}
-	*copied = n;
 	return i;
 }
 
 /*
- * Runs of equal kind: (start, length, kind) triples into out[], at most `room` of them.
- * Returns how many; -1 if there was no room.
+ * Write pages of the extents from (*at, *inside: pages of that extent already done) on to where
+ * they belong, as far as they lie in [first, last), which is mapped at `base`; `data` has the
+ * pages of all extents one after the other, NULL stands for zeros.  *done counts pages of `data`.
+ * Returns 0 when all extents are done, 1 when the next page lies outside.
  */
-int64_t kj_runs(const uint8_t *kinds, uint64_t count, uint64_t first, uint64_t *out, uint64_t room)
+int kj_scatter(const struct extent *list, uint64_t count, uint64_t *at, uint64_t *inside,
+	       const uint8_t *data, uint64_t *done, uint8_t *base, uint64_t first, uint64_t last)
 {
-	uint64_t i = 0, n = 0;
+	for (; *at < count; ++*at, *inside = 0) {
+		uint64_t pfn = list[*at].pfn + *inside, left = list[*at].pages - *inside;
+		uint64_t n;
 
-	while (i < count) {
-		uint64_t start = i;
-
-		while (i < count && kinds[i] == kinds[start])
-			i++;
-		if (n == room)
-			return -1;
-		out[3 * n] = first + start;
-		out[3 * n + 1] = i - start;
-		out[3 * n + 2] = kinds[start];
-		n++;
+		if (pfn < first || pfn >= last)
+			return 1;
+		n = left < last - pfn ? left : last - pfn;
+		if (data)
+			memcpy(base + (pfn - first) * PAGE, data + *done * PAGE, n * PAGE);
+		else
+			memset(base + (pfn - first) * PAGE, 0, n * PAGE);
+		*done += n;
+		*inside += n;
+		if (n < left)
+			return 1;
 	}
-	return (int64_t)n;
+	return 0;
 }

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from pathlib import Path
 
+from kjump.machine.native import LIBRARY, POINTER, U64, U64_OUT, address_of
 from kjump.machine.structpage import Layout
 
 SAVE, FREE, OFFLINE, POISONED, UNACCEPTED, ZERO = range(6)
 NAMES = ("data", "free", "offline", "hwpoison", "unaccepted", "zero")
-
-Buffer = bytearray | mmap.mmap
+PAGE = 4096
+EXTENT = 16
+"""Bytes of an extent in a bundle's lists: as on the target (`kjump.image.layout`)."""
 
 
 class _Layout(ctypes.Structure):
@@ -36,49 +37,35 @@ class _Layout(ctypes.Structure):
     )
 
 
-def _library() -> ctypes.CDLL:
-    lib = ctypes.CDLL(str(Path(__file__).with_name("built") / "libkjump.so"))
-    u64, pointer = ctypes.c_uint64, ctypes.c_void_p
-    lib.kj_classify.argtypes = (pointer, u64, ctypes.POINTER(_Layout), u64, pointer)
-    lib.kj_classify.restype = u64
-    lib.kj_gather.argtypes = (pointer, u64, pointer, pointer, u64, ctypes.POINTER(u64))
-    lib.kj_gather.restype = u64
-    lib.kj_runs.argtypes = (pointer, u64, u64, pointer, u64)
-    lib.kj_runs.restype = ctypes.c_int64
-    return lib
-
-
-_lib = _library()
-
-
-def address_of(buffer: object) -> int:
-    """Address of a buffer's first byte, read-only mappings included.  It must be kept alive."""
-    view = _View()
-    api = ctypes.pythonapi
-    api.PyObject_GetBuffer.argtypes = (ctypes.py_object, ctypes.POINTER(_View), ctypes.c_int)
-    api.PyBuffer_Release.argtypes = (ctypes.POINTER(_View),)
-    api.PyObject_GetBuffer(buffer, ctypes.byref(view), 0)
-    address = int(view.buf or 0)
-    api.PyBuffer_Release(ctypes.byref(view))
-    return address
-
-
-class _View(ctypes.Structure):
-    """``Py_buffer`` (Include/pybuffer.h); a read-only mmap has no other way to its address."""
+class _Bundle(ctypes.Structure):
+    """``struct bundle`` of kjump.h."""
 
     _fields_ = (
-        ("buf", ctypes.c_void_p),
-        ("obj", ctypes.c_void_p),
-        ("len", ctypes.c_ssize_t),
-        ("itemsize", ctypes.c_ssize_t),
-        ("readonly", ctypes.c_int),
-        ("ndim", ctypes.c_int),
-        ("format", ctypes.c_char_p),
-        ("shape", ctypes.c_void_p),
-        ("strides", ctypes.c_void_p),
-        ("suboffsets", ctypes.c_void_p),
-        ("internal", ctypes.c_void_p),
+        ("pages", ctypes.c_void_p),
+        ("room", ctypes.c_uint64),
+        ("used", ctypes.c_uint64),
+        ("zeros", ctypes.c_uint64),
+        ("data", ctypes.c_void_p),
+        ("data_room", ctypes.c_uint64),
+        ("data_used", ctypes.c_uint64),
+        ("extents", ctypes.c_void_p),
+        ("extents_room", ctypes.c_uint64),
+        ("extents_used", ctypes.c_uint64),
     )
+
+
+_classify = LIBRARY.kj_classify
+_classify.argtypes = (POINTER, U64, ctypes.POINTER(_Layout), U64, POINTER)
+_classify.restype = U64
+_span = LIBRARY.kj_span
+_span.argtypes = (POINTER, U64, U64)
+_span.restype = U64
+_gather = LIBRARY.kj_gather
+_gather.argtypes = (POINTER, U64, POINTER, U64, ctypes.POINTER(_Bundle))
+_gather.restype = U64
+_scatter = LIBRARY.kj_scatter
+_scatter.argtypes = (POINTER, U64, U64_OUT, U64_OUT, POINTER, U64_OUT, POINTER, U64, U64)
+_scatter.restype = ctypes.c_int
 
 
 class Classifier:
@@ -113,7 +100,7 @@ class Classifier:
         if offset + count * self._size > len(structs):  # type: ignore[arg-type]
             raise ValueError("struct pages too short")
         out = (ctypes.c_char * len(kinds)).from_buffer(kinds)
-        self._left = _lib.kj_classify(
+        self._left = _classify(
             address_of(structs) + offset,
             count,
             ctypes.byref(self._layout),
@@ -122,37 +109,111 @@ class Classifier:
         )
 
 
-def gather(
-    memory: object, offset: int, count: int, kinds: bytearray, at: int, out: Buffer, out_page: int
-) -> tuple[int, int]:
-    """Copy pages of kind SAVE from ``memory`` (from byte ``offset`` on) to ``out`` (from page
-    ``out_page`` on), turning pages of zeros into kind ZERO.
+class Kinds:
+    """The kinds of consecutive pages, one byte each, kept where native code finds them."""
 
-    Returns (pages looked at, pages copied); stops early where ``out`` is full.
-    """
-    if offset + count * 4096 > len(memory) or at + count > len(kinds):  # type: ignore[arg-type]
-        raise ValueError("out of bounds")
-    copied = ctypes.c_uint64()
-    flags = (ctypes.c_char * len(kinds)).from_buffer(kinds)
-    looked = _lib.kj_gather(
-        address_of(memory) + offset,
-        count,
-        ctypes.addressof(flags) + at,
-        address_of(out) + out_page * 4096,
-        len(out) // 4096 - out_page,
-        ctypes.byref(copied),
-    )
-    return int(looked), copied.value
+    def __init__(self, kinds: bytearray) -> None:
+        self.kinds = kinds
+        self._hold = (ctypes.c_char * len(kinds)).from_buffer(kinds)
+        self.address = ctypes.addressof(self._hold)
+
+    def span(self, at: int, end: int, most: int) -> int:
+        """How many pages from index ``at`` on make the next chunk: `most` to save at the most."""
+        if not 0 <= at <= end <= len(self.kinds):
+            raise ValueError("out of bounds")
+        return int(_span(self.address + at, end - at, most))
 
 
-def runs(kinds: bytearray, first_pfn: int) -> list[tuple[int, int, int]]:
-    """(first pfn, pages, kind) of each run of equal kind, in ascending order."""
-    room = 1024
-    flags = (ctypes.c_char * len(kinds)).from_buffer(kinds)
-    while True:
-        out = (ctypes.c_uint64 * (3 * room))()
-        count = _lib.kj_runs(ctypes.addressof(flags), len(kinds), first_pfn, out, room)
-        if count >= 0:
-            values = out[: 3 * count]
-            return list(zip(values[0::3], values[1::3], values[2::3], strict=True))
-        room *= 8
+class Bundle:
+    """Room for the pages of one chunk and for the lists of what they are."""
+
+    def __init__(self, room: int) -> None:
+        """``room``: in pages."""
+        self._pages = mmap.mmap(-1, room * PAGE)
+        self._data = mmap.mmap(-1, room * EXTENT)
+        # Each page may be an extent of its own, with one of zeros before it.
+        extents = 4 * room
+        self._extents = mmap.mmap(-1, extents * EXTENT)
+        self._native = _Bundle(
+            address_of(self._pages), room, 0, 0,
+            address_of(self._data), room, 0,
+            address_of(self._extents), extents, 0,
+        )  # fmt: skip
+        self.pages_address = int(self._native.pages)
+        self.data_address = int(self._native.data)
+
+    def clear(self) -> None:
+        native = self._native
+        native.used = native.zeros = native.data_used = native.extents_used = 0
+
+    @property
+    def used(self) -> int:
+        """Pages in it."""
+        return int(self._native.used)
+
+    @property
+    def zeros(self) -> int:
+        """Pages of zeros, which are only listed."""
+        return int(self._native.zeros)
+
+    @property
+    def data_extents(self) -> int:
+        return int(self._native.data_used)
+
+    def extents(self) -> bytes:
+        """The list of all pages seen, those of zeros included, as on the target."""
+        return self._extents[: self._native.extents_used * EXTENT]
+
+    def gather(
+        self, memory: object, offset: int, count: int, kinds: Kinds, at: int, pfn: int
+    ) -> int:
+        """Take ``count`` pages from byte ``offset`` of ``memory`` on.
+
+        Their kinds are those from index ``at`` on, and the first of them is ``pfn``.  Copies those
+        of kind SAVE; pages of zeros become kind ZERO and are only listed.  Returns the pages
+        looked at: fewer where there was no room for more.
+        """
+        if offset + count * PAGE > len(memory) or at + count > len(kinds.kinds):  # type: ignore[arg-type]
+            raise ValueError("out of bounds")
+        return int(
+            _gather(
+                address_of(memory) + offset,
+                count,
+                kinds.address + at,
+                pfn,
+                ctypes.byref(self._native),
+            )
+        )
+
+
+class Scatter:
+    """Pages on their way to where they belong: a list of extents, and how far it is done."""
+
+    def __init__(self, extents: object, count: int, data: object | None) -> None:
+        """``extents``: as on the target, ``count`` of them; ``data``: their pages, one behind the
+        other; None: they are pages of zeros."""
+        self._extents, self._data = extents, data
+        self._count = count
+        self._at, self._inside, self._done = U64(), U64(), U64()
+
+    def into(self, view: object, first: int, last: int) -> bool:
+        """Write what belongs to pfns [first, last), which ``view`` maps; whether all is done."""
+        if len(view) < (last - first) * PAGE:  # type: ignore[arg-type]
+            raise ValueError("out of bounds")
+        left = _scatter(
+            address_of(self._extents),
+            self._count,
+            ctypes.byref(self._at),
+            ctypes.byref(self._inside),
+            None if self._data is None else address_of(self._data),
+            ctypes.byref(self._done),
+            address_of(view),
+            first,
+            last,
+        )
+        return not left
+
+    @property
+    def at(self) -> tuple[int, int]:
+        """The extent that comes next, and how many of its pages are done."""
+        return int(self._at.value), int(self._inside.value)

@@ -44,10 +44,13 @@ KEPT_WORDS = ("no5lvl", "nokaslr", "no_console_suspend", "no_timer_check", "noap
 """Words of the running kernel's command line that the next one needs as well: the paging mode
 must be the same, and what this machine needs to boot it needs again."""
 
+CPUS = 4
+"""Processors a kernel in the window is given at the most, where nothing else is said."""
+
 Buffer = bytes | bytearray | mmap.mmap
 
 
-def words(running: str, *, consoles: Iterable[str] = (), cpus: int = 1) -> list[str]:
+def words(running: str, *, consoles: Iterable[str] = (), cpus: int) -> list[str]:
     """The command line that every kernel in the window gets, from that of the running one.
 
     ``consoles``: values for ``console=``; none: the running kernel's own.

@@ -15,7 +15,7 @@ from typing import Any
 from kjump.errors import RestoreFailed
 from kjump.handoff.cell import JUMP_BACK_OFFSET
 from kjump.image.read import Image
-from kjump.machine import placing, syscalls
+from kjump.machine import memory, placing, syscalls
 from kjump.machine.ranges import PAGE
 
 SNAPSHOT, IN_PLACE = "snapshot", "in-place"
@@ -51,7 +51,7 @@ def load(image: Image, description: Mapping[str, Any], cmdline: str) -> None:
     nowhere = start + placing.CELL + JUMP_BACK_OFFSET
     text = " ".join(
         [
-            *placing.words(cmdline),
+            *placing.words(cmdline, cpus=min(memory.processors(), placing.CPUS)),
             f"kjump.restore={image.superblock.cycle}",
             f"kjump.target={image.device.path}",
         ]

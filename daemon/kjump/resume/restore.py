@@ -23,7 +23,8 @@ from kjump.errors import (
 )
 from kjump.handoff import report as reports
 from kjump.image import fingerprint, superblocks
-from kjump.image.layout import RESTORING, Extent
+from kjump.image.extents import Extents
+from kjump.image.layout import RESTORING
 from kjump.image.place import check_pages
 from kjump.image.read import Image
 from kjump.machine import code, memory
@@ -87,38 +88,6 @@ def report_page(description: Mapping[str, Any], outcome: Mapping[str, Any]) -> s
     return snapshot.Insert(int(description["report_page"]) // PAGE, page)
 
 
-def without(extents: list[Extent], pfn: int) -> list[Extent]:
-    """The extents less one page: it is given otherwise."""
-    out = []
-    for e in extents:
-        if e.pfn <= pfn < e.pfn + e.pages:
-            out += [
-                part
-                for part in (
-                    Extent(e.pfn, pfn - e.pfn, e.kind),
-                    Extent(pfn + 1, e.pfn + e.pages - pfn - 1, e.kind),
-                )
-                if part.pages
-            ]
-        else:
-            out.append(e)
-    return out
-
-
-def chunks_without(image: Image, index: list[Extent], pfn: int) -> Any:
-    """The image's chunks less one page."""
-    for extents, data in image.chunks(index):
-        at = 0
-        for e in extents:
-            if e.pfn <= pfn < e.pfn + e.pages:
-                cut = at + (pfn - e.pfn) * PAGE
-                yield without(extents, pfn), data[:cut] + data[cut + PAGE :]
-                break
-            at += e.pages * PAGE
-        else:
-            yield extents, data
-
-
 def restore(image: Image, description: Mapping[str, Any], *, started: float, boot: float) -> None:
     """Mark the image as being restored, load it, and jump.  Does not return when it works.
 
@@ -157,7 +126,7 @@ def restore(image: Image, description: Mapping[str, Any], *, started: float, boo
 
 def _beside(
     image: Image,
-    index: list[Extent],
+    index: Extents,
     description: Mapping[str, Any],
     outcome: Mapping[str, Any],
 ) -> None:
@@ -185,33 +154,31 @@ class _NoZeroPages(Exception):
 
 def _load(
     image: Image,
-    index: list[Extent],
+    index: Extents,
     inserts: list[snapshot.Insert],
     window: int,
     *,
     zero_pages: bool,
     title: Mapping[str, Any],
 ) -> None:
-    report = inserts[0].pfn
-    extents = without(index, report)
-    meta = snapshot.numbers(extents, inserts, zero_pages=zero_pages)
-    meta_pages = len(meta) * 8 // PAGE
-    data_pages = _data_pages(meta)
+    plan = snapshot.plan(index, inserts, zero_pages=zero_pages)
+    numbers = plan.numbers()
+    meta = memoryview(numbers).cast("B")
+    data_pages = plan.data_pages
     head = snapshot.header(
         jump=window,
         tables=window + 2 * PAGE,
         map_checksum=memory.map_checksum(memory.firmware_map()),
         page_count=memory.page_count(),
         data_pages=data_pages,
-        meta_pages=meta_pages,
+        meta_pages=len(meta) // PAGE,
     )
     progress = Progress(f"resuming {title.get('hostname', '')}:", data_pages * PAGE)
     with snapshot.Snapshot() as device:
         try:
             device.write_page(head)
-            raw = memoryview(meta).cast("B")
-            for at in range(0, len(raw), PAGE):
-                device.write_page(raw[at : at + PAGE])
+            for at in range(0, len(meta), PAGE):
+                device.write_page(meta[at : at + PAGE])
         except OSError as error:
             if zero_pages and error.errno == errno.EFAULT:
                 raise _NoZeroPages from error
@@ -219,20 +186,12 @@ def _load(
                 f"The kernel does not take the image's head: {error.strerror}."
             ) from error
         done = 0
-        for piece in snapshot.stream(
-            chunks_without(image, index, report), extents, inserts, zero_pages=zero_pages
-        ):
-            device.write_pages(piece)
-            done += len(piece)
+        chunks = image.chunks(index, processors=memory.processors())
+        for buffer, offset, length in snapshot.stream(chunks, plan):
+            device.write_pages(buffer, offset, length)
+            done += length
             progress.at(done)
         if done != data_pages * PAGE:
             raise ImageDamaged("The image holds another number of pages than its index says.")
         device.restore()
 
-
-def _data_pages(meta: Any) -> int:
-    """How many of the listed pages come with data."""
-    raw = memoryview(meta).cast("B")
-    listed = meta.index(snapshot.END)
-    # The flag is the highest bit of the last byte of each number.
-    return int(listed - sum(byte >> 7 for byte in raw[7 : listed * 8 : 8]))

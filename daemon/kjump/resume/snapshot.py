@@ -24,18 +24,22 @@ offset size field
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 import struct
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kjump.errors import NoSnapshotDevice, RestoreFailed, RestoreNoMemory
-from kjump.image.layout import DATA, Extent
-from kjump.machine.ranges import PAGE
+from kjump.image.extents import Extents
+from kjump.image.layout import DATA, ZERO, Extent
+from kjump.image.read import Chunk
+from kjump.machine.native import INT, INT_OUT, LIBRARY, POINTER, U64, address_of
+from kjump.machine.ranges import PAGE, align_up, overlaps, subtract
 
 DEVICE = Path("/dev/snapshot")
 FREEZE, UNFREEZE, ATOMIC_RESTORE = 0x3301, 0x3302, 0x3304
@@ -46,7 +50,11 @@ hibernate: don't store zero pages in the image file").  An older kernel answers 
 END = (1 << 64) - 1
 NUMBERS = PAGE // 8
 VECTOR = 512
-"""Pages given to one writev."""
+"""Pages of zeros that are held ready where the kernel wants them with data."""
+
+_feed = LIBRARY.kj_feed
+_feed.argtypes = (INT, POINTER, U64, INT_OUT)
+_feed.restype = U64
 
 
 @dataclass(frozen=True)
@@ -61,28 +69,45 @@ class Insert:
         return len(self.data) // PAGE
 
 
-def numbers(
-    extents: Sequence[Extent], inserts: Sequence[Insert], *, zero_pages: bool
-) -> array[int]:
-    """All page frame numbers, ascending, ended by ~0 and filled up to whole pages.
+@dataclass(frozen=True)
+class Plan:
+    """What will be loaded: the extents of all pages, those of the inserts and, where the kernel
+    does not know pages without data, those of zeros included."""
 
-    ``zero_pages``: the kernel knows pages of zeros without data; otherwise they are listed as
-    data.  The last page never is one without data: some kernels lose those at the end.
+    extents: Extents
+    inserts: Sequence[Insert]
+    zero_pages: bool
+    """Whether pages of zeros come without data."""
+
+    @property
+    def data_pages(self) -> int:
+        """Pages that come with data."""
+        return self.extents.data_pages if self.zero_pages else self.extents.pages
+
+    def numbers(self) -> Any:
+        """All page frame numbers (u64), ascending, ended by ~0 and filled up to whole pages."""
+        room = align_up(self.extents.pages + 1, NUMBERS)
+        out, _flagged = self.extents.numbers(ZERO_PAGE if self.zero_pages else 0, room)
+        out[self.extents.pages] = END
+        return out
+
+
+def plan(index: Extents, inserts: Sequence[Insert], *, zero_pages: bool) -> Plan:
+    """The image's pages and the inserts, which replace what the image has there.
+
+    ``zero_pages``: the kernel knows pages of zeros without data.  The last page never is one: some
+    kernels lose those at the end.
     """
-    spans: list[tuple[int, int, bool]] = [
-        (e.pfn, e.pages, e.kind != DATA and zero_pages) for e in extents
-    ]
-    spans += [(i.pfn, i.pages, False) for i in inserts]
-    spans.sort()
-    out = array("Q")
-    for pfn, pages, zero in spans:
-        flag = ZERO_PAGE if zero else 0
-        out.extend(range(pfn | flag, (pfn | flag) + pages))
-    if out and out[-1] & ZERO_PAGE:
-        out[-1] &= ~ZERO_PAGE
-    out.append(END)
-    out.extend([0] * (-len(out) % NUMBERS))
-    return out
+    extents = index
+    for insert in inserts:
+        extents = extents.replaced(
+            insert.pfn, insert.pages, Extent(insert.pfn, insert.pages, DATA)
+        )
+    if extents and extents[-1].kind != DATA and zero_pages:
+        last = extents.end - 1
+        inserts = [*inserts, Insert(last, bytes(PAGE))]
+        extents = extents.replaced(last, 1, Extent(last, 1, DATA))
+    return Plan(extents, sorted(inserts, key=lambda i: i.pfn), zero_pages)
 
 
 def header(
@@ -98,42 +123,42 @@ def header(
     return bytes(page)
 
 
-def stream(
-    chunks: Iterable[tuple[list[Extent], bytes]],
-    extents: Sequence[Extent],
-    inserts: Sequence[Insert],
-    *,
-    zero_pages: bool,
-) -> Iterator[bytes | memoryview]:
-    """The data pages in the order of `numbers`, in pieces of whole pages."""
-    zeros = [e for e in extents if e.kind != DATA]
-    if zero_pages:  # then only the very last page may be one of zeros that wants data
-        last = max([e.pfn + e.pages for e in extents] + [i.pfn + i.pages for i in inserts])
-        zeros = [Extent(last - 1, 1) for e in zeros[-1:] if e.pfn + e.pages == last]
+Piece = tuple[Any, int, int]
+"""Bytes to load: a buffer, an offset in it, and a length; whole pages."""
+
+
+def stream(chunks: Iterable[Chunk], plan: Plan) -> Iterator[Piece]:
+    """The data pages in the order of the plan's numbers.
+
+    ``chunks`` are the image's; pages of theirs that an insert replaces are left out.
+    """
     blank = bytes(VECTOR * PAGE)
-    waiting: list[tuple[int, bytes, int]] = [(i.pfn, i.data, 1) for i in inserts]
-    for extent in zeros:
-        waiting.append((extent.pfn, blank, extent.pages // VECTOR))
-        rest = extent.pages % VECTOR
-        waiting.append((extent.pfn + extent.pages - rest, blank[: rest * PAGE], 1))
+    waiting: list[tuple[int, int, bytes | None]] = [(i.pfn, i.pages, i.data) for i in plan.inserts]
+    if not plan.zero_pages:
+        waiting += [(e.pfn, e.pages, None) for e in plan.extents.only(ZERO)]
     waiting.sort(key=lambda item: item[0], reverse=True)
 
-    def before(pfn: int) -> Iterator[bytes]:
+    def before(pfn: int) -> Iterator[Piece]:
         while waiting and waiting[-1][0] < pfn:
-            _, data, times = waiting.pop()
-            for _ in range(times):
-                yield data
+            _, pages, data = waiting.pop()
+            if data is not None:
+                yield data, 0, pages * PAGE
+                continue
+            for done in range(0, pages, VECTOR):
+                yield blank, 0, min(VECTOR, pages - done) * PAGE
 
-    for chunk, data in chunks:
-        view = memoryview(data)
-        start = at = 0
-        for extent in chunk:
-            if waiting and waiting[-1][0] < extent.pfn:
-                yield view[start:at]
-                yield from before(extent.pfn)
-                start = at
+    cuts = [(i.pfn, i.pfn + i.pages) for i in plan.inserts]
+    for chunk in chunks:
+        first, end = chunk.extents[0].pfn, chunk.extents.end
+        if not (waiting and waiting[-1][0] < end) and not overlaps((first, end), cuts):
+            yield chunk.data, 0, chunk.pages * PAGE
+            continue
+        at = 0
+        for extent in chunk.extents:
+            for low, high in subtract([(extent.pfn, extent.pfn + extent.pages)], cuts):
+                yield from before(low)
+                yield chunk.data, at + (low - extent.pfn) * PAGE, (high - low) * PAGE
             at += extent.pages * PAGE
-        yield view[start:at]
     yield from before(END)
 
 
@@ -155,18 +180,20 @@ class Snapshot:
         """One page; the device takes no more in a plain write.  Raises OSError."""
         os.write(self._fd, page)
 
-    def write_pages(self, data: bytes | memoryview) -> None:
-        """Any number of whole pages.  Raises `RestoreNoMemory`, `RestoreFailed`."""
-        view = memoryview(data)
-        for first in range(0, len(view), VECTOR * PAGE):
-            part = view[first : first + VECTOR * PAGE]
-            vector = [part[i : i + PAGE] for i in range(0, len(part), PAGE)]
-            try:
-                written = os.writev(self._fd, vector)
-            except OSError as error:
-                raise _failed("loading a page", error) from error
-            if written != len(part):
-                raise RestoreFailed(f"The kernel took {written} of {len(part)} bytes.")
+    def write_pages(self, buffer: Any, offset: int, length: int) -> None:
+        """Any number of whole pages, from ``offset`` of a buffer on, in bytes.
+
+        Raises `RestoreNoMemory`, `RestoreFailed`.
+        """
+        if offset + length > len(buffer) or length % PAGE:
+            raise ValueError("out of bounds")
+        error = ctypes.c_int()
+        count = length // PAGE
+        taken = _feed(self._fd, address_of(buffer) + offset, count, ctypes.byref(error))
+        if error.value:
+            raise _failed("loading a page", OSError(error.value, os.strerror(error.value)))
+        if taken != count:
+            raise RestoreFailed(f"The kernel took {taken} of {count} pages.")
 
     def restore(self) -> None:
         """Freeze and jump.  Raises `RestoreFailed` if the kernel did not."""

@@ -105,6 +105,14 @@ def sizing(settings: Settings, release: str) -> Sizing:
     return Sizing(kernel, initrd, size, size + MARGIN, parts)
 
 
+def cpu_count(settings: Settings) -> int:
+    """Processors the helper is given: as configured, else all, four at the most.
+
+    Each costs memory of the window, and four compress faster than most disks write.
+    """
+    return settings.helper.cpu_count or min(len(os.sched_getaffinity(0)), placing.CPUS)
+
+
 def command_line(settings: Settings, running: str, *, core_header: int, cell: int) -> str:
     """The helper's kernel command line.
 
@@ -115,7 +123,7 @@ def command_line(settings: Settings, running: str, *, core_header: int, cell: in
             *placing.words(
                 running,
                 consoles=settings.helper.console.split(),
-                cpus=settings.helper.cpu_count,
+                cpus=cpu_count(settings),
             ),
             f"elfcorehdr={core_header:#x}",
             f"kjump.return={cell:#x}",
@@ -318,6 +326,7 @@ def _stage(
             "size": target.size,
         },
         "level": settings.image.compression_level,
+        "compression": settings.image.compression,
         "deadline": deadline(settings, ram),
         "file_systems": file_systems(),
     }

@@ -1,0 +1,163 @@
+"""Lists of extents, kept as they lie on the target.
+
+Pure.  An index may have a hundred thousand extents, and the boot kernel has the user waiting: so
+they are checked and walked natively (``machine/extents.c``), and become Python objects only where
+somebody asks for one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, overload
+
+from kjump.errors import ImageDamaged
+from kjump.image.layout import DATA, EXTENT, ZERO, Extent
+from kjump.machine.native import LIBRARY, POINTER, U64, U64_OUT, address_of
+from kjump.machine.ranges import Range
+
+_check = LIBRARY.kj_extents_check
+_check.argtypes = (POINTER, U64, U64_OUT, U64_OUT)
+_due = LIBRARY.kj_extents_due
+_due.argtypes = (POINTER, U64, U64_OUT, U64_OUT, POINTER, U64)
+_end = LIBRARY.kj_extents_end
+_end.argtypes = (POINTER, U64, U64, U64)
+_outside = LIBRARY.kj_extents_outside
+_outside.argtypes = (POINTER, U64, POINTER, U64)
+_outside.restype = U64
+_numbers = LIBRARY.kj_extents_numbers
+_numbers.argtypes = (POINTER, U64, U64, POINTER)
+_numbers.restype = U64
+
+
+class Extents(Sequence[Extent]):
+    """Extents that ascend without overlap."""
+
+    def __init__(self, table: bytes | bytearray) -> None:
+        """``table``: as on the target.  Raises `ImageDamaged`."""
+        if len(table) % EXTENT.size:
+            raise ImageDamaged("The image's page list is cut short.")
+        self.table = table
+        data, zero = U64(), U64()
+        if not _check(address_of(table), len(self), ctypes.byref(data), ctypes.byref(zero)):
+            raise ImageDamaged("The image's page list is not in order.")
+        self.data_pages, self.zero_pages = int(data.value), int(zero.value)
+
+    @classmethod
+    def of(cls, extents: Iterable[Extent]) -> Extents:
+        return cls(b"".join(EXTENT.pack(e.pfn, e.pages, e.kind) for e in extents))
+
+    def __len__(self) -> int:
+        return len(self.table) // EXTENT.size
+
+    @overload
+    def __getitem__(self, at: int) -> Extent: ...
+    @overload
+    def __getitem__(self, at: slice) -> Extents: ...
+    def __getitem__(self, at: int | slice) -> Extent | Extents:
+        if isinstance(at, slice):
+            start, stop, step = at.indices(len(self))
+            if step != 1:
+                raise ValueError("a step")
+            return Extents(self.table[start * EXTENT.size : stop * EXTENT.size])
+        if not -len(self) <= at < len(self):
+            raise IndexError(at)
+        return Extent(*EXTENT.unpack_from(self.table, at % len(self) * EXTENT.size))
+
+    def __iter__(self) -> Iterator[Extent]:
+        for entry in EXTENT.iter_unpack(self.table):
+            yield Extent(*entry)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Extents):
+            return self.table == other.table
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def pages(self) -> int:
+        return self.data_pages + self.zero_pages
+
+    @property
+    def end(self) -> int:
+        """The pfn behind the last page; 0 where there is none."""
+        if not self:
+            return 0
+        last = self[-1]
+        return last.pfn + last.pages
+
+    def only(self, kind: int) -> Extents:
+        """Those of one kind."""
+        size = EXTENT.size
+        kept = [
+            self.table[at * size : at * size + size]
+            for at, (_, _, found) in enumerate(EXTENT.iter_unpack(self.table))
+            if found == kind
+        ]
+        return Extents(b"".join(kept))
+
+    def replaced(self, pfn: int, pages: int, new: Extent | None) -> Extents:
+        """Without the pages [pfn, pfn + pages), and with ``new`` in their place."""
+        size = EXTENT.size
+        first = max(0, bisect_right(self, pfn, key=lambda e: e.pfn) - 1)
+        parts: list[Extent] = []
+        last = first
+        while last < len(self) and self[last].pfn < pfn + pages:
+            e = self[last]
+            parts += [
+                Extent(start, end - start, e.kind)
+                for start, end in (
+                    (e.pfn, min(e.pfn + e.pages, pfn)),
+                    (max(e.pfn, pfn + pages), e.pfn + e.pages),
+                )
+                if start < end
+            ]
+            last += 1
+        if new is not None:
+            parts = sorted([*parts, new], key=lambda e: e.pfn)
+        middle = b"".join(EXTENT.pack(e.pfn, e.pages, e.kind) for e in parts)
+        return Extents(self.table[: first * size] + middle + self.table[last * size :])
+
+    def outside(self, ranges: Iterable[Range]) -> Extent | None:
+        """The first extent that does not lie within one of the ascending pfn ranges, or None."""
+        flat = [n for pair in ranges for n in pair]
+        native = (ctypes.c_uint64 * max(1, len(flat)))(*flat)
+        at = _outside(address_of(self.table), len(self), native, len(flat) // 2)
+        return self[at] if at < len(self) else None
+
+    def numbers(self, flag: int, room: int) -> tuple[Any, int]:
+        """An array of ``room`` u64 that begins with all page frame numbers, those of pages of
+        zeros with ``flag`` set; and how many bear it."""
+        if room < self.pages:
+            raise ValueError("no room")
+        out = (ctypes.c_uint64 * room)()
+        flagged = _numbers(address_of(self.table), len(self), flag, out)
+        return out, int(flagged)
+
+
+class Due:
+    """The data pages an index promises, in order, as the chunks bring them."""
+
+    def __init__(self, index: Extents) -> None:
+        self._index = index
+        self._at, self._inside = U64(), U64()
+
+    def take(self, chunk: Extents) -> None:
+        """Raises `ImageDamaged` if these are not the next ones."""
+        if not _due(
+            address_of(self._index.table), len(self._index),
+            ctypes.byref(self._at), ctypes.byref(self._inside),
+            address_of(chunk.table), len(chunk),
+        ):  # fmt: skip
+            raise ImageDamaged("The image's chunks and its index disagree.")
+
+    def end(self) -> None:
+        """Raises `ImageDamaged` if there should be more."""
+        table = address_of(self._index.table)
+        if not _end(table, len(self._index), self._at.value, self._inside.value):
+            raise ImageDamaged("The image's chunks and its index disagree.")
+
+
+__all__ = ["DATA", "ZERO", "Due", "Extents"]

@@ -1,0 +1,160 @@
+/*
+ * Chunks: compressing pages into one, and getting them out again.
+ *
+ * Called from kjump.image.codec through ctypes, so that all of it runs beside other threads.  The
+ * compressors are libzstd and liblz4, the checksum is zlib's.  Layout of a chunk: layout.py.
+ */
+#include <stddef.h>
+#include <string.h>
+
+#include <lz4.h>
+#include <zlib.h>
+#include <zstd.h>
+
+#include "kjump.h"
+
+#define HEAD 32u			/* bytes of a chunk's header */
+#define CHECKED 28u			/* of these, how many come before its own checksum */
+#define SAMPLE (32u << 10)
+#define SAMPLES 4u
+
+enum codec { RAW = 0, ZSTD = 1, LZ4 = 2 };
+
+struct head {
+	char magic[4];
+	uint32_t number, extents, pages, codec, length, payload_crc, checked;
+};
+
+_Static_assert(sizeof(struct head) == HEAD, "header of a chunk");
+
+void *kj_context(void)
+{
+	return ZSTD_createCCtx();
+}
+
+void kj_context_free(void *context)
+{
+	ZSTD_freeCCtx(context);
+}
+
+uint32_t kj_crc32(uint32_t before, const uint8_t *data, uint64_t length)
+{
+	return (uint32_t)crc32_z(before, data, length);
+}
+
+/*
+ * Is it worth compressing?  Asked of a fast compressor and a few samples: zstd takes far longer
+ * to find out.  `scratch` has room for a sample.
+ */
+static int compressible(const uint8_t *data, uint64_t size, uint8_t *scratch, uint64_t room)
+{
+	uint64_t step = size / SAMPLES / PAGE * PAGE, taken = 0, packed = 0;
+
+	if (size < SAMPLES * SAMPLE)
+		return 1;
+	for (unsigned i = 0; i < SAMPLES; i++) {
+		int n = LZ4_compress_fast((const char *)data + i * step, (char *)scratch, SAMPLE,
+					  room < INT32_MAX ? (int)room : INT32_MAX, 4);
+
+		taken += SAMPLE;
+		packed += n > 0 ? (uint64_t)n : SAMPLE;
+	}
+	return packed < taken - taken / 32;
+}
+
+/*
+ * A chunk at `out`, but for its number and its header's checksum (kj_chunk_seal): the header, the
+ * extents, the pages by the codec that is asked for, or as they are where that would not make
+ * them smaller, zeros up to the next page.  Returns the bytes it takes; 0 if `room` is too small
+ * (pages as they are, and a page more than header and extents, always fit).
+ */
+uint64_t kj_chunk_pack(void *context, const uint8_t *pages, uint64_t count,
+		       const struct extent *list, uint64_t extents, uint32_t codec, int level,
+		       uint8_t *out, uint64_t room)
+{
+	uint64_t at = HEAD + extents * sizeof *list, size = count * PAGE, length = 0, stored;
+	struct head head = {{'K', 'J', 'C', 'H'}, 0, (uint32_t)extents, (uint32_t)count, codec,
+			    0, 0, 0};
+
+	if (room < at + size + PAGE)
+		return 0;
+	if (codec == ZSTD && compressible(pages, size, out + at, room - at)) {
+		length = ZSTD_CCtx_setParameter(context, ZSTD_c_compressionLevel, level);
+		if (!ZSTD_isError(length))
+			length = ZSTD_CCtx_setParameter(context, ZSTD_c_checksumFlag, 1);
+		if (!ZSTD_isError(length))
+			length = ZSTD_compress2(context, out + at, size, pages, size);
+		if (ZSTD_isError(length))	/* no room: it did not become smaller */
+			length = 0;
+	} else if (codec == LZ4) {
+		int n = LZ4_compress_fast((const char *)pages, (char *)out + at, (int)size,
+					  (int)(size - size / 32), 1);
+
+		length = n > 0 ? (uint64_t)n : 0;
+	}
+	if (!length || length >= size) {
+		head.codec = RAW;
+		length = size;
+		memcpy(out + at, pages, size);
+	}
+	memcpy(out + HEAD, list, extents * sizeof *list);
+	stored = (at + length + PAGE - 1) / PAGE * PAGE;
+	memset(out + at + length, 0, stored - at - length);
+	head.length = (uint32_t)length;
+	head.payload_crc = kj_crc32(0, out + at, length);
+	memcpy(out, &head, HEAD);
+	return stored;
+}
+
+/* Number and header checksum of a chunk that kj_chunk_pack made. */
+void kj_chunk_seal(uint8_t *chunk, uint32_t number)
+{
+	struct head head;
+	uint32_t checked;
+
+	memcpy(&head, chunk, HEAD);
+	head.number = number;
+	checked = kj_crc32(0, (const uint8_t *)&head, CHECKED);
+	head.checked = kj_crc32(checked, chunk + HEAD, head.extents * sizeof(struct extent));
+	memcpy(chunk, &head, HEAD);
+}
+
+/*
+ * `size` bytes from a payload of `length` bytes.  Returns 1; 0 if it does not unpack to just that.
+ */
+int kj_unpack(uint32_t codec, const uint8_t *payload, uint64_t length, uint8_t *out, uint64_t size)
+{
+	switch (codec) {
+	case RAW:
+		if (length != size)
+			return 0;
+		memcpy(out, payload, size);
+		return 1;
+	case ZSTD:
+		return ZSTD_getFrameContentSize(payload, length) == size &&
+		       ZSTD_decompress(out, size, payload, length) == size;
+	case LZ4:
+		return length <= INT32_MAX && size <= INT32_MAX &&
+		       LZ4_decompress_safe((const char *)payload, (char *)out, (int)length,
+					   (int)size) == (int)size;
+	}
+	return 0;
+}
+
+/* A zstd frame of any data, with checksum; its length, 0 if `room` is too small. */
+uint64_t kj_pack(void *context, int level, const uint8_t *data, uint64_t size, uint8_t *out,
+		 uint64_t room)
+{
+	uint64_t length;
+
+	ZSTD_CCtx_setParameter(context, ZSTD_c_compressionLevel, level);
+	ZSTD_CCtx_setParameter(context, ZSTD_c_checksumFlag, 1);
+	length = ZSTD_compress2(context, out, room, data, size);
+	return ZSTD_isError(length) ? 0 : length;
+}
+
+/* Room for kj_pack of any `size` bytes. */
+uint64_t kj_pack_bound(uint64_t size)
+{
+	return ZSTD_compressBound(size);
+}

@@ -1,0 +1,50 @@
+"""The native library: loading it, and addresses of buffers for it.
+
+Runs in all three kernels.  The sources are ``*.c`` in this folder.  Each module that calls a
+function declares it itself; a call leaves the interpreter free for other threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+LIBRARY = ctypes.CDLL(str(Path(__file__).with_name("built") / "libkjump.so"))
+
+U32, U64, INT = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int
+POINTER = ctypes.c_void_p
+U64_OUT = ctypes.POINTER(ctypes.c_uint64)
+INT_OUT = ctypes.POINTER(ctypes.c_int)
+
+
+class _View(ctypes.Structure):
+    """``Py_buffer`` (Include/pybuffer.h); a read-only mmap has no other way to its address."""
+
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.c_void_p),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    )
+
+
+_get = ctypes.pythonapi.PyObject_GetBuffer
+_get.argtypes = (ctypes.py_object, ctypes.POINTER(_View), ctypes.c_int)
+_release = ctypes.pythonapi.PyBuffer_Release
+_release.argtypes = (ctypes.POINTER(_View),)
+
+
+def address_of(buffer: object) -> int:
+    """Address of a buffer's first byte, read-only mappings included.  It must be kept alive."""
+    view = _View()
+    _get(buffer, ctypes.byref(view), 0)
+    address = int(view.buf or 0)
+    _release(ctypes.byref(view))
+    return address

@@ -1,0 +1,175 @@
+"""The writer's threads: order, errors, and how hard is compressed."""
+
+from __future__ import annotations
+
+import mmap
+import random
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from kjump.errors import MemoryUnreadable, TargetWriteFailed
+from kjump.image import codec, superblocks, target, write
+from kjump.image.device import Device
+from kjump.image.layout import LZ4, RAW, ZSTD, unpack_chunk_header
+from kjump.image.read import Image
+from kjump.image.write import Writer
+from kjump.machine.pages import Bundle
+from kjump.machine.ranges import PAGE
+
+from . import imaging
+
+RNG = random.Random(5)
+CYCLE = uuid.UUID(int=9)
+TEXT = (b"All happy families are alike; " * 150)[:PAGE]
+
+
+def device(tmp_path: Path, kind: type[Device] = Device) -> Device:
+    path = imaging.prepared(tmp_path / "target", 64 << 20)
+    target.prepare(path, cycle_id=CYCLE, hostname="h")
+    return kind(path, writable=True)
+
+
+def writer(opened: Device, compression: str = "auto") -> Writer:
+    found = superblocks.load(opened)
+    assert found is not None
+    made = Writer(opened, found, compression=compression)
+    made.begin({"hostname": "h"})
+    return made
+
+
+def test_chunks_lie_in_the_order_of_their_spans_whoever_is_first(tmp_path: Path) -> None:
+    spans = [(n * 10, RNG.randbytes(PAGE * (n % 7 + 1))) for n in range(60)]
+
+    def slow(span: tuple[int, bytes | int], bundle: Bundle) -> None:
+        time.sleep(random.random() / 200)
+        imaging.gather(span, bundle)
+
+    seen: list[int] = []
+    with device(tmp_path) as opened:
+        made = writer(opened)
+        made.fill(spans, slow, processors=4, progress=seen.append)
+        done = made.commit()
+        assert done.chunks == 60 and sum(seen) == done.data_pages
+        image = Image(opened)
+        found = dict(imaging.content(image, image.index(), processors=3))
+    assert found == {
+        pfn + i: data[i * PAGE : (i + 1) * PAGE]
+        for pfn, data in spans
+        for i in range(len(data) // PAGE)
+    }
+
+
+def test_what_gather_raises_comes_out_and_all_threads_end(tmp_path: Path) -> None:
+    def broken(span: tuple[int, bytes | int], bundle: Bundle) -> None:
+        if span[0] == 50:
+            raise MemoryUnreadable("page 50")
+        imaging.gather(span, bundle)
+
+    with device(tmp_path) as opened:
+        made = writer(opened)
+        with pytest.raises(MemoryUnreadable, match="page 50"):
+            made.fill([(n, TEXT) for n in range(200)], broken, processors=3)
+        assert Image(opened).superblock.state_name == "writing"
+    deadline = time.monotonic() + 5
+    while any(t.name.startswith("copy ") for t in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class Failing(Device):
+    """Takes a few chunks, then fails."""
+
+    writes = 0
+
+    def write_from(self, buffer: mmap.mmap, length: int, offset: int) -> None:
+        self.writes += 1
+        if self.writes > 12:
+            raise TargetWriteFailed("broken disk")
+        super().write_from(buffer, length, offset)
+
+
+def test_a_write_that_fails_ends_the_copy(tmp_path: Path) -> None:
+    with device(tmp_path, Failing) as opened:
+        made = writer(opened)
+        with pytest.raises(TargetWriteFailed):
+            made.fill([(n, TEXT) for n in range(500)], imaging.gather, processors=2)
+
+
+class Waiting(Device):
+    """A slow disk."""
+
+    def write_from(self, buffer: mmap.mmap, length: int, offset: int) -> None:
+        time.sleep(0.01)
+        super().write_from(buffer, length, offset)
+
+
+def test_zstd_is_chosen_while_the_target_is_waited_for_and_lz4_otherwise(tmp_path: Path) -> None:
+    spans = [(n * 100, TEXT * 64) for n in range(40)]
+    with device(tmp_path, Waiting) as opened:
+        made = writer(opened)
+        made.fill(spans, imaging.gather, processors=1)
+        assert made.codecs["zstd"] > 30, made.codecs
+
+    def slow(span: tuple[int, bytes | int], bundle: Bundle) -> None:
+        time.sleep(0.01)
+        imaging.gather(span, bundle)
+
+    with device(tmp_path) as opened:
+        made = writer(opened)
+        made.fill(spans, slow, processors=1)
+        assert made.codecs["lz4"] > 30, made.codecs
+
+
+def test_no_more_writes_are_under_way_than_there_are_buffers(tmp_path: Path) -> None:
+    class Counting(Waiting):
+        now = most = 0
+        lock = threading.Lock()
+
+        def write_from(self, buffer: mmap.mmap, length: int, offset: int) -> None:
+            with self.lock:
+                self.now += 1
+                self.most = max(self.most, self.now)
+            super().write_from(buffer, length, offset)
+            with self.lock:
+                self.now -= 1
+
+    with device(tmp_path, Counting) as opened:
+        made = writer(opened)
+        made.fill([(n * 100, TEXT * 64) for n in range(40)], imaging.gather, processors=2)
+        assert isinstance(opened, Counting)
+        assert 2 <= opened.most <= 2 + write.IN_FLIGHT
+
+
+@pytest.mark.parametrize("name", ["none", "zstd", "lz4"])
+@pytest.mark.parametrize("kind", ["text", "random", "mixed"])
+def test_each_codec_brings_back_what_it_was_given(name: str, kind: str, tmp_path: Path) -> None:
+    count = 130
+    data = {
+        "text": TEXT * count,
+        "random": RNG.randbytes(count * PAGE),
+        "mixed": b"".join(RNG.randbytes(PAGE) if n % 9 else TEXT for n in range(count)),
+    }[kind]
+    with device(tmp_path) as opened:
+        imaging.fill(opened, [(7, data)], compression=name)
+        image = Image(opened)
+        assert b"".join(page for _, page in imaging.content(image, image.index())) == data
+        at = image.superblock.chunks_offset
+        found = unpack_chunk_header(opened.read(at, 64), 0).codec
+    wanted = {"none": RAW, "zstd": ZSTD, "lz4": LZ4}[name]
+    assert found == (RAW if kind == "random" else wanted)
+
+
+def test_unpacking_anything_is_refused_not_believed() -> None:
+    out = bytearray(2 * PAGE)
+    for kind in (RAW, ZSTD, LZ4, 3, 1 << 31):
+        for length in (0, 1, 100, PAGE):
+            data = RNG.randbytes(PAGE)
+            assert not codec.unpack(kind, data, 0, length, out, 2 * PAGE)
+    with pytest.raises(ValueError):
+        codec.unpack(RAW, bytes(10), 5, 6, out, 6)
+    with pytest.raises(ValueError):
+        codec.unpack(RAW, bytes(PAGE), 0, PAGE, bytearray(10), PAGE)
