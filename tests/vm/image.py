@@ -36,6 +36,7 @@ GRUB = Path("/usr/lib/grub/i386-pc")
 
 SUITE = "trixie"
 STOCK_KERNEL = "linux-image-amd64"
+UNSTABLE = ("sid", "unstable")  # has no security archive
 # Left out of the guest: nobody reads there.
 UNREAD = ("doc", "man", "locale", "info", "lintian")
 PACKAGES = (
@@ -136,7 +137,9 @@ def cache_dir() -> Path:
     return path
 
 
-def run(*command: str | Path, text: str | None = None, quiet: bool = True) -> str:
+def run(
+    *command: str | Path, text: str | None = None, quiet: bool = True, cwd: Path | None = None
+) -> str:
     """The command's output; where it fails, what it said goes to stderr first."""
     result = subprocess.run(
         command,
@@ -145,6 +148,7 @@ def run(*command: str | Path, text: str | None = None, quiet: bool = True) -> st
         stderr=subprocess.STDOUT if quiet else None,
         text=True,
         check=False,
+        cwd=cwd,
     )
     if result.returncode:
         log(result.stdout[-8000:])
@@ -168,16 +172,17 @@ def digest(*parts: str | bytes | Path | Callable[..., object]) -> str:
     return total.hexdigest()[:16]
 
 
-def sources() -> list[str]:
-    """Lines of sources.list for SUITE, on the servers that this machine's apt uses."""
+def sources(suite: str = SUITE) -> list[str]:
+    """Lines of sources.list for a suite, on the servers that this machine's apt uses."""
     targets = run("apt-get", "indextargets", "--format", "$(SITE) $(REPO_URI) $(SUITE)")
     found: dict[str, None] = {}
     for line in targets.splitlines():
-        _, uri, suite = line.split()
-        if suite.endswith("-security"):
-            found[f"deb {uri} {SUITE}-security main"] = None
-        elif re.search(r"/debian/?$", uri) and "-" not in suite:
-            found[f"deb {uri} {SUITE} main"] = None
+        _, uri, ours = line.split()
+        if ours.endswith("-security"):
+            if suite not in UNSTABLE:
+                found[f"deb {uri} {suite}-security main"] = None
+        elif re.search(r"/debian/?$", uri) and "-" not in ours:
+            found[f"deb {uri} {suite} main"] = None
     if not found:
         raise SystemExit("apt has no Debian archive configured here: run apt-get update first")
     return list(found)
