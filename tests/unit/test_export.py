@@ -123,9 +123,7 @@ def test_what_the_session_had_in_the_window_is_put_back(
     said = json.loads(capsys.readouterr().out)
     assert said == {"core": str(core), "size": core.stat().st_size, "window": True}
     found = pages_of(core)
-    assert all(
-        found[pfn] == kept[source] for pfn, source in zip(targets, sources, strict=True)
-    )
+    assert all(found[pfn] == kept[source] for pfn, source in zip(targets, sources, strict=True))
     assert all(found[pfn] == data for pfn, data in kept.items())
 
 

@@ -46,9 +46,9 @@ def test_found() -> None:
     assert found(listed(*GOOD)) == wanted
     # Goes on in another page, and other words of the control page lead astray before it.
     memory = listed(*GOOD[:3], entry(0x102, INDIRECTION)) | {0x102: page(*GOOD[3:])}
-    memory[CONTROL] = page(entry(0x103, INDIRECTION), entry(0x999, INDIRECTION)) [:16] + memory[
-        CONTROL
-    ][16:]
+    memory[CONTROL] = (
+        page(entry(0x103, INDIRECTION), entry(0x999, INDIRECTION))[:16] + memory[CONTROL][16:]
+    )
     memory[0x103] = page(*[entry(0x10, DESTINATION)] * 512)
     assert found(memory) == wanted
 
@@ -56,14 +56,14 @@ def test_found() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        GOOD[:-2] + (DONE,),  # one is missing
+        (*GOOD[:-2], DONE),  # one is missing
         GOOD[:-1],  # no end: zeros follow
-        GOOD[:-1] + (entry(0x400, SOURCE), DONE),  # one too many
+        (*GOOD[:-1], entry(1024, SOURCE), DONE),  # one too many
         GOOD[:1] + GOOD[:1] + GOOD[1:3] + GOOD,  # twice
         GOOD[1:],  # a source before any destination
-        GOOD[:-1] + (entry(0x101, INDIRECTION),),  # in a circle
-        GOOD[:-1] + (entry(0x10, INDIRECTION),),  # in the window
-        GOOD[:3] + (entry(0x20, DESTINATION | SOURCE),) + GOOD[4:],
+        (*GOOD[:-1], entry(257, INDIRECTION)),  # in a circle
+        (*GOOD[:-1], entry(16, INDIRECTION)),  # in the window
+        (*GOOD[:3], entry(32, DESTINATION | SOURCE), *GOOD[4:]),
         (entry(0x10, DESTINATION),) * 512,  # the page's end is the list's
         (),
     ],

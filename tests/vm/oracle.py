@@ -97,10 +97,10 @@ class Saved:
         """(first pfn, bytes) of every run of stored pages, ascending; checksums are checked."""
         with Device(self.path) as device:
             image = SavedImage(device)
-            for extents, data in image.chunks(list(self.extents)):
+            for chunk in image.chunks(image.index()):
                 at = 0
-                for e in extents:
-                    yield e.pfn, data[at : at + e.pages * PAGE]
+                for e in chunk.extents:
+                    yield e.pfn, chunk.data[at : at + e.pages * PAGE]
                     at += e.pages * PAGE
 
 
