@@ -238,12 +238,15 @@ def test_words_for_the_kernels_command_line() -> None:
 
 def test_the_windows_parts() -> None:
     told = keys_in(DOCS / "window.md", "What it is made of")
-    parts = staging.window_parts(0, 0, 0)
+    parts = staging.window_parts(0, 0, 0, 1, 0)
     assert told == set(parts)
     bus = section(BUS_PAGE, "PROPERTIES")
     assert all(f"`{name}`" in bus for name in parts)
     text = " ".join((DOCS / "window.md").read_text().split())
-    assert f"{parts['running'] >> 20} MiB, measured" in text
+    assert f"{staging.RUNNING >> 20} MiB, measured" in text
+    assert f"and {staging.UNPACKING >> 20} MiB more" in text
+    assert f"{staging.PROCESSOR >> 20} MiB for each" in text
+    assert f"{staging.PAGE_STATE} bytes for each page" in text
     assert f"{staging.MARGIN >> 20} MiB more" in text
 
 

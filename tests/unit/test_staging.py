@@ -66,7 +66,18 @@ def test_the_paging_mode_goes_with_the_command_line() -> None:
     assert "root=/dev/x" not in words and "quiet" not in words
 
 
-def test_the_window_holds_all_its_parts() -> None:
-    parts = staging.window_parts(30 << 20, 11 << 20, 34 << 20)
-    assert sum(parts.values()) <= 160 << 20
-    assert parts["unpacked"] == 34 << 20
+@pytest.mark.parametrize(("init_size", "packed", "unpacked"), [(29, 11, 33), (56, 12, 36)])
+def test_the_window_holds_all_its_parts_in_160_mib(
+    init_size: int, packed: int, unpacked: int
+) -> None:
+    """With the test kernel, and with a distribution's; two processors, 1 GiB."""
+    mib = 1 << 20
+    parts = staging.window_parts(init_size * mib, packed * mib, unpacked * mib, 2, 1 << 30)
+    assert sum(parts.values()) <= 160 * mib
+    assert parts["unpacked"] == unpacked * mib
+    # Packed and unpacked are there at once.
+    assert sum(parts.values()) >= (init_size + packed + unpacked + 16) * mib
+    large = staging.window_parts(init_size * mib, packed * mib, unpacked * mib, 2, 64 << 30)
+    assert large["pages"] - parts["pages"] == 63 * mib
+    heavy = staging.window_parts(init_size * mib, 90 * mib, unpacked * mib, 2, 1 << 30)
+    assert heavy["running"] > 90 * mib

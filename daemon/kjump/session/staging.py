@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from kjump import VERSION
-from kjump.errors import DamagedHandoff, JumpFailed, NoHelperInitrd, NoHelperKernel, StagingFailed
+from kjump.errors import (
+    DamagedHandoff,
+    JumpFailed,
+    NoHelperInitrd,
+    NoHelperKernel,
+    StagingFailed,
+    TooLittleMemory,
+)
 from kjump.handoff import note
 from kjump.handoff.cell import JUMP_BACK_OFFSET, Cell
 from kjump.image.target import Target
@@ -28,6 +35,7 @@ from kjump.machine.identity import machine_identity
 from kjump.machine.ranges import PAGE, Range, align_up, subtract, whole_pages
 from kjump.machine.structpage import START_KERNEL_MAP
 from kjump.machine.syscalls import Segment
+from kjump.session import reclaim
 from kjump.session import window as windows
 from kjump.session.reportpage import ReportPage
 from kjump.settings import Settings
@@ -36,6 +44,14 @@ MIB = 1 << 20
 
 MARGIN = 32 * MIB
 """Memory that must be left when everything is staged: bytes."""
+UNPACKING = 16 * MIB
+"""What the helper's kernel needs beside the initrd while it unpacks it."""
+RUNNING = 52 * MIB
+"""Page tables, drivers, systemd, udev, Python, and the writes under way."""
+PROCESSOR = 6 * MIB
+"""For each processor: the kernel's own, and buffers to compress in."""
+PAGE_STATE = 4
+"""For each page of the session: its state, and its share of the index."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +91,22 @@ def unpacked_size(initrd: Path) -> int:
         return 4 * initrd.stat().st_size
 
 
-def window_parts(init_size: int, packed: int, unpacked: int) -> dict[str, int]:
+def window_parts(
+    init_size: int, packed: int, unpacked: int, processors: int, memory_size: int
+) -> dict[str, int]:
     """What the window has to hold, in bytes: the helper's memory at its fullest.
 
-    The initrd is there twice while it is unpacked, and afterwards once, with the programs that
-    run from it.  ``running`` was measured: see docs/window.md.
+    The packed initrd is free memory again once it is unpacked, before the programs in it run; so
+    it counts only where it is larger than what those take.  ``memory_size``: the session's RAM.
+    What is not computed was measured: see docs/window.md.
     """
     return {
         "handoff": memory.HEADROOM,
         "kernel": init_size,
-        "initrd": packed,
         "unpacked": unpacked,
-        "running": 72 * MIB,
+        "running": max(packed + UNPACKING, RUNNING),
+        "processors": processors * PROCESSOR,
+        "pages": memory_size // PAGE * PAGE_STATE,
     }
 
 
@@ -99,7 +119,10 @@ def sizing(settings: Settings, release: str) -> Sizing:
     if not os.access(initrd, os.R_OK):
         raise NoHelperInitrd(f"The helper initrd is missing: {initrd}.")
     packed = initrd.stat().st_size
-    parts = window_parts(header.init_size, packed, unpacked_size(initrd))
+    total = sum(end - start for start, end in memory.system_ram(memory.iomem()))
+    parts = window_parts(
+        header.init_size, packed, unpacked_size(initrd), cpu_count(settings), total
+    )
     size = settings.helper.window_size or sum(parts.values())
     size = align_up(size, windows.ALIGNMENT)
     return Sizing(kernel, initrd, size, size + MARGIN, parts)
@@ -227,10 +250,13 @@ class Staged:
         self.document = document
         self._page = page
         self._loaded = True
+        self.room: reclaim.Reclaimed | None = None
+        """What was reclaimed to make room for it."""
 
     def describe(self) -> dict[str, Any]:
-        """The window in bytes (physical), for status and report."""
-        return {"start": self.window.start, "size": self.window.size}
+        """The window in bytes (physical), and what was reclaimed for it, for status and report."""
+        figures = reclaim.figures(self.room) if self.room else {}
+        return {"start": self.window.start, "size": self.window.size, **figures}
 
     def check(self) -> None:
         """Just before the jump: is the report page still where the handoff says?
@@ -273,11 +299,19 @@ class Staged:
 def stage(settings: Settings, sizing: Sizing, *, cycle_id: uuid.UUID, target: Target) -> Staged:
     """Choose the window, lay everything out, load it.
 
-    Raises `NoWindow`, `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
+    Raises `TooLittleMemory`, `NoWindow`, `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
     """
+    room = reclaim.make_room(sizing.available_needed)
+    if room.free < sizing.window_size:
+        raise TooLittleMemory(
+            f"Staging the helper needs {sizing.window_size >> 20} MiB of free memory, and with all"
+            f" caches given up {room.free >> 20} MiB are free."
+        )
     page = ReportPage()
     try:
-        return _stage(settings, sizing, page, cycle_id=cycle_id, target=target)
+        staged = _stage(settings, sizing, page, cycle_id=cycle_id, target=target)
+        staged.room = room
+        return staged
     except BaseException:
         page.close()
         raise

@@ -1,0 +1,112 @@
+"""Making room for the window: caches are given up before anything is staged.
+
+Runs in the session.  Staging allocates as much memory as the window is large.  The kernel would
+give up caches for that by itself, but page by page, and where it is short of them it may kill a
+program instead.  So they are reclaimed beforehand, no more than is missing, and what came of it
+is told.  Never swaps and never touches what is not a cache.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+MIB = 1 << 20
+STEP = 64 * MIB
+"""Asked of a control group at a time, so that the work is spread over them."""
+GROUPS = Path("/sys/fs/cgroup")
+DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+PAGE_CACHE, SLAB = "1", "2"
+
+
+@dataclass(frozen=True)
+class Reclaimed:
+    """What came of it, in bytes."""
+
+    free_before: int
+    free: int
+
+    @property
+    def got(self) -> int:
+        return max(0, self.free - self.free_before)
+
+
+def free_memory(meminfo: str) -> int:
+    """MemFree of /proc/meminfo, in bytes."""
+    for line in meminfo.splitlines():
+        if line.startswith("MemFree:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
+def missing(need: int, free: int) -> int:
+    """How much is to be reclaimed, in whole MiB."""
+    return max(0, -(-(need - free) // MIB) * MIB)
+
+
+def groups(root: Path = GROUPS) -> list[Path]:
+    """The control groups just below the root that can be asked to reclaim ("memcg: introduce
+    per-memcg reclaim interface")."""
+    try:
+        return sorted(root.glob("*/memory.reclaim"))
+    except OSError:
+        return []
+
+
+def ask(group: Path, size: int) -> bool:
+    """Reclaim ``size`` bytes of a group's caches; whether it had so much.
+
+    swappiness=0 keeps what would have to be swapped.  A kernel that does not know the word yet
+    ("mm: add swappiness= arg to memory.reclaim") refuses the whole, which is as well: without it
+    anonymous memory might be swapped out.
+    """
+    try:
+        group.write_text(f"{size} swappiness=0")
+    except OSError:
+        return False
+    return True
+
+
+def drop(what: str) -> None:
+    """All clean caches of a kind, at once (Documentation/admin-guide/sysctl/vm.rst)."""
+    DROP_CACHES.write_text(what)
+
+
+@dataclass(frozen=True)
+class Means:
+    """What reclaiming does to the machine."""
+
+    meminfo: Callable[[], str] = lambda: Path("/proc/meminfo").read_text()
+    groups: Callable[[], Sequence[Path]] = groups
+    ask: Callable[[Path, int], bool] = ask
+    drop: Callable[[str], None] = drop
+    sync: Callable[[], None] = os.sync
+
+
+def make_room(need: int, means: Means | None = None) -> Reclaimed:
+    """Reclaim until ``need`` bytes are free, or there are no caches left.
+
+    From the groups first, a step each in turn; then all at once, the page cache and, if that was
+    not enough, the slab.  Raises OSError where not even that may be done.
+    """
+    do = means or Means()
+    before = free = free_memory(do.meminfo())
+    if free >= need:
+        return Reclaimed(before, free)
+    do.sync()  # what is dirty cannot be given up
+    willing = list(do.groups())
+    while willing and free < need:
+        willing = [group for group in willing if do.ask(group, min(STEP, missing(need, free)))]
+        free = free_memory(do.meminfo())
+    for kind in (PAGE_CACHE, SLAB):
+        if free < need:
+            do.drop(kind)
+            free = free_memory(do.meminfo())
+    return Reclaimed(before, free)
+
+
+def figures(reclaimed: Reclaimed) -> Mapping[str, int]:
+    """For the report, in bytes."""
+    return {"reclaimed": reclaimed.got, "free": reclaimed.free}
