@@ -80,6 +80,41 @@ def test_each_state() -> None:
     ]  # fmt: skip
 
 
+UNACCEPTED = {"NUMBER(PAGE_UNACCEPTED_MAPCOUNT_VALUE)": "-150994944"}  # of 7.2.13
+
+
+@pytest.mark.parametrize("step", [1, 64, 1000, 4096])
+def test_unaccepted_memory_is_in_whole_blocks_of_the_highest_order(step: int) -> None:
+    """Its first page only is marked, without an order, and none of it may be touched."""
+    block = [struct_page(0xF7000000)] + [struct_page()] * 1023
+    structs = [struct_page(), *block, *block, struct_page(BUDDY, private=1), *[struct_page()] * 2]
+    kinds = bytearray(len(structs))
+    classifier = pages.Classifier(structpage.layout(FACTS | UNACCEPTED))
+    for at in range(0, len(structs), step):
+        part = structs[at : at + step]
+        classifier.classify(b"".join(part), 0, len(part), kinds, at)
+    wanted = [pages.SAVE, *[pages.UNACCEPTED] * 2048, pages.FREE, pages.FREE, pages.SAVE]
+    assert list(kinds) == wanted
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "LENGTH(zone.free_area)=0",
+        "LENGTH(zone.free_area)=64",
+        "SIZE(page)=16",
+        "OFFSET(page.flags)=-8",
+        "OFFSET(page.private)=60",
+        "OFFSET(page._mapcount)=64",
+        "NUMBER(PG_hwpoison)=64",
+    ],
+)
+def test_an_impossible_layout_is_refused(line: str) -> None:
+    key, _, value = line.partition("=")
+    with pytest.raises(MemoryUnreadable, match="impossible struct page"):
+        structpage.layout(FACTS | {key: value})
+
+
 def test_an_impossible_order_is_rather_saved() -> None:
     assert classify([struct_page(BUDDY, private=11), struct_page()]) == [pages.SAVE, pages.SAVE]
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from kjump.image import export
 from kjump.image.device import Device
-from kjump.image.layout import DATA, Extent
+from kjump.image.extents import DATA, Extents
 from kjump.image.place import pieces
 from kjump.image.read import Image as SavedImage
 from kjump.machine.ranges import PAGE, Range, intersect, merge, whole_pages
@@ -65,7 +65,7 @@ class Saved:
     path: Path
     description: Mapping[str, Any]
     report: Mapping[str, Any]
-    extents: tuple[Extent, ...]
+    extents: Extents
     kinds: bytes
     """`NOWHERE`, `STORED` or `ZEROS` for each pfn; what is behind the end is `NOWHERE`."""
 
@@ -74,8 +74,8 @@ class Saved:
         """Of the image on a target that is a file or a device.  Raises what the reader raises."""
         with Device(path) as device:
             image = SavedImage(device)
-            extents = tuple(image.index())
-            kinds = bytearray(max((e.pfn + e.pages for e in extents), default=0))
+            extents = image.index()
+            kinds = bytearray(extents.end)
             for e in extents:
                 kinds[e.pfn : e.pfn + e.pages] = _run(STORED if e.kind == DATA else ZEROS, e.pages)
             return cls(path, image.description(), image.superblock.outcome, extents, bytes(kinds))
@@ -97,7 +97,7 @@ class Saved:
         """(first pfn, bytes) of every run of stored pages, ascending; checksums are checked."""
         with Device(self.path) as device:
             image = SavedImage(device)
-            for chunk in image.chunks(image.index()):
+            for chunk in image.chunks(self.extents):
                 at = 0
                 for e in chunk.extents:
                     yield e.pfn, chunk.data[at : at + e.pages * PAGE]
@@ -242,6 +242,18 @@ def where(ours: bytes, theirs: bytes) -> list[int]:
         found.append(at)
         at = flags.find(1, at + 1)
     return found
+
+
+def union(one: bytes, other: bytes) -> bytes:
+    """The pages of either set; both of one length."""
+    total = int.from_bytes(one, "little") | int.from_bytes(other, "little")
+    return total.to_bytes(len(one), "little")
+
+
+def both(one: bytes, other: bytes) -> bytes:
+    """The pages of both sets; both of one length."""
+    total = int.from_bytes(one, "little") & int.from_bytes(other, "little")
+    return total.to_bytes(len(one), "little")
 
 
 def whole(ranges: Iterable[Range]) -> list[Range]:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from . import oracle, scenarios_debuggers
+from . import oracle, scenarios_debuggers, scenarios_oracle
 from .guest import DiskErrors, Guest, Shape
 from .image import Image
 from .steps import (
@@ -343,4 +343,6 @@ MORE: dict[str, Scenario] = {
     f"bus-{bus}": whole_cycle(Shape(machine="pc" if bus == "ide" else "q35", bus=bus))
     for bus in ("ahci", "ide", "nvme", "scsi")
 }
-MORE |= scenarios_debuggers.MORE
+
+ALWAYS |= scenarios_oracle.ALWAYS
+MORE |= scenarios_oracle.MORE | scenarios_debuggers.MORE

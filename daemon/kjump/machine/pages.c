@@ -18,14 +18,20 @@ struct layout {
 	uint32_t flags, mapcount, private;	/* offsets */
 	uint32_t buddy, offline, unaccepted;	/* _mapcount values */
 	uint32_t has_offline, has_unaccepted;
-	uint32_t max_order;		/* orders are below this */
+	uint32_t max_order;		/* orders are below this; not 0 */
 	int32_t hwpoison_bit;		/* -1: none */
 };
 
 /*
+ * A block begun: how many of its pages are still to come, and above that their kind.  Only a
+ * block's first page is marked.
+ */
+#define LEFT(kind, pages) ((uint64_t)(kind) << 56 | (pages))
+#define LEFT_PAGES(left) ((left) & ((1ull << 56) - 1))
+
+/*
  * State of each of `count` consecutive pages whose struct pages lie at `base`, into kinds[].
- * `left` is how many pages of a free block begun in an earlier call are still to come; the
- * number left at the end is returned.
+ * `left` is the block begun in an earlier call, 0 at first; that of the end is returned.
  */
 uint64_t kj_classify(const uint8_t *base, uint64_t count, const struct layout *l, uint64_t left,
 		     uint8_t *kinds)
@@ -37,10 +43,10 @@ uint64_t kj_classify(const uint8_t *base, uint64_t count, const struct layout *l
 		uint32_t mapcount;
 		uint64_t flags;
 
-		if (left) {
-			uint64_t n = left < count - i ? left : count - i;
+		if (LEFT_PAGES(left)) {
+			uint64_t n = LEFT_PAGES(left) < count - i ? LEFT_PAGES(left) : count - i;
 
-			memset(kinds + i, FREE, n);
+			memset(kinds + i, (int)(left >> 56), n);
 			left -= n;
 			i += n;
 			continue;
@@ -54,13 +60,18 @@ uint64_t kj_classify(const uint8_t *base, uint64_t count, const struct layout *l
 
 			memcpy(&order, page + l->private, 8);
 			/* a torn or foreign entry: rather save a page too many */
-			left = order < l->max_order ? 1ull << order : 0;
+			left = order < l->max_order ? LEFT(FREE, 1ull << order) : 0;
 			if (!left)
 				kinds[i++] = SAVE;
 		} else if (l->has_offline && mapcount == l->offline) {
 			kinds[i++] = OFFLINE;
 		} else if (l->has_unaccepted && mapcount == l->unaccepted) {
-			kinds[i++] = UNACCEPTED;
+			/*
+			 * Always blocks of the highest order; `private` does not say so
+			 * (__free_unaccepted in mm/page_alloc.c, since 6.12).  Their memory must
+			 * not be touched before it was accepted.
+			 */
+			left = LEFT(UNACCEPTED, 1ull << (l->max_order - 1));
 		} else {
 			kinds[i++] = SAVE;
 		}

@@ -49,7 +49,7 @@ def layout(facts: Mapping[str, str]) -> Layout:
         return None if found is None else found & U32
 
     # LENGTH(zone.free_area) is the number of orders, so orders are below it.
-    return Layout(
+    found = Layout(
         size=number(facts, "SIZE(page)"),
         flags=number(facts, "OFFSET(page.flags)"),
         mapcount=number(facts, "OFFSET(page._mapcount)"),
@@ -61,6 +61,16 @@ def layout(facts: Mapping[str, str]) -> Layout:
         max_order=number(facts, "LENGTH(zone.free_area)"),
         hwpoison_bit=optional("NUMBER(PG_hwpoison)"),
     )
+    inside = (
+        0 <= found.flags <= found.size - 8
+        and 0 <= found.mapcount <= found.size - 4
+        and 0 <= found.private <= found.size - 8
+        and 0 < found.max_order < 32
+        and (found.hwpoison_bit is None or 0 <= found.hwpoison_bit < 64)
+    )
+    if not inside:
+        raise MemoryUnreadable(f"VMCOREINFO tells an impossible struct page: {found}.")
+    return found
 
 
 class AddressSpace:
