@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kjump.image.place import pieces
-from kjump.machine.ranges import PAGE
 
 from . import oracle
 from .debuggers import Crash, DebugKernel, Drgn
 from .guest import Guest, Shape
 from .image import Image
-from .steps import SAVE, expect, power_off, ready, request, require
+from .scenarios_oracle import MIB, freeze, same_content
+from .steps import expect, power_off, ready, request, require
 
 TEXT = "Dear Bob, nobody has saved this yet."  # as work.py types it
 WORK = 40  # MiB of the user's
@@ -70,12 +70,10 @@ def debuggers(_: Image) -> None:
         tasks = pids(guest)
         release = guest.check("uname -r").strip()
         ram = oracle.system_ram(guest)
-        request(guest)
-        guest.wait_console("kjump: saving", SAVE)
         # While the helper copies, the session's memory is as it is being saved.
-        guest.qmp("stop")
-        memory = oracle.physical_memory(guest, ram, guest.folder / "memory")
-        guest.qmp("cont")
+        guest.slow_disk(16 * MIB)
+        request(guest)
+        memory = freeze(guest, ram, guest.folder / "memory")
         power_off(guest)
         target = oracle.target_of(guest, guest.folder / "target")
         vmlinux = kernel.vmlinux(guest.folder)
@@ -158,18 +156,7 @@ def pages_left_out(vmlinux: Path, memory: Path, target: Path) -> None:
     require("there are free pages", len(free) > 1000, len(free))
     expect("free or broken, and yet saved", named(have & out), [])
     expect("neither, and yet not saved", named(covered - out - have), [])
-    # And the content, seen from outside.
-    with memory.open("rb") as file:
-        for pfn, data in saved.content():
-            file.seek(pfn * PAGE)
-            seen = file.read(len(data))
-            if seen != data:
-                wrong = [
-                    pfn + n
-                    for n in range(len(data) // PAGE)
-                    if seen[n * PAGE : (n + 1) * PAGE] != data[n * PAGE : (n + 1) * PAGE]
-                ]
-                expect("pages saved with other content", named(wrong), [])
+    same_content(saved, memory)
     core.unlink()
 
 
