@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import stat
 import subprocess
 import uuid
 from pathlib import Path
@@ -77,6 +78,7 @@ def test_the_core_holds_every_page_at_its_address(disk: Path, tmp_path: Path) ->
     }
     assert all(page == wanted.get(pfn, bytes(PAGE)) for pfn, page in memory.items())
     assert set(wanted) <= set(memory)
+    assert stat.S_IMODE(core.stat().st_mode) == 0o600  # everybody's memory
     assert core.stat().st_blocks * 512 < len(whole) // 2  # what was not saved is a hole
     if shutil.which("readelf"):
         read = subprocess.run(["readelf", "-hl", core], capture_output=True, text=True, check=True)

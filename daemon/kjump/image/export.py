@@ -79,7 +79,7 @@ class Core:
 
 
 def export(image: Image, path: Path, progress: Callable[[int], None] = lambda done: None) -> Core:
-    """Write the core to a new file.  Where that fails, no file is left.
+    """Write the core to a new file that only its owner reads.  Where that fails, none is left.
 
     Raises `NoImage`, `ImageIncomplete`, `ImageDamaged`, `ExportFailed`, FileExistsError.
     """
@@ -90,7 +90,8 @@ def export(image: Image, path: Path, progress: Callable[[int], None] = lambda do
     index = image.index()
     check_pages(index, description)
     try:
-        file = path.open("xb+", buffering=0)
+        # All that the session's users had in memory: nobody else's to read.
+        file = FileIO(path, "x+", opener=lambda name, flags: os.open(name, flags, 0o600))
     except FileExistsError:
         raise
     except OSError as error:
