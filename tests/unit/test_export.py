@@ -64,6 +64,9 @@ def test_the_core_holds_every_page_at_its_address(disk: Path, tmp_path: Path) ->
     note, *loads = coreheader.parse(whole)
     assert [(s.physical, s.size) for s in loads] == [(0x1000, 0x9E000), (0x100000, 0x300000)]
     assert all(s.virtual == OFFSET + s.physical and s.offset % PAGE == 0 for s in loads)
+    # Else crash takes it for another kind of dump, and the kernel for one without KASLR.
+    fields = [coreheader.PHDR.unpack_from(whole, 64 + 56 * n) for n in range(1, 1 + len(loads))]
+    assert [entry[-1] for entry in fields] == [0] * len(loads)
     ((owner, _kind, text),) = iterate_notes(whole[note.offset : note.offset + note.size])
     assert (owner, text.decode()) == (b"VMCOREINFO", VMCOREINFO)
     memory = {

@@ -168,6 +168,8 @@ class Drgn:
         found: set[int] = set()
         for node in for_each_online_pgdat(self.program):
             for zone in node.node_zones:
+                if not zone.present_pages:  # its lists were never set up
+                    continue
                 for order, area in enumerate(zone.free_area):
                     for head in area.free_list:
                         for page in list_for_each_entry(

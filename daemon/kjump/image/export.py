@@ -60,8 +60,11 @@ def headers(
     for start, end in ranges:
         size, physical = (end - start) * PAGE, start * PAGE
         virtual = page_offset + physical
+        # No alignment, as in /proc/vmcore: crash takes an ELF core whose first PT_LOAD has one, and
+        # begins on a page, for a netdump of old, and looks for no KERNELOFFSET (is_netdump() in its
+        # netdump.c).
         out += coreheader.PHDR.pack(
-            coreheader.PT_LOAD, coreheader.RWX, at, virtual, physical, size, size, PAGE
+            coreheader.PT_LOAD, coreheader.RWX, at, virtual, physical, size, size, 0
         )
         offsets.append(at)
         at += size
