@@ -75,10 +75,13 @@ class Crash:
         """Name by pid, of what ``ps`` lists."""
         found = {}
         for line in self.says("ps").splitlines():
-            # "> 817 1 0 ffff9c2a4166a000 RU 0.1 20000 9000 nano"; a size may be anything.
-            match = re.match(r">?\s*(\d+)\s+\d+\s+\d+\s+[0-9a-f]{16}\s+\S+\s.*\s(\S+)$", line)
+            # ">     336     334   1  ffff96c7449e6900  ??   0.3     4328     3636  tmux: server"
+            match = re.match(
+                r">?\s*(\d+)\s+\d+\s+\d+\s+[0-9a-f]{16}\s+\S+\s+[\d.]+\s+\d+\s+\d+\s+(.+)$",
+                line,
+            )
             if match:
-                found[int(match[1])] = match[2]
+                found[int(match[1])] = match[2].strip().strip("[]")
         return found
 
     def search(self, pid: int, text: str) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -104,9 +105,13 @@ def crash_opens(crash: Crash, release: str, tasks: dict[str, int]) -> None:
     listed = crash.tasks()
     for name, pid in tasks.items():
         expect(f"crash's ps of {pid}", listed.get(pid), name)
-    # Frozen in a system call: it has a stack, and that begins in the scheduler.
+    # Frozen, and unwound to the system call that it is in.
     stack = crash.says(f"bt {tasks['nano']}")
-    require("crash's bt of a task", "schedule" in stack and 'COMMAND: "nano"' in stack, stack)
+    for name in ("__refrigerator", "entry_SYSCALL_64", 'COMMAND: "nano"'):
+        require(f"crash's bt of nano has {name}", name in stack, stack)
+    (jumping,) = re.findall(r"^>\s*(\d+) .* kjumpd$", crash.says("ps"), re.MULTILINE)
+    stack = crash.says(f"bt {jumping}")
+    require("crash's bt of the jump", "kernel_kexec" in stack, stack)
     for name in ("nano", "python3"):
         found = crash.search(tasks[name], TEXT)
         require(f"crash finds the text in {name}'s memory", found)
@@ -117,7 +122,7 @@ def drgn_opens(drgn: Drgn, tasks: dict[str, int]) -> None:
     listed = drgn.tasks()
     for name, pid in tasks.items():
         expect(f"drgn's task {pid}", listed.get(pid), name)
-    require("drgn unwinds a task's stack", "schedule" in drgn.stack(tasks["nano"]))
+    require("drgn unwinds a task's stack", "__refrigerator" in drgn.stack(tasks["nano"]))
     for name in ("nano", "python3"):
         require(f"drgn finds the text in {name}'s memory", drgn.search(tasks[name], TEXT))
 
