@@ -6,6 +6,7 @@
 #   make setup          what the tests need, with apt and pip
 #   make test           linters, unit tests, private-bus tests, guest tests in QEMU
 #   make test-all       the same, with every guest shape
+#   make bench          times beside the kernel's own hibernation; BENCH="--quick" for options
 #   make demo           one whole cycle in a guest, as a user would see it
 #   make kernel         a Debian kernel package with CONFIG_KEXEC_JUMP
 #   make kernel-debug   a small one with debug information, for the tests with crash and drgn
@@ -34,7 +35,7 @@ UNITDIR ?= /usr/lib/systemd/system
 DATADIR ?= /usr/share
 KERNELHOOKDIR ?= /etc/kernel
 
-.PHONY: all build install deb setup lint test test-all test-python test-guests demo kernel kernel-debug clean
+.PHONY: all build install deb setup lint test test-all test-python test-guests bench demo kernel kernel-debug clean
 all: build
 
 # -- native parts ---------------------------------------------------------------------------
@@ -153,6 +154,10 @@ test-all: setup build
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory test-python
 	@$(RUN) -m tests.vm.run --all
+
+# What was measured before is not measured again: build/bench keeps it.
+bench: setup build
+	@$(RUN) -m tests.bench $(BENCH)
 
 demo: setup build
 	@echo "make demo: about 5 minutes with warm caches; the first run builds a guest image (5 min) and,"

@@ -178,6 +178,12 @@ def test_gather_copies_data_and_lists_zeros(what: list[str], room: int) -> None:
     assert [k == pages.ZERO for k in kinds] == [w in ("zero", "marked") for w in what]
 
 
+def test_hidden_ranges_are_marked_in_every_range_of_ram() -> None:
+    states = States([(1, 5), (100, 110)])
+    states.mark((pair for pair in [(2, 4), (105, 108)]), WINDOW)
+    assert states.counts()["window"] == 5
+
+
 @given(KINDS, st.integers(1, 10))
 def test_a_span_never_has_more_than_a_bundle_has_room_for(what: list[str], most: int) -> None:
     memory, kinds = memory_of(what)

@@ -65,6 +65,7 @@ class Shape:
     bus: str = "virtio"  # or ahci, ide (pc only), nvme, scsi
     la57: bool = False
     huge: bool = True  # 1 GiB pages
+    numa: int = 1  # nodes with an equal share of memory and processors each
     kaslr: bool = True
     kernel: str = "kjump"  # or stock
     words: str = ""  # more for the kernel command line
@@ -75,6 +76,19 @@ class Shape:
         # on a hypervisor that it knows the kernel leaves that check out by itself.
         parts = ["panic=-1 no_timer_check", "" if self.kaslr else "nokaslr", self.words]
         return " ".join(part for part in parts if part)
+
+    def nodes(self) -> list[str]:
+        """QEMU's words for more than one NUMA node."""
+        if self.numa == 1:
+            return []
+        words = []
+        for node in range(self.numa):
+            size = f"size={self.memory // self.numa}M"
+            own = [n for n in range(self.cpus) if n % self.numa == node]
+            words += ["-object", f"memory-backend-ram,id=node{node},{size}"]
+            words += ["-numa", f"node,nodeid={node},memdev=node{node}"
+                      + "".join(f",cpus={n}" for n in own)]  # fmt: skip
+        return words
 
 
 @dataclass(frozen=True)
@@ -284,6 +298,7 @@ class Guest:
             f"-m {shape.memory} -rtc clock=host,base={clock} -device virtio-rng-pci -d {noted} "
             "-action reboot=shutdown,shutdown=poweroff,panic=shutdown"
         ).split()
+        command += shape.nodes()
         command += ["-D", str(self.log("qemu")), "-blockdev", json.dumps(disk)]
         command += ["-smbios", f"type=1,sku={shape.kernel},family={words}"]
         command += ["-chardev", f"file,id=console,path={self.log('console')},append=on"]
@@ -588,6 +603,15 @@ class Guest:
     def start_work(self, mb: int = 100, *, deadline: float = 180) -> None:
         program = "python3 /usr/local/lib/kjtest/work.py"
         self.check(f"{program} start --mb {mb}", user=True, timeout=deadline)
+
+    def fill(self, words: str, *, deadline: float = 900) -> Message:
+        """What ``fill.py`` answers to ``check``, ``ping`` or ``start ...``; see there."""
+        program = "python3 /usr/local/lib/kjtest/fill.py"
+        result = self.run(f"{program} {words}", user=True, timeout=deadline)
+        if result.err or not result.out:
+            raise self.error(f"fill.py {words}: {result.err}")
+        answer: Any = json.loads(result.out)
+        return answer if isinstance(answer, dict) else {"blocks": answer}
 
     # -- QEMU -------------------------------------------------------------------------------
 

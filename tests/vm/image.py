@@ -59,6 +59,7 @@ KEPT_SNAPSHOTS = 12
 USER = "alice"
 UID = 1000
 INITRAMFS_CONF = "/etc/initramfs-tools/conf.d/kjtest"
+GUEST_PROGRAMS = ("agent.py", "work.py", "fill.py")
 # What makes this a quiet machine that boots to a session on tty1.
 FILES = {
     "/etc/hostname": "kjump-guest\n",
@@ -266,7 +267,7 @@ def build_system(root: Path, deb: Path | None) -> None:
     (root / "etc/machine-id").write_text(uuid.uuid4().hex + "\n")
     helpers = root / "usr/local/lib/kjtest"
     helpers.mkdir(parents=True)
-    for name in ("agent.py", "work.py"):
+    for name in GUEST_PROGRAMS:
         shutil.copy(HERE / name, helpers)
     in_root(
         root,
@@ -352,7 +353,8 @@ def build_disk(root: Path, image: Path) -> Image:
         (system, target, "8304", "root"),
         (target, small, "8300", "kjump"),
         (small, swap, "8300", "small"),
-        (swap, spare, "8200", "swap"),
+        # No swap partition by its type: systemd-gpt-auto-generator(8) would switch it on.
+        (swap, spare, "8300", "swap"),
         (spare, spare + SPARE_SIZE, "8300", "spare"),
     ]
     options: list[str] = []
@@ -422,11 +424,12 @@ def build_cached(cache: Path, kernel: Path, deb: Path | None) -> Image:
         build_base, SUITE, " ".join(packages), " ".join(UNREAD), FILES[INITRAMFS_CONF]
     )
     kernels_key = digest(base_key, kernel, build_kernels, in_root)
-    guest = (json.dumps(FILES), MASKED, GRUB_CFG, GRUB_MODULES, HERE / "agent.py")
+    guest = (json.dumps(FILES), MASKED, GRUB_CFG, GRUB_MODULES)
+    programs = [HERE / name for name in GUEST_PROGRAMS]
     layout = f"{ROOT_SIZE} {TARGET_SIZE} {SMALL_SIZE} {SWAP_SIZE} {SPARE_SIZE} {USER} {UID}"
     image_key = digest(
         kernels_key, build_system, build_disk, make_swap, install_grub, layout, *guest,
-        HERE / "work.py", deb or "",
+        *programs, deb or "",
     )  # fmt: skip
     base = cache / f"base-{base_key}.tar.zst"
     kernels = cache / f"kernels-{kernels_key}.tar.zst"

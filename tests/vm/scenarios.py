@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from . import oracle, scenarios_debuggers, scenarios_oracle
+from . import oracle, scenarios_debuggers, scenarios_full, scenarios_oracle
 from .guest import DiskErrors, Guest, Shape
 from .image import Image
 from .steps import (
@@ -123,29 +123,6 @@ def whole_cycle(
 
     run.__doc__ = f"{times} cycle{'s' if times > 1 else ''}: {shape_name(shape)}"
     return run
-
-
-def memory_full(image: Image) -> None:
-    """Memory full of what cannot be compressed, no swap: it comes back, restored in place."""
-    with Guest(image, Shape(la57=True, machine="pc")) as guest:
-        ready(guest)
-        status = ctl_json(guest, "status")
-        spare = status["Window"]["available_needed"] // MIB + 24
-        available = int(guest.check("awk '/MemAvailable/ {print $2}' /proc/meminfo")) // 1024
-        guest.start_work(available - spare - 60, deadline=400)
-        expect("can-hibernate", ctl_json(guest, "can-hibernate")["answer"], "yes")
-        with cycle(guest) as again:
-            work_holds(again)
-            last = last_cycle(again)
-            print(last, flush=True)
-            expect("result", last["result"], "ok")
-            expect("way back", last["more"]["way"], "in-place")
-            used = last["pages"]["data"] + last["pages"]["zero"]
-            require("memory was full", used > 0.7 * 262144, last["pages"])
-            # And from there it goes on: the next one, forced in place.
-            with cycle(again, words="kjump.restore=in-place") as third:
-                work_holds(third)
-                nothing_staged(third)
 
 
 def comes_back(image: Image) -> None:
@@ -327,7 +304,6 @@ ALWAYS: dict[str, Scenario] = {
     "small-pc": whole_cycle(
         Shape(memory=768, cpus=1, machine="pc", huge=False), between=debuggers_read_it
     ),
-    "memory-full": memory_full,
     "large": whole_cycle(Shape(memory=5120, cpus=2, machine="q35")),
 }
 
@@ -344,5 +320,6 @@ MORE: dict[str, Scenario] = {
     for bus in ("ahci", "ide", "nvme", "scsi")
 }
 
-ALWAYS |= scenarios_oracle.ALWAYS
-MORE |= scenarios_oracle.MORE | scenarios_debuggers.MORE
+for more in (scenarios_full, scenarios_oracle, scenarios_debuggers):
+    ALWAYS |= more.ALWAYS
+    MORE |= more.MORE

@@ -170,4 +170,5 @@ def named(pfns: set[int] | list[int]) -> list[str]:
     return [f"{pfn:#x}" for pfn in sorted(pfns)[:20]]
 
 
+ALWAYS: dict[str, Scenario] = {}
 MORE: dict[str, Scenario] = {"debuggers": debuggers}

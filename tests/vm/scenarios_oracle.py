@@ -30,6 +30,8 @@ MIB = 1 << 20
 PAGE = 4096
 ZERO_PAGES, FREE_PAGES = 1, 16
 """Of makedumpfile's dump levels."""
+SLOW = 16 * MIB
+"""Bytes a second of the disk while the helper saves, so that there is time to look."""
 SCAN_SHARE = 0.05
 """What finding the pages to save may take of a save."""
 
@@ -131,13 +133,18 @@ def same_content(saved: Saved, memory: Path) -> Counter[str]:
     return counts
 
 
-def scan_cost(last: Message) -> float:
-    """What the scan took of a save, from a cycle's report."""
-    phases = last["phases"]
+def scan_cost(memory: int, phases: Message) -> float:
+    """Seconds that the scan took, of a machine with ``memory`` MiB; GuestError where that was too
+    much of the save."""
     saving = sum(phases[name] for name in ("scan", "find target", "copy", "commit"))
-    share = phases["scan"] / saving
-    print(f"scan {phases['scan']:.3f} s of {saving:.3f} s saving: {share:.1%}", flush=True)
-    return float(share)
+    scan = float(phases["scan"])
+    print(
+        f"{memory:6} MiB: scan {scan:.3f} s of {saving:.2f} s saving, {scan / saving:.2%};"
+        f" {scan / memory * 1024 * 1000:.1f} ms per GiB",
+        flush=True,
+    )
+    require("the scan is a small part", scan <= SCAN_SHARE * saving, phases)
+    return scan
 
 
 def oracle_agrees(
@@ -154,7 +161,7 @@ def oracle_agrees(
                 prepare(guest)
             folder = guest.folder
             ram = oracle.system_ram(guest)
-            guest.slow_disk(16 * MIB)
+            guest.slow_disk(SLOW)
             request(guest)
             memory = freeze(guest, ram, folder / "memory")
             power_off(guest)
@@ -189,7 +196,6 @@ def oracle_agrees(
                 work_holds(second)
                 last = last_cycle(second)
                 expect("result", last["result"], "ok")
-                scan_cost(last)
 
     run.__doc__ = f"The page set is makedumpfile's, {shape.memory} MiB {shape.words}".strip() + "."
     return run
@@ -211,10 +217,28 @@ def break_pages(guest: Guest) -> None:
     expect("pages are broken", guest.check("cat /root/broken").strip(), "broken")
 
 
+def scan_is_linear(image: Image) -> None:
+    """Finding the pages takes at most 5 % of a save, and as long per GiB at 1, 2 and 4 GiB."""
+    took = {}
+    for memory in (1024, 2048, 4096):
+        with Guest(image, Shape(memory=memory)) as guest:
+            ready(guest)
+            guest.start_work(memory // 4, deadline=400)
+            request(guest)
+            power_off(guest)
+            saved = Saved.of(oracle.target_of(guest, guest.folder / "target"))
+            took[memory] = scan_cost(memory, saved.report["phases"])
+    # Beside what grows with memory there is a little that does not.
+    for memory in (2048, 4096):
+        require("linear", took[memory] <= 1.5 * memory / 1024 * took[1024] + 0.05, took)
+
+
 ALWAYS: dict[str, Callable[[Image], None]] = {
     "oracle": oracle_agrees(Shape(memory=1024, la57=True), prepare=break_pages),
 }
 
 MORE: dict[str, Callable[[Image], None]] = {
+    "oracle-large": oracle_agrees(Shape(memory=5120), work=400, prepare=break_pages),
+    "oracle-scan": scan_is_linear,
     "oracle-init-on-free": oracle_agrees(Shape(memory=768, cpus=1, words="init_on_free=1")),
 }

@@ -64,9 +64,9 @@ def request(guest: Guest) -> int:
     return guest.spawn("systemctl hibernate", user=True)
 
 
-def power_off(guest: Guest) -> None:
+def power_off(guest: Guest, deadline: float = SAVE) -> None:
     """The machine saves and goes off.  On failure the daemon's journal is in the error."""
-    end = time.monotonic() + SAVE
+    end = time.monotonic() + deadline
     while guest.running:
         if time.monotonic() > end:
             raise guest.error("did not go off")
@@ -78,12 +78,12 @@ def power_off(guest: Guest) -> None:
 
 
 @contextmanager
-def cycle(guest: Guest, **changes: Any) -> Iterator[Guest]:
+def cycle(guest: Guest, *, deadline: float = SAVE, **changes: Any) -> Iterator[Guest]:
     """Hibernate as the user does, power on again; the guest in which the session must run on."""
     request(guest)
-    power_off(guest)
+    power_off(guest, deadline)
     with guest.again(**changes) as again:
-        again.wait_ready(SAVE)
+        again.wait_ready(deadline)
         yield again
 
 

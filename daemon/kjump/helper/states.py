@@ -49,6 +49,7 @@ class States:
 
     def mark(self, hidden: Iterable[Range], kind: int) -> None:
         """Give every page of the pfn ranges this kind."""
+        hidden = list(hidden)  # gone through once for each range of RAM
         for start, end, kinds in self.ranges:
             for a, b in intersect([(start, end)], hidden):
                 kinds[a - start : b - start] = bytes([kind]) * (b - a)

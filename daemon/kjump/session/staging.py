@@ -42,7 +42,7 @@ from kjump.settings import Settings
 
 MIB = 1 << 20
 
-MARGIN = 32 * MIB
+MARGIN = 16 * MIB
 """Memory that must be left when everything is staged: bytes."""
 UNPACKING = 16 * MIB
 """What the helper's kernel needs beside the initrd while it unpacks it."""

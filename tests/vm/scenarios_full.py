@@ -1,0 +1,113 @@
+"""Memory full of what nothing compresses, and no swap: it hibernates and comes back.
+
+Full is: all but what the helper's window takes and 5 % of memory is in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .guest import Guest, Shape
+from .image import Image
+from .steps import (
+    SAVE,
+    ctl_json,
+    cycle,
+    expect,
+    last_cycle,
+    nothing_staged,
+    ready,
+    require,
+    work_holds,
+)
+
+MIB = 1 << 20
+PAGE = 4096
+WORK = 20  # MiB of the user's work; the rest is the fill's
+PER_GIB = 180
+"""Seconds that a GiB may take to save, or to put back, in emulation."""
+
+
+def memory_facts(guest: Guest) -> dict[str, int]:
+    """/proc/meminfo in bytes."""
+    lines = (line.split() for line in guest.check("cat /proc/meminfo").splitlines())
+    return {words[0].rstrip(":"): int(words[1]) << 10 for words in lines if len(words) == 3}
+
+
+def filled(guest: Guest, memory: int) -> float:
+    """Fill the guest's memory up to what it must spare; the share of RAM that is in use then."""
+    window = ctl_json(guest, "status")["Window"]
+    # The window and somewhat less than 5 %; where that is not more than staging asks for, no
+    # request could be served.
+    spare = max(window["size"] + memory * MIB * 45 // 1000, window["available_needed"] + 8 * MIB)
+    blocks = guest.fill(f"start --until-available {spare // MIB}")["blocks"]
+    facts = memory_facts(guest)
+    used = 1 - facts["MemAvailable"] / facts["MemTotal"]
+    print(
+        f"filled: {blocks} MiB; {facts['MemAvailable'] // MIB} of {facts['MemTotal'] // MIB} MiB"
+        f" available, {used:.1%} in use; window {window['size'] // MIB} MiB,"
+        f" needed {window['available_needed'] // MIB} MiB",
+        flush=True,
+    )
+    expect("swap", facts["SwapTotal"], 0)
+    left = facts["MemAvailable"] - window["size"]
+    require(
+        "memory is full but for the window and 5 %", left < 0.05 * memory * MIB + 8 * MIB, facts
+    )
+    return used
+
+
+def holds(guest: Guest) -> None:
+    """Fill and work are unharmed."""
+    found = guest.fill("check")
+    require("every page of the fill is as it was", found["ok"], found)
+    work_holds(guest)
+
+
+def full_memory(shape: Shape, *, least: float, twice: bool = False) -> Callable[[Image], None]:
+    """A cycle with full memory.  ``least``: the share of RAM that must be in use; ``twice``:
+    restored in place, and once more from there.  (A large machine that is full has still more free
+    than a boot kernel takes: there the image fits beside it.)"""
+
+    deadline = SAVE + PER_GIB * shape.memory / 1024
+
+    def run(image: Image) -> None:
+        with Guest(image, shape) as guest:
+            ready(guest)
+            guest.start_work(WORK)
+            nodes = guest.check("ls -d /sys/devices/system/node/node*").split()
+            expect("NUMA nodes", len(nodes), shape.numa)
+            used = filled(guest, shape.memory)
+            require(f"{least:.0%} of memory are in use", used > least, used)
+            expect("can-hibernate", ctl_json(guest, "can-hibernate")["answer"], "yes")
+            with cycle(guest, deadline=deadline) as again:
+                holds(again)
+                nothing_staged(again)
+                last = last_cycle(again)
+                print(last, flush=True)
+                expect("result", last["result"], "ok")
+                if twice:
+                    expect("way back", last["more"]["way"], "in-place")
+                saved = last["pages"]["data"] * PAGE
+                require("so much was saved", saved > (least - 0.05) * shape.memory * MIB, saved)
+                if twice:
+                    with cycle(again, words="kjump.restore=in-place") as third:
+                        holds(third)
+                        nothing_staged(third)
+
+    run.__doc__ = (
+        f"full memory, {shape.memory} MiB on {shape.numa} NUMA node{'s' * (shape.numa > 1)}:"
+        f" over {least:.0%} in use, incompressible, no swap"
+    )
+    return run
+
+
+ALWAYS = {
+    "full-1g": full_memory(Shape(la57=True, machine="pc"), least=0.75, twice=True),
+}
+
+MORE = {
+    "full-2g": full_memory(Shape(memory=2048), least=0.85),
+    "full-4g": full_memory(Shape(memory=4096), least=0.90),
+    "full-8g": full_memory(Shape(memory=8192, numa=2), least=0.93),
+}
