@@ -65,6 +65,7 @@ def test_found() -> None:
         (*GOOD[:-1], entry(16, INDIRECTION)),  # in the window
         (*GOOD[:3], entry(32, DESTINATION | SOURCE), *GOOD[4:]),
         (entry(0x10, DESTINATION),) * 512,  # the page's end is the list's
+        (entry(0x101, INDIRECTION),),  # in a circle at once: would never end
         (),
     ],
 )
