@@ -328,6 +328,11 @@ class ResumeSkipped(KjumpError):
     advice = "The boot was told not to resume (kjump.noresume)."
 
 
+class ExportFailed(KjumpError):
+    exit_code = 74
+    advice = "Nothing is left of the file; name one on a file system with room, that holds holes."
+
+
 def table() -> dict[str, type[KjumpError]]:
     """All errors by name, for the manual and for `from_report`."""
     return {cls.__name__: cls for cls in KjumpError.__subclasses__()}

@@ -154,10 +154,15 @@ def image_export(options: Options) -> int:
     out = Path(options.core)
     try:
         with _opened(options) as image:
-            size = export.export(image, out, _bar(options, image.superblock.data_pages * 4096))
+            core = export.export(image, out, _bar(options, image.superblock.data_pages * 4096))
     except FileExistsError as error:
         raise BadRequest(f"{out} is there already.", advice="Name another file.") from error
-    put(options, {"core": str(out), "size": size}, lambda: f"Written: {out}")
+    missing = "" if core.window else "\nThe window's memory was not found; it reads as zeros."
+    put(
+        options,
+        {"core": str(out), "size": core.size, "window": core.window},
+        lambda: f"Written: {out}{missing}",
+    )
     return 0
 
 
