@@ -32,7 +32,7 @@ from kjump.handoff.cell import JUMP_BACK_OFFSET, Cell
 from kjump.image.target import Target
 from kjump.machine import bzimage, coreheader, memory, placing, syscalls
 from kjump.machine.identity import machine_identity
-from kjump.machine.ranges import PAGE, Range, align_up, subtract, whole_pages
+from kjump.machine.ranges import PAGE, Range, align_down, align_up, subtract, whole_pages
 from kjump.machine.structpage import START_KERNEL_MAP
 from kjump.machine.syscalls import Segment
 from kjump.session import reclaim
@@ -46,7 +46,7 @@ MARGIN = 16 * MIB
 """Memory that must be left when everything is staged: bytes."""
 UNPACKING = 16 * MIB
 """What the helper's kernel needs beside the initrd while it unpacks it."""
-RUNNING = 52 * MIB
+RUNNING = 40 * MIB
 """Page tables, drivers, systemd, udev, Python, and the writes under way."""
 PROCESSOR = 6 * MIB
 """For each processor: the kernel's own, and buffers to compress in."""
@@ -373,11 +373,18 @@ def make_room(sizing: Sizing) -> reclaim.Reclaimed:
 def choose_window(sizing: Sizing, avoid: Sequence[Range]) -> windows.Window:
     """A window without the physical ranges ``avoid``.  Raises `NoWindow`, `StagingFailed`."""
     info = vmcoreinfo_note()
+    free = reclaim.free_memory(Path("/proc/meminfo").read_text())
+    sample = align_down(min(sizing.window_size, max(0, free - MARGIN)))
+    try:
+        likely = windows.sample_allocations(sample) if sample else []
+    except OSError:
+        likely = []  # staging takes longer without; that is all
     return windows.choose(
         sizing.window_size,
         memory.iomem(),
         windows.read_kpageflags,
         avoid=[*avoid, (info[0], info[0] + info[1])],
+        likely=likely,
     )
 
 
