@@ -32,7 +32,8 @@ class Target:
     """``[Target]``: where the image goes."""
 
     path: str = ""
-    """``PARTUUID=...``, ``PARTLABEL=...`` or an absolute path below ``/dev``; empty: none."""
+    """``PARTUUID=...``, ``PARTLABEL=...``, ``UUID=...``, ``LABEL=...`` or the absolute path of a
+    device or a file; empty: none."""
 
 
 @dataclass(frozen=True)
@@ -135,13 +136,13 @@ def _seconds(low: int, high: int) -> Callable[[str], int]:
 
 def _target(text: str) -> str:
     kind, equals, value = text.partition("=")
-    if equals and kind in ("PARTUUID", "PARTLABEL"):
+    if equals and kind in ("PARTUUID", "PARTLABEL", "UUID", "LABEL"):
         if not value:
             raise ValueError(f"{kind}= needs a value")
         return text
-    if text.startswith("/dev/") and ".." not in text.split("/"):
+    if text.startswith("/") and ".." not in text.split("/"):
         return text
-    raise ValueError(f"not PARTUUID=, PARTLABEL= or a path below /dev: {text!r}")
+    raise ValueError(f"not PARTUUID=, PARTLABEL=, UUID=, LABEL= or an absolute path: {text!r}")
 
 
 def _file(text: str) -> str:
@@ -315,13 +316,15 @@ def dump(settings: Settings, sections: Sequence[str] | None = None) -> str:
     return "\n".join(out) + "\n"
 
 
-def fingerprint(settings: Settings) -> str:
+def fingerprint(settings: Settings, place: str = "") -> str:
     """SHA-256 (hex) of the settings the boot side reads.
 
-    Whoever builds the boot initrd keeps it in ``/var/lib/kjump/boot.json``; where it differs from
-    the running configuration's, the initrd would look for another image.
+    ``place``: where the first block of a target that is a file lies (device and byte offset); the
+    boot initrd holds that, too.  Whoever builds the boot initrd keeps the sum in
+    ``/var/lib/kjump/boot.json``; where it differs from the running configuration's, the initrd
+    would look for another image.
     """
-    return hashlib.sha256(dump(settings, BOOT_SECTIONS).encode()).hexdigest()
+    return hashlib.sha256((dump(settings, BOOT_SECTIONS) + place).encode()).hexdigest()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -509,6 +509,50 @@ def test_cleaning_up_is_tried_again_where_unloading_failed(
     assert history.read_mark(cleaning.mark) is None
 
 
+class Hold:
+    """A target that is held, and what becomes of it."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def check(self) -> None:
+        self.world.do("still there")
+
+    def retire(self, error: errors.KjumpError | None) -> None:
+        self.world.retired.append((DISK.path, error, ID))
+        self.world.do("retire held")
+
+    def close(self) -> None:
+        self.world.do("give back")
+
+
+class Holding(World):
+    """A machine whose target has something to hold over the jump."""
+
+    def prepare(self, facts: Facts, cycle: uuid.UUID) -> Hold:  # type: ignore[override]
+        super().prepare(facts, cycle)
+        return Hold(self)
+
+
+def test_what_is_held_is_given_back_after_the_image_was_spent() -> None:
+    world = Holding()
+    world.cycle().run()
+    assert world.done == [
+        "read", "mark", "prepare", "stage", "mark", "pre", "sync", "recheck", "still there",
+        "jump", "report", "close", "unload", "retire held", "give back", "post", "clear",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("point", ["stage", "pre", "recheck", "still there", "jump", "retire held"])
+def test_whatever_fails_what_is_held_is_given_back(point: str) -> None:
+    world = Holding()
+    world.fail[point] = errors.StagingFailed("no")
+    world.cycle().run()
+    assert world.done.count("give back") == 1
+    assert "retire" not in world.done
+    assert world.done.index("retire held") < world.done.index("give back")
+
+
 # -- a real superblock, in a file in place of a device
 
 
@@ -550,3 +594,23 @@ def test_a_failed_resume_is_told_after_the_boot(kept: History, image: Path) -> N
 def test_a_target_that_is_gone_is_no_reason_to_fail(kept: History, tmp_path: Path) -> None:
     look_back(kept, replace(READY, target=replace(DISK, path=tmp_path / "gone")))
     assert kept.last() is None
+
+
+def test_a_locator_in_the_swap_goes_and_its_slots_are_not_written_to(
+    kept: History, image: Path
+) -> None:
+    """The slots are the system's again: what lies there is swapped memory."""
+    from kjump.image import locator, target
+
+    header = bytes(4086) + b"SWAPSPACE2"
+    image.write_bytes(header + bytes(31 << 20))
+    area = target.Area(locator.SWAP, 0, ((8192, 20 << 20),))
+    target.prepare(image, cycle_id=ID, hostname="h", area=area)
+    before = image.read_bytes()
+    swap = replace(DISK, path=image, kind="swap", locator=0, room=20 << 20)
+    for kind in (swap, replace(DISK, path=image)):  # in use as swap or not
+        image.write_bytes(before)
+        look_back(kept, replace(READY, target=kind))
+        assert image.read_bytes() == header + before[4096:]
+    (entry,) = kept.entries()
+    assert entry["error"] == "ImageIncomplete"

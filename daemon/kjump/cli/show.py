@@ -125,7 +125,13 @@ def status_text(values: Mapping[str, Any], *, colour: bool = False) -> str:
         spec = target.get("spec", "")
         path = target.get("path", "")
         name = path if path == spec else f"{spec} ({path})"
-        lines.append(f"Target: {name}, {size(target.get('size', 0))}")
+        kind = str(target.get("kind", "partition"))
+        if target.get("file"):
+            kind = "file" if kind == "file" else "swap file"
+            name = f"{target['file']} (on {path})"
+        what = {"swap": "swap partition", "swap file": "swap file"}.get(kind, kind)
+        free = " free" if "swap" in kind else ""
+        lines.append(f"Target: {what} {name}, {size(target.get('size', 0))}{free}")
     else:
         lines.append(f"Target: {target.get('spec') or 'none'}{' (not there)' * bool(target)}")
     window = values.get("Window") or {}

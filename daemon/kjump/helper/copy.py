@@ -20,9 +20,12 @@ from kjump.errors import (
     DamagedHandoff,
     HelperDeadline,
     HelperFailed,
+    ImageDamaged,
+    ImageVersion,
     Internal,
     KjumpError,
     MemoryUnreadable,
+    NoImage,
     StaleHelper,
     TargetMissing,
     WrongHandoffVersion,
@@ -95,6 +98,8 @@ class Handoff:
             self.low = [_range(r) for r in document["low"]]
             self.ram = [_range(r) for r in document["ram"]]
             self.links = [Path(str(x)) for x in document["target"]["links"]]
+            locator = document["target"].get("locator")
+            self.locator = None if locator is None else int(locator)
             self.level = int(document.get("level", 1))
             self.compression = str(document.get("compression", "auto"))
             if self.compression not in COMPRESSIONS:
@@ -136,7 +141,13 @@ def open_target(handoff: Handoff) -> Device:
     Raises `TargetMissing`, `WrongTarget`.
     """
     path = target.wait_for(handoff.links, DEVICE_WAIT)
-    device = Device(path, writable=True)
+    if handoff.locator is None:
+        device = Device(path, writable=True)
+    else:
+        try:
+            device = target.open_image(path, handoff.locator, writable=True)
+        except (NoImage, ImageDamaged, ImageVersion) as error:
+            raise WrongTarget(f"{path} does not bear this cycle's mark: {error.what}") from error
     try:
         superblock = superblocks.load(device)
     except OSError as error:

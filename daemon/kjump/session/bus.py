@@ -103,10 +103,13 @@ def flatten_target(spec: str, target: Device | KjumpError | None) -> dict[str, A
         out |= {
             "present": GLib.Variant("b", True),
             "path": GLib.Variant("s", str(target.path)),
-            "size": GLib.Variant("t", target.size),
+            "size": GLib.Variant("t", target.capacity),
+            "kind": GLib.Variant("s", target.kind),
             "partuuid": GLib.Variant("s", target.partuuid),
             "links": GLib.Variant("as", list(target.links)),
         }
+        if target.file:
+            out["file"] = GLib.Variant("s", target.file)
     return out
 
 

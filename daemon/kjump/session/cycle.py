@@ -18,7 +18,6 @@ replaced by a new one in the middle of the cycle.
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 import uuid
@@ -68,6 +67,14 @@ class Staged(Protocol):
     def check(self) -> None: ...
     def jump(self) -> None: ...
     def report(self) -> dict[str, Any] | None: ...
+    def close(self) -> None: ...
+
+
+class Held(Protocol):
+    """What `kjump.session.areas.prepare` gives: the target, held until the cycle is over."""
+
+    def check(self) -> None: ...
+    def retire(self, error: KjumpError | None) -> None: ...
     def close(self) -> None: ...
 
 
@@ -121,17 +128,12 @@ def _misfit(helper: WarmHelper, settings: Settings, facts: Facts) -> StaleHelper
         return StaleHelper(f"The warm helper cannot be judged: {error}.")
 
 
-def _prepare(facts: Facts, cycle: uuid.UUID) -> None:
-    from kjump.image import target
+def _prepare(facts: Facts, cycle: uuid.UUID) -> Held:
+    from kjump.session import areas
 
     assert isinstance(facts.target, Device)
     assert facts.sizing is not None and not isinstance(facts.sizing, KjumpError)
-    target.prepare(
-        facts.target.path,
-        cycle_id=cycle,
-        hostname=socket.gethostname(),
-        restorer=(facts.sizing.kernel, facts.sizing.initrd),
-    )
+    return areas.prepare(facts.target, cycle, (facts.sizing.kernel, facts.sizing.initrd))
 
 
 def _retire(path: Path, error: KjumpError | None, cycle: uuid.UUID | None) -> None:
@@ -156,7 +158,7 @@ class Actions:
     """All that a cycle does to the machine.  Paths are device nodes, times seconds."""
 
     read: Callable[[Settings], Facts] = readiness.read
-    prepare: Callable[[Facts, uuid.UUID], None] = _prepare
+    prepare: Callable[[Facts, uuid.UUID], Held | None] = _prepare
     stage: Callable[[Settings, Facts, uuid.UUID], Staged] = _stage
     stage_warm: Callable[[Settings, Facts], WarmHelper] = _stage_warm
     ask: Callable[[WarmHelper, Settings, Facts, uuid.UUID], None] = _ask
@@ -287,6 +289,7 @@ class Operation:
         self._report: Report | None = None
         self._result = "failed"
         self._staged: Staged | None = None
+        self._held: Held | None = None
         self._facts: Facts | None = None
         self._described: dict[str, Any] = {}
         self._unload_owed = self._post_owed = self._retire_owed = self._clear_owed = False
@@ -342,6 +345,8 @@ class Operation:
         self._step(JUMPING, 45, "Jumping into the helper kernel")
         with self._clock.phase("jump"):
             staged.check()
+            if self._held is not None:
+                self._held.check()
             if not self._jumped:
                 log.info("system sleep begins", MESSAGE_ID=SLEEP_START, SLEEP="hibernate")
             self._jumped = True
@@ -371,10 +376,11 @@ class Operation:
             self._unload()
         # Then the image: while the session runs, nobody may resume from it.
         if self._retire_owed and self._facts and isinstance(self._facts.target, Device):
-            path = self._facts.target.path
-            self._attempt(
-                "marking the image spent", lambda: do.retire(path, self.error, self.id)
-            )
+            path, held = self._facts.target.path, self._held
+            retire = held.retire if held else lambda error: do.retire(path, error, self.id)
+            self._attempt("marking the image spent", lambda: retire(self.error))
+            if held is not None:
+                self._attempt("giving the target back", held.close)
         if self._post_owed:
             self._tell(Step(HOOKS, 90, "Running system-sleep hooks"))
             with clock.phase("hooks-post"):
@@ -456,7 +462,7 @@ class Cycle(Operation):
             # From here on something may be staged, even where staging fails.
             self._staged, self._unload_owed = self.warm, self.warm is not None
             self._retire_owed = True
-            do.prepare(facts, self.id)
+            self._held = do.prepare(facts, self.id)
         staged = self._ask(facts) or self._stage(facts)
         self._pre_hooks_and_sync()
         error: KjumpError | None

@@ -330,6 +330,7 @@ def cycle_facts(
             "spec": target.spec,
             "links": [str(x) for x in target.links] or [str(target.path)],
             "size": target.size,
+            **({} if target.locator is None else {"locator": target.locator}),
         },
         "level": settings.image.compression_level,
         "compression": settings.image.compression,
