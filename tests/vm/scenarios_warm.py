@@ -155,8 +155,8 @@ def warm_fails_often(image: Image) -> None:
 
 
 def warm_leaves_nothing(image: Image) -> None:
-    """A killed daemon, another's image, more memory, an unfit kernel: nothing of ours stays."""
-    with Guest(image, Shape(slots=1)) as guest:
+    """A killed daemon, another's image, one more processor, an unfit kernel: nothing stays."""
+    with Guest(image, Shape(cpus=1, sockets=1)) as guest:
         ready(guest)
         guest.start_work(20)
 
@@ -176,10 +176,12 @@ def warm_leaves_nothing(image: Image) -> None:
         expect("the other's image", guest.check("cat /sys/kernel/kexec_loaded").strip(), "1")
         guest.check("kexec -u")
 
-        # Memory that is plugged in: what was staged knows nothing of it.
+        # A processor that is plugged in: what was staged knows nothing of it.
         stage(guest)
-        guest.qmp("object-add", qom_type="memory-backend-ram", id="more", size=128 * MIB)
-        guest.qmp("device_add", driver="pc-dimm", id="dimm", memdev="more")
+        (socket,) = (
+            cpu for cpu in guest.qmp("query-hotpluggable-cpus") if "qom-path" not in cpu
+        )
+        guest.qmp("device_add", driver=socket["type"], id="more", **socket["props"])
         until_staged(guest, "no", 60)
         nothing_staged(guest)
         work_holds(guest)
