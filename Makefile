@@ -9,6 +9,7 @@
 #   make bench          times beside the kernel's own hibernation; BENCH="--quick" for options
 #   make demo           one whole cycle in a guest, as a user would see it
 #   make kernel         a Debian kernel package with CONFIG_KEXEC_JUMP
+#   make kernel-debug   a small one with debug information, for the tests with crash and drgn
 #   make clean
 
 SHELL := /bin/bash
@@ -34,7 +35,7 @@ UNITDIR ?= /usr/lib/systemd/system
 DATADIR ?= /usr/share
 KERNELHOOKDIR ?= /etc/kernel
 
-.PHONY: all build install deb setup lint test test-all test-python test-guests bench demo kernel clean
+.PHONY: all build install deb setup lint test test-all test-python test-guests bench demo kernel kernel-debug clean
 all: build
 
 # -- native parts ---------------------------------------------------------------------------
@@ -165,6 +166,9 @@ demo: setup build
 
 kernel:
 	@packaging/kernel/build
+
+kernel-debug:
+	@packaging/kernel/build --debug
 
 clean:
 	@rm -rf build dist $(BUILT) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -37,12 +37,12 @@ def our_package() -> Path:
     return Path(said("make", "--no-print-directory", "-C", ROOT, "deb"))
 
 
-def guest_image() -> image.Image:
+def guest_image(kernel: Path | None = None) -> image.Image:
     """The guest with this tree's package installed, from the cache or built; one that
-    KJUMP_GUEST_IMAGE names is taken as it is."""
-    if "KJUMP_GUEST_IMAGE" in os.environ:
+    KJUMP_GUEST_IMAGE names is taken as it is.  ``kernel``: with another kernel's package."""
+    if kernel is None and "KJUMP_GUEST_IMAGE" in os.environ:
         return image.Image.load(Path(os.environ["KJUMP_GUEST_IMAGE"]))
-    return built(kernel_package(), our_package())
+    return built(kernel or kernel_package(), our_package())
 
 
 def swap_image() -> image.Image:

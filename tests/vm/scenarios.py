@@ -6,13 +6,19 @@ A scenario is a function of the guest image; its docstring is what it shows.  ``
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 
-from . import scenarios_full, scenarios_oracle
+from . import (
+    oracle,
+    scenarios_debuggers,
+    scenarios_full,
+    scenarios_oracle,
+    scenarios_targets,
+    scenarios_warm,
+)
 from .guest import DiskErrors, Guest, Shape
 from .image import Image
 from .steps import (
@@ -55,16 +61,7 @@ def debuggers_read_it(guest: Guest) -> None:
     """The saved image, on the switched-off disk, as a core: its kernel log, and what the user
     typed and nobody saved."""
     folder = guest.folder
-    disk, part, core = (folder / name for name in ("disk.raw", "target", "core"))
-    subprocess.run(["qemu-img", "convert", "-O", "raw", guest.disk, disk], check=True)
-    with disk.open("rb") as source, part.open("wb") as copy:
-        source.seek(guest.image.target_offset)
-        blank = bytes(MIB)
-        for _ in range(guest.image.target_size // MIB):
-            block = source.read(MIB)
-            copy.seek(len(block), os.SEEK_CUR) if block == blank else copy.write(block)
-        copy.truncate(guest.image.target_size)
-    disk.unlink()
+    part, core = oracle.target_of(guest, folder / "target"), folder / "core"
     for words in (["verify", str(part)], ["export", str(core), str(part)]):
         subprocess.run([sys.executable, "-m", "kjump.cli", "image", *words], check=True)
     log = folder / "dmesg"
@@ -330,6 +327,12 @@ MORE: dict[str, Scenario] = {
     for bus in ("ahci", "ide", "nvme", "scsi")
 }
 
-for more in (scenarios_full, scenarios_oracle):
+for more in (
+    scenarios_full,
+    scenarios_oracle,
+    scenarios_targets,
+    scenarios_warm,
+    scenarios_debuggers,
+):
     ALWAYS |= more.ALWAYS
     MORE |= more.MORE

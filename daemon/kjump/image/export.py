@@ -1,18 +1,25 @@
 """An image as an ELF core, for crash, drgn and makedumpfile.
 
 Runs in the session; reads the image, jumps nowhere.  The core has the VMCOREINFO note and a
-PT_LOAD for each range of the session's RAM outside the window.  The file is sparse: pages of
-zeros, free pages and others that were not saved are holes, and read as zeros.
+PT_LOAD for each range of the session's RAM.  The file is sparse: pages of zeros, free pages and
+others that were not saved are holes, and read as zeros.  The image has nothing of the window, but
+what the session had there is in it elsewhere (see `swapped`), and is put back in its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
-from kjump.errors import ImageDamaged
+from kjump.errors import ExportFailed, ImageDamaged, ImageIncomplete, NoImage
 from kjump.handoff.note import pack_note
-from kjump.image.place import check_pages, pieces
+from kjump.image import swapped
+from kjump.image.extents import Extents
+from kjump.image.place import check_pages, ram, window
 from kjump.image.read import Image
 from kjump.machine import coreheader
 from kjump.machine.memory import processors
@@ -23,8 +30,9 @@ from kjump.machine.vmcoreinfo import OWNER
 def verify(image: Image, progress: Callable[[int], None] = lambda done: None) -> int:
     """Read all of an image and check every checksum; bytes of memory it holds.
 
-    Raises `ImageDamaged`.
+    Raises `NoImage`, `ImageIncomplete`, `ImageDamaged`.
     """
+    require_content(image)
     done = 0
     for chunk in image.chunks(image.index(), processors=processors()):
         done += chunk.pages * PAGE
@@ -52,42 +60,121 @@ def headers(
     for start, end in ranges:
         size, physical = (end - start) * PAGE, start * PAGE
         virtual = page_offset + physical
+        # No alignment, as in /proc/vmcore: crash takes an ELF core whose first PT_LOAD has one, and
+        # begins on a page, for a netdump of old, and looks for no KERNELOFFSET (is_netdump() in its
+        # netdump.c).
         out += coreheader.PHDR.pack(
-            coreheader.PT_LOAD, coreheader.RWX, at, virtual, physical, size, size, PAGE
+            coreheader.PT_LOAD, coreheader.RWX, at, virtual, physical, size, size, 0
         )
         offsets.append(at)
         at += size
     return (out + note).ljust(first, b"\0"), offsets
 
 
-def export(image: Image, path: Path, progress: Callable[[int], None] = lambda done: None) -> int:
-    """Write the core to a new file; its size in bytes, holes included.
+@dataclass(frozen=True)
+class Core:
+    """What was written."""
 
-    Raises `ImageDamaged`, OSError.
+    size: int
+    """Of the file in bytes, holes included."""
+    window: bool
+    """The window's memory is as the session had it; else it is holes."""
+
+
+def export(image: Image, path: Path, progress: Callable[[int], None] = lambda done: None) -> Core:
+    """Write the core to a new file that only its owner reads.  Where that fails, none is left.
+
+    Raises `NoImage`, `ImageIncomplete`, `ImageDamaged`, `ExportFailed`, FileExistsError.
     """
+    require_content(image)
     description = image.description()
     if "vmcoreinfo" not in description:
         raise ImageDamaged("The image does not hold VMCOREINFO.")
     index = image.index()
     check_pages(index, description)
-    ranges = pieces(description)
+    try:
+        # All that the session's users had in memory: nobody else's to read.
+        file = FileIO(path, "x+", opener=lambda name, flags: os.open(name, flags, 0o600))
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise ExportFailed(f"{path} cannot be made: {error.strerror}.") from error
+    with file:
+        try:
+            return _write(image, index, description, file, progress)
+        except BaseException as error:
+            path.unlink()
+            if isinstance(error, OSError):
+                raise ExportFailed(f"{path} cannot be written: {error.strerror}.") from error
+            raise
+
+
+def require_content(image: Image) -> None:
+    """Whatever its state: has it a description and pages?  Raises `NoImage`, `ImageIncomplete`."""
+    if not image.superblock.description_length:
+        raise NoImage("The target holds no image.")
+    if not image.superblock.index_length:
+        raise ImageIncomplete("The image was not finished.")
+
+
+def _write(
+    image: Image,
+    index: Extents,
+    description: Mapping[str, Any],
+    file: FileIO,
+    progress: Callable[[int], None],
+) -> Core:
+    ranges = ram(description)
     text = str(description["vmcoreinfo"]).encode()
     head, offsets = headers(ranges, text, int(description.get("page_offset", 0)))
-    places = list(zip(ranges, offsets, strict=True))
+    places = [
+        (start, end, offset - start * PAGE)
+        for (start, end), offset in zip(ranges, offsets, strict=True)
+    ]
+
+    def place(pfn: int) -> int | None:
+        """Where the file has the page."""
+        return next((at + pfn * PAGE for start, end, at in places if start <= pfn < end), None)
+
     size = len(head) + sum(end - start for start, end in ranges) * PAGE
+    _put(file, head, 0)
+    file.truncate(size)
     done = 0
-    with path.open("xb") as file:
-        file.write(head)
-        file.truncate(size)
-        for chunk in image.chunks(index, processors=processors()):
-            at = 0
-            with memoryview(chunk.data) as view:
-                for extent in chunk.extents:
-                    offset = next(o - s * PAGE for (s, e), o in places if s <= extent.pfn < e)
-                    file.seek(offset + extent.pfn * PAGE)
-                    with view[at : at + extent.pages * PAGE] as part:
-                        file.write(part)
-                    at += extent.pages * PAGE
-            done += at
-            progress(done)
-    return size
+    for chunk in image.chunks(index, processors=processors()):
+        at = 0
+        with memoryview(chunk.data) as view:
+            for extent in chunk.extents:
+                offset = place(extent.pfn)
+                assert offset is not None  # by check_pages
+                with view[at : at + extent.pages * PAGE] as part:
+                    _put(file, part, offset)
+                at += extent.pages * PAGE
+        done += at
+        progress(done)
+    return Core(size, _put_back(file, place, description))
+
+
+def _put(file: FileIO, data: bytes | memoryview, offset: int) -> None:
+    while len(data):
+        done = os.pwrite(file.fileno(), data, offset)
+        data, offset = data[done:], offset + done
+
+
+def _put_back(
+    file: FileIO, place: Callable[[int], int | None], description: Mapping[str, Any]
+) -> bool:
+    """Copy what the session had in the window from where the jump put it; False: not found."""
+
+    def read(pfn: int) -> bytes:
+        offset = place(pfn)
+        return b"" if offset is None else os.pread(file.fileno(), PAGE, offset)
+
+    found = swapped.pairs(read, int(description.get("jump_back", 0)), window(description))
+    if found is None:
+        return False
+    blank = bytes(PAGE)
+    for destination, source in found.items():
+        offset, data = place(destination), read(source)
+        if offset is not None and data and data != blank:
+            _put(file, data, offset)
+    return True

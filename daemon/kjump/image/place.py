@@ -5,7 +5,7 @@ Pure; used by both ways of restoring.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kjump.errors import ImageDamaged
@@ -13,20 +13,31 @@ from kjump.image.extents import Extents
 from kjump.machine.ranges import PAGE, Range, subtract
 
 
+def ram(description: Mapping[str, Any]) -> list[Range]:
+    """The session's RAM, in pfns.  Raises `ImageDamaged`."""
+    return _ranges(description, lambda d: d["ram"])
+
+
+def window(description: Mapping[str, Any]) -> list[Range]:
+    """The window and the low ranges that were staged with it, in pfns.  Raises `ImageDamaged`."""
+    return _ranges(description, lambda d: (d["window"], *d["low"]))
+
+
+def _ranges(
+    description: Mapping[str, Any], take: Callable[[Mapping[str, Any]], Iterable[Any]]
+) -> list[Range]:
+    try:
+        return [(int(a) // PAGE, int(b) // PAGE) for a, b in take(description)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ImageDamaged(f"The image's description lacks {error}.") from error
+
+
 def pieces(description: Mapping[str, Any]) -> list[Range]:
     """The memory an image may cover: RAM without the window and the low ranges, in pfns.
 
     Raises `ImageDamaged`.
     """
-    try:
-        ram = [(int(a) // PAGE, int(b) // PAGE) for a, b in description["ram"]]
-        hidden = [
-            (int(a) // PAGE, int(b) // PAGE)
-            for a, b in (description["window"], *description["low"])
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ImageDamaged(f"The image's description lacks {error}.") from error
-    return subtract(ram, hidden)
+    return subtract(ram(description), window(description))
 
 
 def check_pages(extents: Extents, description: Mapping[str, Any]) -> None:

@@ -1,0 +1,174 @@
+"""A saved session, opened by crash and by drgn, and what drgn says of the pages that it left out.
+
+These need the kernel of ``make kernel-debug`` in a guest of its own; where it is not in the cache,
+it is built.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from kjump.image.place import pieces
+
+from . import oracle
+from .debuggers import Crash, DebugKernel, Drgn
+from .guest import Guest, Shape
+from .image import Image
+from .scenarios_oracle import MIB, freeze, same_content
+from .steps import expect, power_off, ready, request, require
+
+TEXT = "Dear Bob, nobody has saved this yet."  # as work.py types it
+WORK = 40  # MiB of the user's
+BROKEN = 3
+# Takes pages out of use as a memory error that was corrected would: their content moves.
+SOFT_OFFLINE = f"""python3 - <<'END'
+import ctypes, mmap
+libc = ctypes.CDLL(None, use_errno=True)
+memory = mmap.mmap(-1, {BROKEN} * mmap.PAGESIZE)
+memory.write(b"x" * len(memory))
+start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+for page in range({BROKEN}):
+    address = ctypes.c_void_p(start + page * mmap.PAGESIZE)
+    if libc.madvise(address, ctypes.c_size_t(mmap.PAGESIZE), 101):  # MADV_SOFT_OFFLINE
+        raise OSError(ctypes.get_errno(), "madvise")
+END"""
+
+Scenario = Callable[[Image], None]
+
+
+def debug_image(kernel: DebugKernel) -> Image:
+    """A guest disk like any other, with the debug kernel."""
+    from .run import guest_image
+
+    chosen = os.environ.get("KJUMP_DEBUG_IMAGE")
+    return Image.load(Path(chosen)) if chosen else guest_image(kernel.package)
+
+
+def pids(guest: Guest) -> dict[str, int]:
+    """The editor, the holder of the user's work, and PID 1."""
+    one = guest.check("pgrep --exact nano").split()
+    expect("editors", len(one), 1)
+    # The holder is the oldest process of that program; the server that it forked is another.
+    holder = guest.check("pgrep --oldest --full 'work.py start'").split()[0]
+    return {"nano": int(one[0]), "python3": int(holder), "systemd": 1}
+
+
+def debuggers(_: Image) -> None:
+    """A saved session is an ELF core that crash and drgn open: tasks, and what nobody had saved,
+    by the task's page tables; the pages left out are those that drgn says are free or broken."""
+    kernel = DebugKernel.build()
+    image = debug_image(kernel)
+    with Guest(image, Shape(memory=1024, cpus=2)) as guest:
+        ready(guest)
+        guest.start_work(WORK)
+        guest.check(SOFT_OFFLINE)
+        tasks = pids(guest)
+        release = guest.check("uname -r").strip()
+        ram = oracle.system_ram(guest)
+        # While the helper copies, the session's memory is as it is being saved.
+        guest.slow_disk(16 * MIB)
+        request(guest)
+        memory = freeze(guest, ram, guest.folder / "memory")
+        power_off(guest)
+        target = oracle.target_of(guest, guest.folder / "target")
+        vmlinux = kernel.vmlinux(guest.folder)
+        core = exported(target, guest.folder / "core")
+        crash, drgn = Crash(vmlinux, core), Drgn(vmlinux, core)
+        crash_opens(crash, release, tasks)
+        drgn_opens(drgn, tasks)
+        both_agree(crash, drgn, tasks)
+        core.unlink()
+        pages_left_out(vmlinux, memory, target)
+
+
+def exported(target: Path, core: Path) -> Path:
+    """The image on a target as a core, by ``kjumpctl``."""
+    words = ["image", "export", "--json", str(core), str(target)]
+    done = subprocess.run(
+        [sys.executable, "-m", "kjump.cli", *words], check=True, stdout=subprocess.PIPE
+    )
+    said = json.loads(done.stdout)
+    require("the window's memory is in the core", said["window"], said)
+    print(f"core: {said['size'] >> 20} MiB, {core.stat().st_blocks >> 11} on disk", flush=True)
+    return core
+
+
+def crash_opens(crash: Crash, release: str, tasks: dict[str, int]) -> None:
+    said = crash.says("sys")
+    require("crash's sys names the kernel", release in said, said)
+    listed = crash.tasks()
+    for name, pid in tasks.items():
+        expect(f"crash's ps of {pid}", listed.get(pid), name)
+    # Frozen, and unwound to the system call that it is in.
+    stack = crash.says(f"bt {tasks['nano']}")
+    for name in ("__refrigerator", "entry_SYSCALL_64", 'COMMAND: "nano"'):
+        require(f"crash's bt of nano has {name}", name in stack, stack)
+    (jumping,) = re.findall(r"^>\s*(\d+) .* kjumpd$", crash.says("ps"), re.MULTILINE)
+    stack = crash.says(f"bt {jumping}")
+    require("crash's bt of the jump", "kernel_kexec" in stack, stack)
+    for name in ("nano", "python3"):
+        found = crash.search(tasks[name], TEXT)
+        require(f"crash finds the text in {name}'s memory", found)
+        expect(f"crash's rd of {found[0]:#x}", crash.string(tasks[name], found[0], len(TEXT)), TEXT)
+
+
+def drgn_opens(drgn: Drgn, tasks: dict[str, int]) -> None:
+    listed = drgn.tasks()
+    for name, pid in tasks.items():
+        expect(f"drgn's task {pid}", listed.get(pid), name)
+    require("drgn unwinds a task's stack", "__refrigerator" in drgn.stack(tasks["nano"]))
+    for name in ("nano", "python3"):
+        require(f"drgn finds the text in {name}'s memory", drgn.search(tasks[name], TEXT))
+
+
+def both_agree(crash: Crash, drgn: Drgn, tasks: dict[str, int]) -> None:
+    pid = tasks["nano"]
+    expect("the tasks of crash and drgn", {p for p in crash.tasks() if p}, set(drgn.tasks()))
+    for address in drgn.search(pid, TEXT):
+        physical = drgn.physical(pid, address)
+        expect(f"where {address:#x} is", crash.physical(pid, address), physical)
+
+
+def pages_left_out(vmlinux: Path, memory: Path, target: Path) -> None:
+    """The session's memory from outside, while it was saved, in drgn: what the kernel's own lists
+    say is free, and what is broken or offline, is what the image does not have; all else it has."""
+    saved = oracle.Saved.of(target)
+    described = saved.description
+    ranges = pieces(described)
+    core = oracle.core(
+        memory, ranges, saved.vmcoreinfo, int(described["page_offset"]), memory.with_name("seen")
+    )
+    drgn = Drgn(vmlinux, core)
+    free, broken, offline = drgn.free(), set[int](), set[int]()
+    for start, end in ranges:
+        broken |= drgn.broken(start, end - start)
+        offline |= drgn.offline(start, end - start)
+    covered = {pfn for start, end in ranges for pfn in range(start, end)}
+    out = (free | broken | offline) & covered
+    have = saved.pfns(oracle.STORED) | saved.pfns(oracle.ZEROS)
+    print(
+        f"of {len(covered)} pages: drgn says {len(free & covered)} are free, {len(broken)} broken,"
+        f" {len(offline)} offline; the image has {len(have)}",
+        flush=True,
+    )
+    require("there are broken pages", len(broken) >= BROKEN, broken)
+    require("there are free pages", len(free) > 1000, len(free))
+    expect("free or broken, and yet saved", named(have & out), [])
+    expect("neither, and yet not saved", named(covered - out - have), [])
+    same_content(saved, memory)
+    core.unlink()
+
+
+def named(pfns: set[int] | list[int]) -> list[str]:
+    """The first of them, for a message."""
+    return [f"{pfn:#x}" for pfn in sorted(pfns)[:20]]
+
+
+ALWAYS: dict[str, Scenario] = {}
+MORE: dict[str, Scenario] = {"debuggers": debuggers}
