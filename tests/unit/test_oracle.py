@@ -38,6 +38,16 @@ def test_the_second_bitmap_is_read_lowest_bit_first(tmp_path: Path) -> None:
     assert oracle.bitmap(path) == bytes([1, 0, 0, 0, 0, 0, 0, 1, 0, 1, 1, 0, 0])
 
 
+def test_pages_of_zeros_share_the_first_page_of_the_data(tmp_path: Path) -> None:
+    path = kdump(tmp_path / "dump", b"\xff\xff", bytes([0b10000001, 0b00000110]), 13)
+    shared = 5 * PAGE
+    with path.open("ab") as file:
+        for offset in (shared, shared + PAGE, shared, shared + 2 * PAGE):
+            file.write(oracle.DESCRIPTOR.pack(offset, PAGE, 0, 0))
+    assert oracle.bitmap(path, zeros_left_out=True) == bytes([0] * 7 + [1, 0, 0, 1, 0, 0])
+    assert sum(oracle.bitmap(path)) == 4
+
+
 def test_what_is_no_kdump_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "dump"
     path.write_bytes(b"\x7fELF".ljust(2 * PAGE, b"\0"))

@@ -187,9 +187,11 @@ def dumped(path: Path, level: int) -> bytes:
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
             raise GuestError(f"makedumpfile -d {level}: {done.stdout}{done.stderr}")
-        return bitmap(result)
+        return bitmap(result, zeros_left_out=bool(level & ZERO_PAGES))
 
 
+ZERO_PAGES = 1
+"""The dump level's bit that leaves out pages of zeros."""
 HEADER = struct.Struct("<8si390s2x4x16sIiiIIIIIii")
 """struct disk_dump_header (makedumpfile's diskdump_mod.h): signature, version, utsname, timestamp,
 status, block_size, sub_hdr_size, bitmap_blocks, max_mapnr and more; alignment as of x86_64."""
@@ -198,8 +200,16 @@ SUB_MAX_MAPNR = 96
 BITS = [bytes(value >> bit & 1 for bit in range(8)) for value in range(256)]
 
 
-def bitmap(path: Path) -> bytes:
-    """The second bitmap of a kdump-compressed file: which pages it holds, one byte a pfn."""
+DESCRIPTOR = struct.Struct("<qIIQ")
+"""page_desc_t: offset of the page's data in the file, size, flags, page flags."""
+
+
+def bitmap(path: Path, *, zeros_left_out: bool = False) -> bytes:
+    """Which pages a kdump-compressed file holds, one byte a pfn: its second bitmap.
+
+    ``zeros_left_out``: pages of zeros are in that bitmap all the same, but their descriptors lead
+    to one page that all of them share, the first of the data; they count as not held.
+    """
     with path.open("rb") as file:
         fields = HEADER.unpack(file.read(HEADER.size))
         signature, version = fields[0], fields[1]
@@ -211,7 +221,19 @@ def bitmap(path: Path) -> bytes:
         # First which pages there are, then which of them are in the file.
         file.seek((1 + sub_blocks + bitmap_blocks // 2) * block)
         bits = file.read((max_mapnr + 7) // 8)
-    return b"".join(map(BITS.__getitem__, bits))[:max_mapnr]
+        held = bytearray(b"".join(map(BITS.__getitem__, bits))[:max_mapnr])
+        if zeros_left_out:
+            file.seek((1 + sub_blocks + bitmap_blocks) * block)
+            table = file.read(sum(held) * DESCRIPTOR.size)
+            offsets = [entry[0] for entry in DESCRIPTOR.iter_unpack(table)]
+            shared = min(offsets, default=0)
+            pfn = -1
+            for offset in offsets:
+                pfn = held.index(1, pfn + 1)
+                if offset == shared:
+                    held[pfn] = 2
+            held = held.replace(b"\2", b"\0")
+    return bytes(held)
 
 
 # -- comparing -------------------------------------------------------------------------------------
