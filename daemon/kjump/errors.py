@@ -132,7 +132,10 @@ class PagePoison(KjumpError):
 
 class NoTarget(KjumpError):
     exit_code = 30
-    advice = "Name a partition in /etc/kjump/kjump.conf: [Target] Path=PARTLABEL=..."
+    advice = (
+        "Name a partition, a swap area or a file in /etc/kjump/kjump.conf ([Target] Path=), or"
+        " make a file: kjumpctl setup --file PATH."
+    )
 
 
 class TargetMissing(KjumpError):
@@ -183,6 +186,32 @@ class ForeignKexecImage(KjumpError):
 class NoBootResume(KjumpError):
     exit_code = 40
     advice = "Rebuild the boot initrd with: kjumpctl update-initrd."
+
+
+class TargetMapped(KjumpError):
+    exit_code = 41
+    advice = (
+        "Helper and boot initrd cannot open it; name a target on a plain partition, see"
+        " kjump.conf(5)."
+    )
+
+
+class UnsuitableFile(KjumpError):
+    exit_code = 42
+    advice = "Make one that is suitable with: kjumpctl setup --file PATH."
+
+
+class NoWarmHelper(KjumpError):
+    exit_code = 48
+    advice = (
+        "Use a helper kernel with CONFIG_KEXEC_JUMP=y ([Helper] Kernel=), or do without a warm"
+        " helper ([Helper] Warm=no)."
+    )
+
+
+class StaleHelper(KjumpError):
+    exit_code = 49
+    advice = "Nothing was written; kjumpctl stage --warm starts a new one."
 
 
 # -- the jump and the helper ---------------------------------------------------------------------

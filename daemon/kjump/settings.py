@@ -32,7 +32,8 @@ class Target:
     """``[Target]``: where the image goes."""
 
     path: str = ""
-    """``PARTUUID=...``, ``PARTLABEL=...`` or an absolute path below ``/dev``; empty: none."""
+    """``PARTUUID=...``, ``PARTLABEL=...``, ``UUID=...``, ``LABEL=...`` or the absolute path of a
+    device or a file; empty: none."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Helper:
     """Seconds the helper may take; 0: derived from the memory's size."""
     cpu_count: int = 0
     """Processors the helper uses; 0: all, four at the most."""
+    warm: bool = False
+    """Whether a helper is started ahead and rests until it is needed."""
 
     def initrd_of(self, release: str) -> Path:
         """The helper initrd for a kernel release."""
@@ -133,19 +136,29 @@ def _seconds(low: int, high: int) -> Callable[[str], int]:
 
 def _target(text: str) -> str:
     kind, equals, value = text.partition("=")
-    if equals and kind in ("PARTUUID", "PARTLABEL"):
+    if equals and kind in ("PARTUUID", "PARTLABEL", "UUID", "LABEL"):
         if not value:
             raise ValueError(f"{kind}= needs a value")
         return text
-    if text.startswith("/dev/") and ".." not in text.split("/"):
+    if text.startswith("/") and ".." not in text.split("/"):
         return text
-    raise ValueError(f"not PARTUUID=, PARTLABEL= or a path below /dev: {text!r}")
+    raise ValueError(f"not PARTUUID=, PARTLABEL=, UUID=, LABEL= or an absolute path: {text!r}")
 
 
 def _file(text: str) -> str:
     if not text.startswith("/"):
         raise ValueError(f"not an absolute path: {text!r}")
     return text
+
+
+def _yes_or_no(text: str) -> bool:
+    """As systemd reads a boolean (systemd.syntax(7))."""
+    word = text.lower()
+    if word in ("1", "yes", "y", "true", "t", "on"):
+        return True
+    if word in ("0", "no", "n", "false", "f", "off"):
+        return False
+    raise ValueError(f"neither yes nor no: {text!r}")
 
 
 def _one_of(*words: str) -> Callable[[str], str]:
@@ -180,6 +193,7 @@ KEYS = (
     Key("Helper", "Console", "console", _consoles),
     Key("Helper", "DeadlineSec", "deadline", _seconds(0, 86400)),
     Key("Helper", "CpuCount", "cpu_count", _whole(0, 4096)),
+    Key("Helper", "Warm", "warm", _yes_or_no),
     Key("Image", "Compression", "compression", _one_of("auto", "zstd", "lz4", "none")),
     Key("Image", "CompressionLevel", "compression_level", _whole(1, 19)),
     Key("Session", "HookTimeoutSec", "hook_timeout", _seconds(1, 3600)),
@@ -296,17 +310,21 @@ def dump(settings: Settings, sections: Sequence[str] | None = None) -> str:
         for key in KEYS:
             if key.section == section:
                 value = getattr(getattr(settings, section.lower()), key.attribute)
+                if isinstance(value, bool):
+                    value = "yes" if value else "no"
                 out.append(f"{key.name}={value // key.unit if key.unit > 1 else value}")
     return "\n".join(out) + "\n"
 
 
-def fingerprint(settings: Settings) -> str:
+def fingerprint(settings: Settings, place: str = "") -> str:
     """SHA-256 (hex) of the settings the boot side reads.
 
-    Whoever builds the boot initrd keeps it in ``/var/lib/kjump/boot.json``; where it differs from
-    the running configuration's, the initrd would look for another image.
+    ``place``: where the first block of a target that is a file lies (device and byte offset); the
+    boot initrd holds that, too.  Whoever builds the boot initrd keeps the sum in
+    ``/var/lib/kjump/boot.json``; where it differs from the running configuration's, the initrd
+    would look for another image.
     """
-    return hashlib.sha256(dump(settings, BOOT_SECTIONS).encode()).hexdigest()
+    return hashlib.sha256((dump(settings, BOOT_SECTIONS) + place).encode()).hexdigest()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -155,7 +155,7 @@ def measure_all(plan: Plan, image: Image, results: Results, most: int) -> int:
         folder = Path(tempfile.mkdtemp(prefix=f"{system}-", dir=scratch))
         title = f"{number}/{len(plan)} {figures.TITLES[system]}, pair {pair}: {cell.name()}"
         try:
-            disk = guests.stock_disk(image, results.folder, say) if system in STOCK else image
+            disk = guests_run.swap_image() if system in STOCK else image
             record = guests.measure(disk, cell, system, pair, folder)
         except guests.NotThere as reason:
             missing.add(system)

@@ -21,6 +21,8 @@ TITLES = {
     LZO: "kernel's own, LZO",
     LZ4: "kernel's own, LZ4",
 }
+QUIET = 0.1
+"""What others may take of the host's processors."""
 Span = tuple[str, float, float]
 """A phase: name, begin and end, from the request or from the power-on."""
 
@@ -47,7 +49,10 @@ class Record:
     ``off``: request to power off; ``running``: power on to the user's process answering;
     ``written``: to the disk, request to power off; ``helper``: memory the helper used, if there is
     one; ``image``: bytes of the image, ``copy``: seconds it was written in; ``plain``: bytes a
-    second of a plain sequential direct write on the same disk; ``took``: seconds for all of it.
+    second of a plain sequential direct write on the same disk; ``took``: seconds for all of it;
+    ``others``: share of the host's processors that was not idle and not ours meanwhile;
+    ``work_off`` and ``work_on``: processor seconds of QEMU in ``off`` and ``running``, which others
+    on the host change little.
     """
 
     cell: Cell
@@ -61,6 +66,9 @@ class Record:
     image: int | None = None
     copy: float | None = None
     plain: float | None = None
+    others: float | None = None
+    work_off: float | None = None
+    work_on: float | None = None
     way: str = ""
     saving: list[Span] = field(default_factory=list)
     resuming: list[Span] = field(default_factory=list)
@@ -190,7 +198,8 @@ def rows(records: Sequence[Record]) -> list[list[str]]:
     """The table: a heading and a row for each cell and system; medians."""
     out = [
         ["guest", "system", "cycles", "request to off, s", "power on to running, s",
-         "written, MiB", "helper used, MiB", "copy, MiB/s", "of a plain write", "way back"]
+         "processor time off, on, s", "written, MiB", "helper used, MiB", "copy, MiB/s",
+         "of a plain write", "way back", "host busy with others"]
     ]  # fmt: skip
     for cell in sorted({r.cell for r in records}):
         for system in SYSTEMS:
@@ -206,11 +215,13 @@ def rows(records: Sequence[Record]) -> list[list[str]]:
                     str(len(found)),
                     number(middle(found, "off")),
                     number(middle(found, "running")),
+                    f"{number(middle(found, 'work_off'))}, {number(middle(found, 'work_on'))}",
                     number(None if written is None else written / MIB, ".0f"),
                     number(None if helper is None else helper / MIB, ".0f"),
                     number(median(rates) if rates else None, ".0f"),
                     number(copy_share(found), ".0%"),
                     " ".join(sorted({r.way for r in found})),
+                    number(middle(found, "others"), ".0%"),
                 ]
             )
     return out
@@ -256,6 +267,12 @@ def report(records: Sequence[Record], about: dict[str, Any]) -> str:
     facts = "".join(f"- {name}: {value}\n" for name, value in about.items())
     found = goals(records)
     parts = ["# make bench\n", facts, "Medians.\n", markdown(rows(records))]
+    disturbed = [r for r in records if (r.others or 0) > QUIET]
+    if disturbed:
+        parts += [
+            f"In {len(disturbed)} of {len(records)} cycles the host had other work to do, more than"
+            f" {QUIET:.0%} of its processors: times, and ratios of them, are off.\n"
+        ]
     if found:
         parts += ["Ratios are taken in each pair; these are their medians.\n"]
         parts += [markdown(goal_rows(found))]

@@ -1,15 +1,17 @@
 """Guests that are measured: the disks they start from, and one cycle with its times.
 
-All systems have the same kernel, processors, memory and disk.  For the kernel's own hibernation
-kjump is removed from the disk, and a swap area is in use that its boot initrd resumes from.
+All systems have the same kernel, processors, memory and disk.  Where the kernel's own hibernation
+is measured there is no kjump on the disk, and a swap area is in use that the boot initrd resumes
+from.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import resource
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,6 @@ from . import spans
 from .figures import MIB, OURS, STOCK, WARM, Cell, Record
 
 CPUS = 2
-SWAP = "UUID=6b6a756d-7020-7377-6170-000000000000"  # image.make_swap
 PER_GIB = 300.0
 """Seconds that a GiB may take to save, or to put back, at the slowest."""
 PLAIN = 256
@@ -66,6 +67,12 @@ class Timed(Guest):
         """Bytes written to the disk since QEMU started."""
         stats = self.qmp("query-blockstats")
         return sum(int(entry["stats"]["wr_bytes"]) for entry in stats if entry.get("qdev"))
+
+    def work_done(self) -> float:
+        """Processor seconds of QEMU so far."""
+        assert self.process
+        words = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
     def quit(self) -> None:
         self.qmp("quit")
@@ -119,34 +126,6 @@ def shape(system: str, memory: int) -> Shape:
     return Shape(memory=memory, cpus=CPUS, words=words)
 
 
-def stock_disk(image: Image, folder: Path, say: Callable[[str], None]) -> Image:
-    """The same disk without kjump, ready for the kernel's own hibernation; made once."""
-    path = folder / f"stock-{image.path.stem}" / "disk.qcow2"
-    made = replace(image, path=path)
-    if path.with_suffix(".json").exists():
-        return made
-    say("preparing the disk for the kernel's own hibernation (2 to 4 minutes)")
-    path.unlink(missing_ok=True)
-    for log in path.parent.glob("*.log"):
-        log.unlink()
-    with Guest(image, Shape(cpus=CPUS), folder=path.parent) as guest:
-        guest.wait_ready()
-        conf = "/etc/initramfs-tools"
-        guest.check(
-            f"echo '{SWAP} none swap defaults 0 0' >>/etc/fstab\n"
-            f"sed -i 's/^RESUME=.*/RESUME={SWAP}/' {conf}/conf.d/*\n"
-            f"printf 'lz4\\nlz4_compress\\nlzo\\n' >>{conf}/modules\n"
-            "swapon -a && DEBIAN_FRONTEND=noninteractive dpkg --purge kjump\n"
-            "update-initramfs -u -k $(uname -r)",
-            timeout=900,
-        )
-        guest.check("sync")
-        guest.spawn("systemctl poweroff")
-        guest.wait_exit(180)
-    made.save()
-    return made
-
-
 def plain_write(guest: Guest) -> float:
     """Bytes a second of a plain sequential direct write to a partition of the same disk."""
     source, target = "/dev/shm/plain", "/dev/disk/by-partlabel/spare"
@@ -184,6 +163,7 @@ def stage_warm(guest: Guest) -> None:
 def measure(image: Image, cell: Cell, system: str, pair: int, folder: Path) -> Record:
     """One cycle.  Raises `NotThere`, `GuestError`."""
     began = time.monotonic()
+    busy, mine = processor_seconds()
     deadline = 300 + PER_GIB * cell.memory / 1024
     guest = Timed.booted(image, shape(system, cell.memory), folder=folder)
     assert isinstance(guest, Timed)
@@ -207,10 +187,12 @@ def measure(image: Image, cell: Cell, system: str, pair: int, folder: Path) -> R
         guest.check("sync")
         before = guest.written()
         guest.seen = len(guest.console())
+        worked = guest.work_done()
         request = time.monotonic()
         watch = Watch(guest, request, guest.log("console").stat().st_size)
         guest.spawn("systemctl hibernate", user=True)
         off = guest.wait_off(deadline) - request
+        work_off = guest.work_done() - worked
         said_saving = watch.end()
         written = guest.written() - before
         guest.quit()
@@ -223,19 +205,46 @@ def measure(image: Image, cell: Cell, system: str, pair: int, folder: Path) -> R
         facts["agent"] = again.wait_user(deadline) - power_on
         blocks = again.fill("ping")["blocks"]
         running = time.monotonic() - power_on
+        work_on = again.work_done()
         said_resuming = watch.end()
         require("the same fill", blocks == facts["filled"], blocks)
         # Throttled as before: what was swapped out has to come back.
         found = again.fill("check", deadline=deadline)
         facts["whole"] = time.monotonic() - power_on
         require("every page of the fill is as it was", found["ok"], found)
-        record = Record(cell, system, pair, off, running, written, 0.0, plain=plain, facts=facts)
+        record = Record(
+            cell,
+            system,
+            pair,
+            off,
+            running,
+            written,
+            0.0,
+            plain=plain,
+            facts=facts,
+            work_off=work_off,
+            work_on=work_on,
+        )
         record = (
             stock(record, said_saving, said_resuming)
             if system in STOCK
             else ours(record, again, said_saving, said_resuming)
         )
-    return replace(record, took=time.monotonic() - began)
+    took = time.monotonic() - began
+    now_busy, now_mine = processor_seconds()
+    others = ((now_busy - busy) - (now_mine - mine)) / took / (os.cpu_count() or 1)
+    return replace(record, took=took, others=max(0.0, others))
+
+
+def processor_seconds() -> tuple[float, float]:
+    """What the host's processors did: in all, and for this program and its ended children."""
+    first = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    user, nice, system, _idle, _wait, irq, soft = (int(word) for word in first[1:8])
+    own = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return (
+        (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK"),
+        sum(usage.ru_utime + usage.ru_stime for usage in own),
+    )
 
 
 def ours(

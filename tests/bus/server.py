@@ -6,6 +6,8 @@ what the machine does:
 - ``reasons``: names of errors, one a line, that the machine is not ready for;
 - ``hold``: while it is there, the jump does not return;
 - ``fail``: name of the error the jump fails with;
+- ``stale``: a warm helper does not fit any more;
+- ``cold``: the helper cannot be kept;
 - ``slow``: while it is there, reading the machine does not return;
 - ``done``: what was done, one word a line, is written here.
 """
@@ -52,6 +54,7 @@ FACTS: dict[str, dict[str, Any]] = {
 class World:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.warming = False
 
     def done(self, word: str) -> None:
         with (self.folder / "done").open("a") as stream:
@@ -77,6 +80,25 @@ class World:
         self.done("stage")
         return self
 
+    def stage_warm(self, *_arguments: object) -> World:
+        self.done("stage-warm")
+        self.warming = True
+        return self
+
+    def welcome(self, _report: object) -> None:
+        self.done("welcome")
+
+    def is_ours(self) -> bool:
+        return True
+
+    def ask(self, *_arguments: object) -> None:
+        self.done("ask")
+
+    def misfit(self, *_arguments: object) -> errors.StaleHelper | None:
+        if (self.folder / "stale").exists():
+            return errors.StaleHelper("It does not fit.")
+        return None
+
     def describe(self) -> dict[str, Any]:
         return {"start": 1 << 28, "size": 160 << 20}
 
@@ -85,12 +107,18 @@ class World:
 
     def jump(self) -> None:
         self.done("jump")
-        self.wait_while("hold")
+        self.wait_while("warm-hold" if self.warming else "hold")
         if (self.folder / "fail").exists():
             cls = errors.table()[(self.folder / "fail").read_text().strip()]
             raise cls("It was told to fail.")
 
     def report(self) -> dict[str, Any]:
+        if self.warming:
+            self.warming = False
+            if (self.folder / "cold").exists():
+                error = errors.NoWarmHelper("It cannot.")
+                return {"by": "helper", "result": "failed", **error.report()}
+            return {"by": "helper", "result": "warm", "phases": {"helper boot": 2.5}}
         return REPORT
 
     def close(self) -> None:
@@ -137,6 +165,9 @@ def main() -> int:
         read=world.read,
         prepare=world.prepare,
         stage=world.stage,
+        stage_warm=world.stage_warm,
+        ask=world.ask,
+        misfit=world.misfit,
         hooks=world.hooks,
         sync=lambda: world.done("sync"),
         retire=world.retire,
@@ -153,6 +184,7 @@ def main() -> int:
         actions=actions,
         look_back=lambda facts: world.done("look-back"),
         status=manages.status,
+        warm_delay=0.2,
     )
     try:
         service = Service(connection, manager, manages)
@@ -161,6 +193,7 @@ def main() -> int:
         return 1
     GLib.unix_signal_add(GLib.PRIORITY_HIGH, signal.SIGTERM, service.stop)
     service.run(watch=False)
+    manager.close()
     return 0
 
 

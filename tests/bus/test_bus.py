@@ -182,6 +182,178 @@ def test_a_caller_that_leaves_does_no_harm(client: Client, daemon: Daemon, addre
     assert client.get("LastCycle")["result"] == "ok"
 
 
+# -- a warm helper
+
+
+def stage(client: Client) -> list[Any]:
+    options = {"warm": GLib.Variant("b", True)}
+    return client.start("Stage", GLib.Variant("(a{sv})", (options,)))
+
+
+def staged(client: Client) -> Any:
+    """What Stage answers: its results or its error."""
+    box = stage(client)
+    return client.until(lambda: box)[0]
+
+
+def hibernated(client: Client) -> Any:
+    """The report of a cycle."""
+    box = client.hibernate()
+    return client.until(lambda: box)[0][0]
+
+
+def words(daemon: Daemon, *names: str) -> list[str]:
+    return [word for word in daemon.done if word in names]
+
+
+def test_staging_a_warm_helper_and_using_it(client: Client, daemon: Daemon) -> None:
+    assert client.get("Staged") == "no"
+    client.heard.clear()
+    (report,) = staged(client)
+    assert report["result"] == "warm" and report["phases"]["helper boot"] == 2.5
+    assert client.get("Staged") == "warm"
+    told = [arguments[1] for name, arguments in client.heard if name == "PropertiesChanged"]
+    assert {"Staged": "warm"} in [{k: c[k] for k in c if k == "Staged"} for c in told]
+    assert any(c.get("Operation") == "stage" for c in told)
+    assert not [name for name, _ in client.heard if name.startswith("Cycle")]
+    # It is there already: nothing is done.
+    assert staged(client) == ({},)
+    assert daemon.done.count("stage-warm") == 1 and "close" not in daemon.done
+    assert client.call("CanHibernate")[0] == "yes"
+    # The cycle uses it, and then it is gone.
+    assert hibernated(client)["result"] == "ok"
+    assert words(daemon, "stage-warm", "stage", "ask", "close") == ["stage-warm", "ask", "close"]
+    assert client.get("Staged") == "no"
+    assert hibernated(client)["result"] == "ok"
+    assert words(daemon, "stage", "ask") == ["ask", "stage"]
+
+
+def test_unstaging(client: Client, daemon: Daemon) -> None:
+    assert client.call("Unstage") == ()
+    staged(client)
+    assert client.call("Unstage") == ()
+    assert client.get("Staged") == "no" and "close" in daemon.done
+    assert not (daemon.folder / "staged").exists()
+
+
+def test_a_helper_that_cannot_be_kept(client: Client, daemon: Daemon) -> None:
+    daemon.set("cold")
+    error = Refused(staged(client))
+    assert error.name == "org.kjump1.Error.NoWarmHelper"
+    assert client.get("Staged") == "no" and "unload" in daemon.done
+    # Hibernation is as possible as ever.
+    assert hibernated(client)["result"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"warm": GLib.Variant("b", False)}, {"warm": GLib.Variant("s", "yes")},
+     {"warm": GLib.Variant("b", True), "hot": GLib.Variant("b", True)}],
+)
+def test_malformed_staging(client: Client, daemon: Daemon, options: dict[str, Any]) -> None:
+    with pytest.raises(Refused) as refused:
+        client.call("Stage", GLib.Variant("(a{sv})", (options,)))
+    assert refused.value.name == "org.kjump1.Error.BadRequest"
+    assert "stage-warm" not in daemon.done
+
+
+def test_staging_says_why_not(client: Client, daemon: Daemon) -> None:
+    daemon.set("reasons", "NoBootResume")
+    error = Refused(staged(client))
+    assert error.name == "org.kjump1.Error.NoBootResume"
+    assert "stage-warm" not in daemon.done
+
+
+def test_staging_and_a_cycle_exclude_each_other(client: Client, daemon: Daemon) -> None:
+    daemon.set("hold")
+    box = client.hibernate()
+    client.until(lambda: "jump" in daemon.done)
+    for method, arguments in (
+        ("Stage", GLib.Variant("(a{sv})", ({"warm": GLib.Variant("b", True)},))),
+        ("Unstage", None),
+    ):
+        with pytest.raises(Refused) as refused:
+            client.call(method, arguments)
+        assert refused.value.name == "org.kjump1.Error.Busy"
+    daemon.unset("hold")
+    client.until(lambda: box)
+    assert "stage-warm" not in daemon.done
+
+
+def test_hibernating_while_a_helper_gets_warm(client: Client, daemon: Daemon) -> None:
+    """The request is served when the helper is back, and by it."""
+    daemon.set("warm-hold")
+    warm = stage(client)
+    client.until(lambda: "jump" in daemon.done)
+    box = client.hibernate()
+    client.until(lambda: client.get("Operation") == "stage")
+    with pytest.raises(Refused) as refused:
+        client.call("Unstage")
+    assert refused.value.name == "org.kjump1.Error.Busy"
+    assert not box
+    daemon.unset("warm-hold")
+    assert client.until(lambda: box)[0][0]["result"] == "ok"
+    assert client.until(lambda: warm)[0][0]["result"] == "warm"
+    assert words(daemon, "stage-warm", "stage", "ask") == ["stage-warm", "ask"]
+
+
+def test_a_helper_that_does_not_fit_any_more_goes(client: Client, daemon: Daemon) -> None:
+    staged(client)
+    daemon.set("stale")
+    client.call("CanHibernate")
+    client.until(lambda: client.get("Staged") == "no")
+    assert "close" in daemon.done
+
+
+def test_the_settings_keep_a_helper_warm(client: Client, daemon: Daemon) -> None:
+    daemon.set("kjump.conf", "[Target]\nPath=/dev/vda3\n[Helper]\nWarm=yes\n")
+    client.call("Reload")
+    client.until(lambda: client.get("Staged") == "warm")
+    # Again after a cycle ...
+    assert hibernated(client)["result"] == "ok"
+    client.until(lambda: client.get("Staged") == "warm")
+    assert daemon.done.count("stage-warm") == 2
+    # ... and where the machine changed, but not in a loop where it cannot be kept.
+    daemon.set("cold")
+    daemon.set("stale")
+    client.call("CanHibernate")
+    client.until(lambda: client.get("Staged") == "no")
+    daemon.unset("stale")
+    client.until(lambda: daemon.done.count("stage-warm") == 3)
+    for _ in range(3):
+        client.call("CanHibernate")
+        time.sleep(0.3)
+    assert daemon.done.count("stage-warm") == 3
+    # Asking to have it unstaged holds until something changes.
+    daemon.unset("cold")
+    client.call("Reload")
+    client.until(lambda: client.get("Staged") == "warm")
+    client.call("Unstage")
+    time.sleep(0.5)
+    assert client.get("Staged") == "no"
+
+
+def test_stopping_unloads_a_warm_helper(client: Client, daemon: Daemon) -> None:
+    staged(client)
+    assert (daemon.folder / "staged").exists()
+    assert daemon.stop() == 0
+    assert "close" in daemon.done and not (daemon.folder / "staged").exists()
+
+
+def test_a_killed_daemon_leaves_no_warm_helper(
+    client: Client, daemon: Daemon, address: str
+) -> None:
+    staged(client)
+    daemon.stop(signal.SIGKILL)
+    assert (daemon.folder / "staged").exists()
+    before = daemon.done.count("unload")
+    daemon.start()
+    assert daemon.done.count("unload") == before + 1
+    assert not (daemon.folder / "staged").exists()
+    # No cycle was lost with it.
+    assert Client(address).get("LastCycle") == {}
+
+
 # -- who may
 
 
@@ -205,6 +377,8 @@ bus = Gio.DBusConnection.new_for_address_sync(
     sys.argv[1], flags.AUTHENTICATION_CLIENT | flags.MESSAGE_BUS_CONNECTION, None, None)
 method, interactive = sys.argv[2], sys.argv[3] == "1"
 arguments = GLib.Variant("(a{{sv}})", ({{}},)) if method == "Hibernate" else None
+if method == "Stage":
+    arguments = GLib.Variant("(a{{sv}})", ({{"warm": GLib.Variant("b", True)}},))
 if method == "RequestName":
     target = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
     arguments = GLib.Variant("(su)", ("org.kjump1", 2))
@@ -238,10 +412,12 @@ def test_polkit_refuses_the_unprivileged(
 ) -> None:
     assert stranger(address, "Hibernate") == "org.kjump1.Error.NotAuthorized"
     assert polkit.asked() == [("org.kjump1.hibernate", 0)]
-    assert stranger(address, "Reload") == "org.kjump1.Error.NotAuthorized"
+    for method in ("Reload", "Stage", "Unstage"):
+        assert stranger(address, method) == "org.kjump1.Error.NotAuthorized"
+        assert polkit.asked()[-1] == ("org.kjump1.manage", 0)
     assert polkit.asked()[-1] == ("org.kjump1.manage", 0)
     assert "NotAuthorized" in stranger(address, "CanHibernate")
-    assert "stage" not in daemon.done
+    assert not {"stage", "stage-warm"} & set(daemon.done)
     # Root goes through without polkit.
     polkit.forget()
     assert client.call("Hibernate", GLib.Variant("(a{sv})", ({},)))[0]["result"] == "ok"

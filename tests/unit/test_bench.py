@@ -82,6 +82,12 @@ def test_report_has_a_row_for_each_system_and_says_what_is_missed() -> None:
     assert len(widths) == 1
 
 
+def test_a_busy_host_is_told() -> None:
+    said = "the host had other work to do"
+    assert said not in figures.report([record(others=0.05)], {})
+    assert said in figures.report([record(others=0.05), record(LZO, others=0.4)], {})
+
+
 STOCK_CONSOLE = [
     (0.5, "[   1.0] PM: hibernation: hibernation entry"),
     (0.6, "[   1.1] Filesystems sync: 0.010 seconds"),

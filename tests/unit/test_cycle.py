@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 from kjump import errors
 from kjump.session import cycle as cycles
 from kjump.session import history, hooks
-from kjump.session.cycle import Actions, Cycle, Step
+from kjump.session.cycle import Actions, Cycle, Step, Warming
 from kjump.session.daemon import Cleaning, clean_up, look_back
 from kjump.session.history import History, Mark
 from kjump.session.log import set_up
@@ -44,6 +44,7 @@ class World:
     def __init__(self, report: dict[str, Any] | None = RESTORED) -> None:
         self.done: list[str] = []
         self.fail: dict[str, Exception] = {}
+        self.fail_once: tuple[str, Exception] | None = None
         self.jumped: Callable[[], None] = lambda: None
         self.answer = report
         self.facts: Facts = READY
@@ -54,8 +55,18 @@ class World:
 
     def do(self, name: str) -> None:
         self.done.append(name)
+        if self.fail_once and self.fail_once[0] == name:
+            error, self.fail_once = self.fail_once[1], None
+            raise error
         if name in self.fail:
             raise self.fail[name]
+
+    # what a helper that rests is besides
+    def welcome(self, _report: Mapping[str, Any]) -> None:
+        self.do("welcome")
+
+    def is_ours(self) -> bool:
+        return self.loaded
 
     # what staging gives
     def describe(self) -> dict[str, Any]:
@@ -92,6 +103,21 @@ class World:
         self.do("stage")
         return self
 
+    def stage_warm(self, _settings: Settings, _facts: Facts) -> World:
+        assert self.mark is not None and self.mark.kind == "warm"
+        self.loaded = True
+        self.do("stage-warm")
+        return self
+
+    def ask(
+        self, helper: object, _settings: Settings, _facts: Facts, cycle: uuid.UUID
+    ) -> None:
+        assert helper is self and cycle == ID
+        self.do("ask")
+
+    def misfit(self, *_arguments: object) -> errors.StaleHelper | None:
+        return None
+
     def hooks(self, when: str, _seconds: float) -> list[hooks.Result]:
         self.do(when)
         return [hooks.Result(Path("/h"), 1, 0.1, "a line")]
@@ -120,8 +146,20 @@ class World:
     def actions(self) -> Actions:
         return Actions(**{name: getattr(self, name) for name in Actions.__dataclass_fields__})
 
-    def cycle(self) -> Cycle:
-        return Cycle(Settings(), actions=self.actions(), tell=self.steps.append, cycle_id=ID)
+    def cycle(self, *, warm: bool = False) -> Cycle:
+        self.loaded = warm
+        return Cycle(
+            Settings(),
+            actions=self.actions(),
+            tell=self.steps.append,
+            cycle_id=ID,
+            warm=self if warm else None,
+        )
+
+    def warming(self) -> Warming:
+        return Warming(
+            Settings(), actions=self.actions(), tell=self.steps.append, cycle_id=ID
+        )
 
 
 def test_a_restored_cycle() -> None:
@@ -281,6 +319,129 @@ def test_strange_figures_do_no_harm() -> None:
     assert told["phases"]["b"] == 1.0 and "a" not in told["phases"] and "pages" not in told
 
 
+# -- a helper that rests
+
+WARM = {"by": "helper", "result": "warm", "jump_back": 4096, "phases": {"helper boot": 3.0}}
+STALE = {"by": "helper", "result": "failed", **errors.StaleHelper("It is.").report()}
+
+
+def test_getting_warm() -> None:
+    world = World(WARM)
+    warming = world.warming()
+    report = warming.run()
+    assert warming.error is None and warming.warm is world and world.loaded
+    assert world.done == [
+        "read", "mark", "stage-warm", "mark", "pre", "sync", "recheck", "jump", "report",
+        "welcome", "post", "mark",
+    ]  # fmt: skip
+    # A daemon that is killed from now on leaves a mark by which it is unloaded, and nothing more.
+    assert world.mark == Mark(str(ID), "/dev/vda3", hooks=False, kind="warm")
+    assert (report["result"], report["phases"]["helper boot"]) == ("warm", 3.0)
+    assert world.retired == []
+
+
+@pytest.mark.parametrize(
+    "point", ["read", "stage-warm", "pre", "sync", "recheck", "jump", "report", "welcome"]
+)
+def test_failing_to_get_warm_leaves_nothing(point: str) -> None:
+    world = World(WARM)
+    world.fail[point] = errors.StagingFailed("It broke.")
+    warming = world.warming()
+    report = warming.run()
+    assert warming.warm is None and not world.loaded and world.mark is None
+    assert report["error"] == "StagingFailed"
+    assert ("pre" in world.done) == ("post" in world.done)
+    assert world.retired == []
+
+
+@pytest.mark.parametrize(
+    ("report", "error"),
+    [
+        ({"by": "helper", "result": "failed", **errors.NoWarmHelper("x").report()}, "NoWarmHelper"),
+        ({"by": "resume", "result": "ok"}, "HelperSilent"),
+        ({"by": "helper", "result": "returned"}, "HelperSilent"),
+        (None, "HelperSilent"),
+    ],
+)
+def test_a_helper_that_does_not_get_warm(report: dict[str, Any] | None, error: str) -> None:
+    world = World(report)
+    assert world.warming().run()["error"] == error
+    assert not world.loaded and world.mark is None
+
+
+def test_a_cycle_with_a_warm_helper() -> None:
+    world = World()
+    cycle = world.cycle(warm=True)
+    assert cycle.run()["result"] == "ok"
+    assert world.done == [
+        "read", "mark", "prepare", "ask", "mark", "pre", "sync", "recheck", "jump", "report",
+        "close", "unload", "retire", "post", "clear",
+    ]  # fmt: skip
+    # What came back from a disk is used up: its pages are junk.
+    assert cycle.warm is None and not world.loaded
+
+
+def test_a_warm_helper_is_not_a_cycle_that_was_served() -> None:
+    world = World(WARM)
+    assert world.cycle(warm=True).run()["error"] == "HelperSilent"
+
+
+def test_a_refused_request_leaves_the_helper_resting() -> None:
+    world = World()
+    world.facts = replace(READY, boot=None)
+    cycle = world.cycle(warm=True)
+    assert cycle.run()["error"] == "NoBootResume"
+    assert cycle.warm is world and world.loaded and world.done == ["read"]
+
+
+@pytest.mark.parametrize("point", ["prepare", "ask", "pre", "sync", "recheck", "jump", "report"])
+def test_a_failure_with_a_warm_helper_leaves_nothing(point: str) -> None:
+    world = World()
+    world.fail[point] = errors.StagingFailed("It broke.")
+    cycle = world.cycle(warm=True)
+    assert cycle.run()["error"] == "StagingFailed"
+    assert cycle.warm is None and not world.loaded and world.mark is None
+    assert ("pre" in world.done) == ("post" in world.done)
+
+
+def test_a_failure_in_a_warm_helper_is_like_one_in_a_cold_one() -> None:
+    failed = {"by": "helper", "result": "failed", **errors.TargetWriteFailed("EIO").report()}
+    world = World(failed)
+    cycle = world.cycle(warm=True)
+    report = cycle.run()
+    assert (report["error"], report["where"]) == ("TargetWriteFailed", "helper")
+    assert cycle.warm is None and not world.loaded and world.done.count("jump") == 1
+
+
+@pytest.mark.parametrize("point", ["ask", "recheck", "report"])
+def test_a_stale_helper_is_replaced_in_the_middle(point: str) -> None:
+    """Whoever finds it stale, and when: the person's request is served all the same."""
+    world = World()
+    if point == "report":
+        answers = [STALE, RESTORED]
+        world.jumped = lambda: setattr(world, "answer", answers.pop(0))
+    else:
+        world.fail_once = (point, errors.StaleHelper("It is."))
+    cycle = world.cycle(warm=True)
+    report = cycle.run()
+    assert cycle.error is None and report["result"] == "ok"
+    assert world.done.count("stage") == 1 and world.done.count("pre") == 1
+    assert world.done.count("jump") == (2 if point == "report" else 1)
+    assert world.done.index("close") < world.done.index("stage")
+    if point != "ask":
+        assert list(report["phases"]).index("stale jump") < list(report["phases"]).index("jump")
+
+
+def test_stale_is_said_once() -> None:
+    """A helper that was started a moment ago cannot be stale; if it says so, that is the end."""
+    world = World(STALE)
+    assert world.cycle(warm=True).run()["error"] == "StaleHelper"
+    assert world.done.count("jump") == 2
+    world = World(STALE)
+    assert world.cycle().run()["error"] == "StaleHelper"
+    assert world.done.count("jump") == 1
+
+
 # -- after a daemon that was killed
 
 
@@ -324,6 +485,17 @@ def test_cleaning_up_after_a_killed_daemon(
     assert not clean_up(kept, cleaning=cleaning)
 
 
+@pytest.mark.parametrize("owed", [False, True])
+def test_cleaning_up_a_warm_helper(
+    kept: History, cleaning: Cleaning, done: list[str], owed: bool
+) -> None:
+    """It is unloaded; no cycle was lost with it, so the history has nothing to tell."""
+    history.write_mark(Mark(str(ID), "", owed, "warm"), cleaning.mark)
+    assert clean_up(kept, cleaning=cleaning)
+    assert done == (["unload", "post"] if owed else ["unload"])
+    assert kept.last() is None and history.read_mark(cleaning.mark) is None
+
+
 def test_cleaning_up_is_tried_again_where_unloading_failed(
     kept: History, cleaning: Cleaning
 ) -> None:
@@ -335,6 +507,50 @@ def test_cleaning_up_is_tried_again_where_unloading_failed(
     assert history.read_mark(cleaning.mark) is not None
     assert clean_up(kept, cleaning=cleaning)
     assert history.read_mark(cleaning.mark) is None
+
+
+class Hold:
+    """A target that is held, and what becomes of it."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def check(self) -> None:
+        self.world.do("still there")
+
+    def retire(self, error: errors.KjumpError | None) -> None:
+        self.world.retired.append((DISK.path, error, ID))
+        self.world.do("retire held")
+
+    def close(self) -> None:
+        self.world.do("give back")
+
+
+class Holding(World):
+    """A machine whose target has something to hold over the jump."""
+
+    def prepare(self, facts: Facts, cycle: uuid.UUID) -> Hold:  # type: ignore[override]
+        super().prepare(facts, cycle)
+        return Hold(self)
+
+
+def test_what_is_held_is_given_back_after_the_image_was_spent() -> None:
+    world = Holding()
+    world.cycle().run()
+    assert world.done == [
+        "read", "mark", "prepare", "stage", "mark", "pre", "sync", "recheck", "still there",
+        "jump", "report", "close", "unload", "retire held", "give back", "post", "clear",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("point", ["stage", "pre", "recheck", "still there", "jump", "retire held"])
+def test_whatever_fails_what_is_held_is_given_back(point: str) -> None:
+    world = Holding()
+    world.fail[point] = errors.StagingFailed("no")
+    world.cycle().run()
+    assert world.done.count("give back") == 1
+    assert "retire" not in world.done
+    assert world.done.index("retire held") < world.done.index("give back")
 
 
 # -- a real superblock, in a file in place of a device
@@ -378,3 +594,23 @@ def test_a_failed_resume_is_told_after_the_boot(kept: History, image: Path) -> N
 def test_a_target_that_is_gone_is_no_reason_to_fail(kept: History, tmp_path: Path) -> None:
     look_back(kept, replace(READY, target=replace(DISK, path=tmp_path / "gone")))
     assert kept.last() is None
+
+
+def test_a_locator_in_the_swap_goes_and_its_slots_are_not_written_to(
+    kept: History, image: Path
+) -> None:
+    """The slots are the system's again: what lies there is swapped memory."""
+    from kjump.image import locator, target
+
+    header = bytes(4086) + b"SWAPSPACE2"
+    image.write_bytes(header + bytes(31 << 20))
+    area = target.Area(locator.SWAP, 0, ((8192, 20 << 20),))
+    target.prepare(image, cycle_id=ID, hostname="h", area=area)
+    before = image.read_bytes()
+    swap = replace(DISK, path=image, kind="swap", locator=0, room=20 << 20)
+    for kind in (swap, replace(DISK, path=image)):  # in use as swap or not
+        image.write_bytes(before)
+        look_back(kept, replace(READY, target=kind))
+        assert image.read_bytes() == header + before[4096:]
+    (entry,) = kept.entries()
+    assert entry["error"] == "ImageIncomplete"

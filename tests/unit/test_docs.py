@@ -18,7 +18,7 @@ import pytest
 
 from kjump import errors
 from kjump.cli import main as kjumpctl
-from kjump.handoff import cell, note, report
+from kjump.handoff import cell, note, report, request
 from kjump.image import layout
 from kjump.machine import code, memory, placing
 from kjump.session import staging
@@ -95,6 +95,7 @@ IMAGE = DOCS / "kjump-image.5.md"
         (HANDOFF, "THE NOTE", note.HEADER.format),
         (HANDOFF, "THE RETURN CELL", cell.CELL.format),
         (HANDOFF, "THE REPORT PAGE", report.HEADER.format),
+        (HANDOFF, "THE REQUEST PAGE", request.HEADER.format),
         (HANDOFF, "THE ENTRY STUB", "<4Q"),
         (HANDOFF, "LEAVING THE HELPER", "<3Q"),
         (IMAGE, "INDEX", layout.EXTENT.format),
@@ -134,13 +135,15 @@ def test_the_order_on_the_target() -> None:
 
 def test_magics_and_versions() -> None:
     handoff, image = HANDOFF.read_text(), IMAGE.read_text()
-    for magic in (note.MAGIC, cell.MAGIC, report.MAGIC, note.OWNER):
+    for magic in (note.MAGIC, cell.MAGIC, report.MAGIC, request.MAGIC, note.OWNER):
         assert f"`{magic.decode()}`" in handoff
     for magic in (layout.MAGIC, layout.CHUNK_MAGIC):
         assert f"`{magic.decode()}`" in image
     assert f"This page describes version {note.MAJOR}.{note.MINOR}," in handoff
     assert f"This page describes version {layout.VERSION}," in image
-    assert cell.VERSION == report.VERSION == 1
+    assert cell.VERSION == report.VERSION == request.VERSION == 1
+    assert f"hold the request, {request.PAGES} at most" in handoff
+    assert f"at offset {code.JUMP_KEPT:#x}." in section(HANDOFF, "LEAVING THE HELPER")
     assert f"{report.ROOM} bytes at most" in handoff
     assert f"has at most {note.LARGEST} bytes" in handoff
     assert f"begins {note.descriptor_offset()} bytes" in " ".join(handoff.split())
@@ -199,13 +202,23 @@ def dict_keys(node: ast.AST) -> set[str]:
 
 
 def test_the_handoffs_keys() -> None:
-    stage = function("session/staging.py", "_stage")
-    document = next(
-        node
-        for node in ast.walk(stage)
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "document"
+    of_machine, of_cycle = (
+        dict_keys(next(n for n in ast.walk(facts) if isinstance(n, ast.Return)))
+        for facts in (
+            function("session/staging.py", "machine_facts"),
+            function("session/staging.py", "cycle_facts"),
+        )
     )
-    assert keys_in(HANDOFF, "The document") == dict_keys(document)
+    assert keys_in(HANDOFF, "The document") == of_machine | of_cycle
+    # What a warm helper's request must have in common with its note is what is of the machine.
+    assert set(request.FIXED) == of_machine
+    text = " ".join(section(HANDOFF, "A WARM HELPER").split())
+    assert all(f"`{key}`" in text.partition("are not in it")[0] for key in of_cycle)
+    stage = function("session/warm.py", "stage")
+    more = dict_keys(next(n for n in ast.walk(stage) if isinstance(n, ast.Dict)))
+    assert keys_in(HANDOFF, "A WARM HELPER") == more - {"mode"}
+    text = " ".join(section(HANDOFF, "THE REQUEST PAGE").split())
+    assert all(f"`{key}`" in text for key in request.FIXED)
 
 
 def test_the_descriptions_keys() -> None:
@@ -268,7 +281,9 @@ def test_defaults_of_the_configuration() -> None:
     text = (DOCS / "kjump.conf.5.md").read_text()
     for key in KEYS:
         default = getattr(getattr(Settings(), key.section.lower()), key.attribute)
-        if isinstance(default, int):
+        if isinstance(default, bool):
+            default = "yes" if default else "no"
+        if default in ("yes", "no") or isinstance(default, int):
             found = re.search(rf"\*\*{key.name}=\*\*\n: (.*?)\n\n", text, re.DOTALL)
             assert found
             assert found[1].endswith(f"Default: {default}."), key.name

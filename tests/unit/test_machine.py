@@ -116,6 +116,7 @@ def test_entry_parameters_are_where_the_loader_writes_them() -> None:
 def test_jump_parameters_are_where_the_loader_writes_them() -> None:
     found, at = symbols("jump"), code.JUMP_PARAMETERS
     assert [found[n] for n in ("start", "tables", "stack", "target")] == [0, at, at + 8, at + 16]
+    assert found["kept"] == code.JUMP_KEPT
 
 
 def test_entry_stub_keeps_the_address_twice_then_enters_by_lret() -> None:
@@ -140,6 +141,25 @@ def test_jump_sets_cr4_before_cr3_and_starts_with_endbr64() -> None:
     first = next(line for line in text.splitlines() if line.strip().startswith("0:"))
     assert "endbr64" in first
     assert text.index("%cr4\n") < text.index(",%cr3") < text.index("jmp")
+
+
+def test_a_kept_helper_hands_its_own_address_on_before_it_leaves_its_tables() -> None:
+    """The session finds at 0(%rsp) where to enter the helper again."""
+    text = disassembly("jump").partition("<kept>:")[2]
+    order = [
+        r"endbr64",
+        r"mov\s+\(%rsp\),%rax",
+        r"mov\s+0x[0-9a-f]+\(%rip\),%rcx\s+# 88 <stack>",
+        r"mov\s+%rax,\(%rcx\)",
+        r"jmp\s+0 <start>",
+    ]
+    at = 0
+    for pattern in order:
+        match = re.compile(pattern).search(text, at)
+        assert match, pattern
+        at = match.end()
+    before = disassembly("jump").partition("<kept>:")[0]
+    assert "(%rsp)" not in before, "the boot kernel's stack is not mapped"
 
 
 # -- boot protocol ----------------------------------------

@@ -207,3 +207,71 @@ def test_reading_this_machine_never_raises() -> None:
 
 def test_another_machines_session_is_not_overwritten() -> None:
     assert names(replace(READY, target_session="laptop")) == ["TargetHoldsData"]
+
+
+def test_a_warm_helper_is_not_foreign_and_has_its_memory() -> None:
+    """What is staged already needs no second window, and its image is ours."""
+    short = replace(READY, foreign_image=True, available=0)
+    assert {reason.name for reason in reasons(short)} == {"ForeignKexecImage", "TooLittleMemory"}
+    assert reasons(replace(short, warm=True)) == []
+
+
+# -- files and swap ------------------------------------------------------------------------------
+
+FILE = replace(DISK, kind="file", file="/image", locator=8192, room=1 << 30)
+SWAP = replace(DISK, kind="swap", locator=0, room=1 << 30, signature="swap")
+
+
+def test_what_is_free_of_the_swap_counts_and_its_signature_does_not() -> None:
+    assert names(replace(READY, target=SWAP)) == []
+    assert names(replace(READY, target=replace(SWAP, room=MIB))) == ["TargetTooSmall"]
+    assert "swap" in reasons(replace(READY, target=replace(SWAP, room=MIB)))[0].what
+
+
+def test_a_file_that_was_written_to_is_somebodys() -> None:
+    assert names(replace(READY, target=FILE)) == []
+    written = replace(READY, target=replace(FILE, signature="written"))
+    assert names(written) == ["TargetHoldsData"]
+    assert names(replace(written, target_is_ours=True)) == []
+
+
+def test_another_machines_session_in_a_file_is_kept_and_in_swap_it_is_lost() -> None:
+    facts = replace(READY, target=FILE, target_session="other")
+    assert names(facts) == ["TargetHoldsData"]
+    assert "wipefs" not in reasons(facts)[0].todo
+    assert "/image" in reasons(facts)[0].what
+    assert names(replace(facts, target=SWAP)) == []
+
+
+def test_the_boot_has_to_know_where_a_file_lies() -> None:
+    assert FILE.place == "abcd-01:8192"
+    assert DISK.place == SWAP.place == ""
+    moved = replace(READY, target=FILE, fingerprint="bb")
+    assert names(moved) == ["NoBootResume"]
+    assert "/image was moved" in reasons(moved)[0].what
+
+
+def test_the_kernel_command_line_says_where_the_target_is() -> None:
+    there = replace(READY, target=FILE, fingerprint="bb", told="/dev/vda3:8192", told_right=True)
+    assert names(there) == []
+    assert names(replace(there, boot=None)) == ["NoBootResume"]
+    wrong = replace(READY, told="/dev/vda9", told_right=False)
+    assert names(wrong) == ["NoBootResume"]
+    assert "kjump.target=" in reasons(wrong)[0].todo
+    assert readiness.told_place(["a", "kjump.target=/dev/x", "kjump.target=/dev/y:1"]) == "/dev/y:1"
+    assert readiness.told_place(["a"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("place", "right"),
+    [("/dev/vda3:8192", True), ("/dev/vda3", False), ("/dev/vda3:0", False), ("nonsense", False)],
+)
+def test_a_told_place_is_the_targets_or_not(place: str, right: bool) -> None:
+    assert readiness.is_told(place, FILE) is right
+
+
+def test_swap_by_its_uuid() -> None:
+    disk = replace(DISK, links=("/dev/disk/by-uuid/12-ab", "/dev/disk/by-label/s"))
+    assert devices.matches("UUID=12-ab", disk)
+    assert devices.matches("LABEL=s", disk)
+    assert not devices.matches("UUID=12", disk)

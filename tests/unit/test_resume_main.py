@@ -11,16 +11,18 @@ import pytest
 
 from kjump.errors import (
     FileSystemChanged,
+    ImageDamaged,
     ImageIncomplete,
     ImageSpent,
     KjumpError,
     MemoryMapChanged,
+    NoTarget,
     OtherMachine,
     RestoreFailed,
     RestoreNoMemory,
     ResumeSkipped,
 )
-from kjump.image import fingerprint, superblocks, target
+from kjump.image import fingerprint, locator, superblocks, target
 from kjump.image.device import Device
 from kjump.image.layout import COMPLETE, EMPTY, RESTORING, SPENT, WRITING
 from kjump.image.read import Image
@@ -213,3 +215,70 @@ def test_no_memory_beside_the_boot_kernel_is_no_end_where_a_restorer_lies_with_t
     with pytest.raises(RestoreFailed if restorer else RestoreNoMemory):
         resume(disk)
     assert done == (["load", "jump"] if restorer else [])
+
+
+# -- targets that a locator leads to ---------------------------------------------------------------
+
+SWAP_HEADER = bytes(4086) + b"SWAPSPACE2"
+AREA = target.Area(locator.SWAP, 0, ((8192, 17 << 20),))
+
+
+@pytest.fixture
+def swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(main, "machine", lambda: MACHINE)
+    path = tmp_path / "swap"
+    path.write_bytes(SWAP_HEADER + bytes(18 << 20))
+    target.prepare(path, cycle_id=uuid.UUID(int=1), hostname="h", area=AREA)
+    return path
+
+
+def look(path: Path, at: int | None = None) -> None:
+    main.look(path, at, started=0.0, skip=False)
+
+
+def test_the_reason_is_put_into_the_locator_too(swap: Path) -> None:
+    with pytest.raises(ImageIncomplete):
+        look(swap)
+    assert found(swap) == ("spent", "ImageIncomplete")
+    with Device(swap) as device:
+        block, located = locator.read(device, 0)
+    assert located is not None and located.outcome["error"] == "ImageIncomplete"
+    assert block[1024:] == SWAP_HEADER[1024:]
+    look(swap)  # and the next boot says nothing more
+
+
+def test_an_image_that_cannot_be_reached_leaves_its_reason_in_the_locator(swap: Path) -> None:
+    with swap.open("r+b") as file:
+        file.seek(8192)
+        file.write(bytes(16 << 20))
+    with pytest.raises(ImageDamaged):
+        look(swap)
+    assert found(swap) == ("spent", "ImageDamaged")
+
+
+def test_a_place_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    """The blocks of a file that is gone are somebody's by now."""
+    disk = tmp_path / "disk"
+    before = bytes(range(256)) * 4096
+    disk.write_bytes(before)
+    for at in (0, 4096, 1 << 40):
+        try:
+            look(disk, at)
+        except ImageDamaged:
+            assert at == 1 << 40
+    disk.write_bytes(SWAP_HEADER + before)
+    look(disk)
+    assert disk.read_bytes() == SWAP_HEADER + before
+
+
+def test_where_to_look() -> None:
+    recorded = {"spec": "/img", "links": ["/dev/disk/by-partuuid/ab"], "locator": 8192}
+    there = [Path("/dev/disk/by-partuuid/ab")]
+    assert main.place_to_look([], "/img", recorded) == (there, 8192)
+    assert main.place_to_look([], "PARTUUID=ab", recorded) == (there, None)
+    words = ["quiet", "kjump.target=/dev/sda1:4096"]
+    assert main.place_to_look(words, "/img", recorded) == ([Path("/dev/sda1")], 4096)
+    assert main.place_to_look(words, "", None) == ([Path("/dev/sda1")], 4096)
+    for spec, known in (("/other", recorded), ("/img", None), ("/img", {"spec": "/img"})):
+        with pytest.raises(NoTarget):
+            main.place_to_look([], spec, known)

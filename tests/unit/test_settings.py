@@ -70,6 +70,7 @@ def test_the_helper_initrd_is_the_running_kernels() -> None:
         ("[Target]\nPath=vda1\n", "kjump.conf:2: bad value for Path=, ignored: not PARTUUID="),
         ("[Target]\nPath=PARTUUID=\n", "kjump.conf:2: bad value for Path=, ignored: PARTUUID="),
         ("[Target]\nPath=/dev/../etc\n", "kjump.conf:2: bad value for Path=, ignored"),
+        ("[Helper]\nWarm=perhaps\n", "kjump.conf:2: bad value for Warm=, ignored: neither yes"),
         ("[Helper]\nCpuCount=5000\n", "kjump.conf:2: bad value for CpuCount=, ignored: 5000 is"),
         ("[Image]\nCompression=xz\n", "kjump.conf:2: bad value for Compression=, ignored: not"),
         ("[Helper]\nDeadlineSec=soon\n", "kjump.conf:2: bad value for DeadlineSec=, ignored"),
@@ -94,6 +95,8 @@ def test_the_rest_still_works() -> None:
 def test_lines_are_joined_and_values_set_back() -> None:
     assert read("[Helper]\nCommandLine=a \\\n# between\n  b\n").helper.command_line == "a  b"
     assert read("[Helper]\nCpuCount=2\nCpuCount=\n").helper.cpu_count == 0
+    for word, warm in (("yes", True), ("On", True), ("1", True), ("no", False), ("false", False)):
+        assert read(f"[Helper]\nWarm={word}\n").helper.warm is warm
     assert read("[X-Ours]\nAnything=1\n").warnings == ()
 
 

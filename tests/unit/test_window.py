@@ -6,8 +6,11 @@ import random
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kjump.errors import NoWindow
+from kjump.machine import pages
 from kjump.machine.memory import parse_iomem
 from kjump.machine.ranges import PAGE, overlaps
 from kjump.session import window
@@ -68,3 +71,55 @@ def test_memory_above_4_gib_is_not_taken() -> None:
 def test_last_immovable() -> None:
     assert window.last_immovable(struct.pack("<4Q", 0, 1 << 26, 1, 0)) == 1
     assert window.last_immovable(struct.pack("<2Q", 1, 1 << 10)) is None
+    # While a helper rests, page tables of new processes come into its window; nothing else may.
+    for flag in range(64):
+        page = struct.pack("<Q", 1 << flag)
+        fits = window.last_immovable(page, window.RESTING) is None
+        assert fits == (window.last_immovable(page) is None or flag == window.KPF_PGTABLE)
+
+
+def test_the_best_window_has_the_fewest_pages_that_are_given_out_next() -> None:
+    resources = parse_iomem(iomem(0x1000000))
+    likely = [0] * 2048
+    likely[300:511] = [7] * 211
+    likely[200] = 1
+    found = window.choose(128 * MIB, resources, flags(set()), likely=likely)
+    assert found.end == 300 * window.ALIGNMENT
+    likely[40:511] = [9] * 471
+    likely[100:164] = [3] * 64
+    found = window.choose(128 * MIB, resources, flags(set()), likely=likely)
+    assert found.start == 100 * window.ALIGNMENT
+
+
+@given(
+    st.lists(st.booleans(), min_size=64, max_size=64),
+    st.lists(st.integers(0, 5), min_size=64, max_size=64),
+    st.integers(1, 20),
+)
+def test_choose_is_what_trying_all_would_find(
+    bad: list[bool], likely: list[int], wanted: int
+) -> None:
+    blocks = 64
+    resources = parse_iomem(f"{16 * MIB:x}-{(16 + 2 * blocks) * MIB - 1:x} : System RAM\n")
+    first = 8
+    immovable = {(first + n) * 512 + 17 for n in range(blocks) if bad[n]}
+    costs = {
+        at: sum(likely[at : at + wanted])
+        for at in range(blocks - wanted + 1)
+        if not any(bad[at : at + wanted])
+    }
+    size = wanted * window.ALIGNMENT
+    counts = [0] * first + likely
+    if not costs:
+        with pytest.raises(NoWindow):
+            window.choose(size, resources, flags(immovable), likely=counts)
+        return
+    found = window.choose(size, resources, flags(immovable), likely=counts)
+    at = found.start // window.ALIGNMENT - first
+    assert at == max(n for n in costs if costs[n] == min(costs.values()))
+
+
+def test_counting_pages_by_block() -> None:
+    present = 1 << 63
+    entries = struct.pack("<5Q", present | 511, present | 512, 513, present | 1023, present | 9999)
+    assert pages.count_blocks(entries, 9, 3) == [1, 2, 0]

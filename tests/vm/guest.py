@@ -69,6 +69,7 @@ class Shape:
     kaslr: bool = True
     kernel: str = "kjump"  # or stock
     words: str = ""  # more for the kernel command line
+    sockets: int = 0  # for processors that are plugged in later
 
     def command_line(self) -> str:
         # A panic must end the run at once, not hang until a deadline.  The kernel's check of its
@@ -292,11 +293,12 @@ class Guest:
         devices[-1] += ",id=hd,drive=disk,serial=kjump,bootindex=0"
         noted = "int,cpu_reset" if self.debug else "cpu_reset"  # resets name triple faults
         clock = moment if self.clock else "utc"
+        more = f",maxcpus={shape.cpus + shape.sockets}" if shape.sockets else ""
         command = (
             f"setpriv --pdeathsig KILL {QEMU} -nodefaults -no-user-config -display none -vga std "
-            f"-machine {shape.machine} -accel {accel} -cpu {cpu} -smp {shape.cpus} "
-            f"-m {shape.memory} -rtc clock=host,base={clock} -device virtio-rng-pci -d {noted} "
-            "-action reboot=shutdown,shutdown=poweroff,panic=shutdown"
+            f"-machine {shape.machine} -accel {accel} -cpu {cpu} -smp {shape.cpus}{more} "
+            f"-m {shape.memory} -rtc clock=host,base={clock} -device virtio-rng-pci "
+            f"-d {noted} -action reboot=shutdown,shutdown=poweroff,panic=shutdown"
         ).split()
         command += shape.nodes()
         command += ["-D", str(self.log("qemu")), "-blockdev", json.dumps(disk)]

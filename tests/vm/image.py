@@ -7,7 +7,7 @@ written to once it is there; guests run on qcow2 overlays of it.
 Nothing is downloaded but Debian packages, from where this machine's own apt gets them.  Needs root
 (mounts in a namespace of its own), no loop devices.
 
-usage: python3 -m tests.vm.image [--deb kjump.deb] --kernel linux-image.deb
+usage: python3 -m tests.vm.image [--deb kjump.deb] [--swap] --kernel linux-image.deb
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ KEPT_SNAPSHOTS = 12
 USER = "alice"
 UID = 1000
 INITRAMFS_CONF = "/etc/initramfs-tools/conf.d/kjtest"
+SWAP_UUID = "6b6a756d-7020-7377-6170-000000000000"
 GUEST_PROGRAMS = ("agent.py", "work.py", "fill.py")
 # What makes this a quiet machine that boots to a session on tty1.
 FILES = {
@@ -286,6 +287,19 @@ def build_system(root: Path, deb: Path | None) -> None:
         (root / name).touch()
 
 
+def use_swap(root: Path) -> None:
+    """Make the guest ready for the kernel's own hibernation: swap in use, and a boot initrd that
+    resumes from it, with either compressor."""
+    release = releases(root)["kjump"]
+    in_root(
+        root,
+        f"echo 'UUID={SWAP_UUID} none swap defaults 0 0' >>/etc/fstab\n"
+        f"sed -i 's/^RESUME=.*/RESUME=UUID={SWAP_UUID}/' {INITRAMFS_CONF}\n"
+        "printf 'lz4\\nlz4_compress\\nlzo\\n' >>/etc/initramfs-tools/modules\n"
+        f"update-initramfs -u -k {release}",
+    )
+
+
 def releases(root: Path) -> dict[str, str]:
     """Release of each kernel variant that is installed."""
     found = sorted(path.name.removeprefix("vmlinuz-") for path in (root / "boot").glob("vmlinuz-*"))
@@ -329,7 +343,7 @@ def make_swap(disk: Path, offset: int, size: int) -> None:
     """Make a swap area in a disk that is a file: mkswap knows no offset."""
     with tempfile.NamedTemporaryFile(dir=disk.parent) as area:
         area.truncate(size)
-        run("mkswap", "--quiet", "--uuid", "6b6a756d-7020-7377-6170-000000000000", area.name)
+        run("mkswap", "--quiet", "--uuid", SWAP_UUID, area.name)
         with disk.open("r+b") as file:
             file.seek(offset)
             file.write(area.read(4096))
@@ -398,7 +412,7 @@ def prune(directory: Path, pattern: str, keep: int) -> None:
 def prune_snapshots(cache: Path) -> None:
     """Delete what guest.py keeps of guests that have booted, where it is old or of no image."""
     folders = sorted(cache.glob("booted-*/"), key=lambda path: path.stat().st_mtime, reverse=True)
-    images = {path.stem for path in cache.glob("guest-*.qcow2")}
+    images = {path.stem for path in cache.glob("*.qcow2")}
     for number, folder in enumerate(folders):
         image = folder.name.removeprefix("booted-").rpartition("-")[0]
         if number >= KEPT_SNAPSHOTS or image not in images:
@@ -406,18 +420,21 @@ def prune_snapshots(cache: Path) -> None:
             folder.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def build(kernel: Path, deb: Path | None) -> Image:
-    """The guest disk for this kernel package and this kjump package, from the cache or built."""
+def build(kernel: Path, deb: Path | None, *, swap: bool = False) -> Image:
+    """The guest disk for this kernel package and this kjump package, from the cache or built.
+
+    ``swap``: for the kernel's own hibernation, see `use_swap`.
+    """
     if os.geteuid() != 0:
         raise SystemExit("the guest image is built by root: it mounts and it makes device nodes")
     with tempfile.TemporaryDirectory(prefix="kjump-debs-") as name:
         # Copies: what a build is named by is what it contains, even if a package is remade now.
         kernel = Path(shutil.copy(kernel, name))
         deb = Path(shutil.copy(deb, name)) if deb else None
-        return build_cached(cache_dir(), kernel, deb)
+        return build_cached(cache_dir(), kernel, deb, swap)
 
 
-def build_cached(cache: Path, kernel: Path, deb: Path | None) -> Image:
+def build_cached(cache: Path, kernel: Path, deb: Path | None, swap: bool) -> Image:
     wanted = {*PACKAGES.split(), STOCK_KERNEL, *(dependencies(deb) if deb else ())}
     packages = sorted(name for name in wanted if name != "dracut")
     base_key = digest(
@@ -429,11 +446,12 @@ def build_cached(cache: Path, kernel: Path, deb: Path | None) -> Image:
     layout = f"{ROOT_SIZE} {TARGET_SIZE} {SMALL_SIZE} {SWAP_SIZE} {SPARE_SIZE} {USER} {UID}"
     image_key = digest(
         kernels_key, build_system, build_disk, make_swap, install_grub, layout, *guest,
-        *programs, deb or "",
+        *programs, deb or "", use_swap if swap else "",
     )  # fmt: skip
     base = cache / f"base-{base_key}.tar.zst"
     kernels = cache / f"kernels-{kernels_key}.tar.zst"
-    image = cache / f"guest-{image_key}.qcow2"
+    kind = "swap" if swap else "guest"
+    image = cache / f"{kind}-{image_key}.qcow2"
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if image.exists():
@@ -452,8 +470,10 @@ def build_cached(cache: Path, kernel: Path, deb: Path | None) -> Image:
         log(f"guest image: the disk, with {deb.name if deb else 'no kjump package'}")
         with scratch_root(cache, kernels) as root:
             build_system(root, deb)
+            if swap:
+                use_swap(root)
             result = build_disk(root, image)
-        prune(cache, "guest-*.qcow2", KEPT_IMAGES)
+        prune(cache, f"{kind}-*.qcow2", KEPT_IMAGES)
         prune_snapshots(cache)
         prune(cache, "kernels-*.tar.zst", KEPT_IMAGES)
         prune(cache, "base-*.tar.zst", KEPT_IMAGES)
@@ -463,9 +483,10 @@ def build_cached(cache: Path, kernel: Path, deb: Path | None) -> Image:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Build the disk of a test guest.")
     parser.add_argument("--deb", type=Path, help="the kjump package; without it: a bare guest")
+    parser.add_argument("--swap", action="store_true", help="for the kernel's own hibernation")
     parser.add_argument("--kernel", type=Path, required=True, help="kernel with KEXEC_JUMP")
     arguments = parser.parse_args()
-    print(build(arguments.kernel, arguments.deb).path)
+    print(build(arguments.kernel, arguments.deb, swap=arguments.swap).path)
     return 0
 
 

@@ -42,14 +42,27 @@ def guest_image(kernel: Path | None = None) -> image.Image:
     KJUMP_GUEST_IMAGE names is taken as it is.  ``kernel``: with another kernel's package."""
     if kernel is None and "KJUMP_GUEST_IMAGE" in os.environ:
         return image.Image.load(Path(os.environ["KJUMP_GUEST_IMAGE"]))
-    kernel, package = kernel or kernel_package(), our_package()
+    return built(kernel or kernel_package(), our_package())
+
+
+def swap_image() -> image.Image:
+    """The guest without kjump, ready for the kernel's own hibernation; one that KJUMP_SWAP_IMAGE
+    names is taken as it is."""
+    if "KJUMP_SWAP_IMAGE" in os.environ:
+        return image.Image.load(Path(os.environ["KJUMP_SWAP_IMAGE"]))
+    return built(kernel_package(), None)
+
+
+def built(kernel: Path, package: Path | None) -> image.Image:
+    """From the cache, or built; without a package the one that hibernates to swap."""
     if os.geteuid() == 0:
-        return image.build(kernel, package)
+        return image.build(kernel, package, swap=package is None)
     # Building mounts file systems and makes device nodes; running the guests needs no rights.
     cache = image.cache_dir().parent
+    what: list[str | Path] = ["--deb", package] if package else ["--swap"]
     path = said(
         "sudo", "env", f"KJUMP_CACHE={cache}", f"PYTHONPATH={ROOT}", sys.executable,
-        "-m", "tests.vm.image", "--kernel", kernel, "--deb", package,
+        "-m", "tests.vm.image", "--kernel", kernel, *what,
     )  # fmt: skip
     return image.Image.load(Path(path))
 

@@ -11,7 +11,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from . import oracle, scenarios_debuggers, scenarios_full, scenarios_oracle
+from . import (
+    oracle,
+    scenarios_debuggers,
+    scenarios_full,
+    scenarios_oracle,
+    scenarios_targets,
+    scenarios_warm,
+)
 from .guest import DiskErrors, Guest, Shape
 from .image import Image
 from .steps import (
@@ -296,6 +303,29 @@ def refusals(image: Image) -> None:
                 refused(locked, "Lockdown", "na")
 
 
+def distribution_kernel(image: Image) -> None:
+    """A distribution's kernel as the helper: its window is no larger than 160 MiB, and it fits."""
+    stock = image.kernels["stock"]
+    with Guest(image, Shape()) as guest:
+        ready(guest)
+        guest.put(
+            f"[Helper]\nKernel=/boot/vmlinuz-{stock}\nInitrd=/var/lib/kjump/helper-{stock}.img\n"
+            .encode(),
+            "/etc/kjump/kjump.conf.d/90-test.conf",
+        )
+        guest.check("kjumpctl reload")
+        window = ctl_json(guest, "status")["Window"]
+        require("the window has 160 MiB at most", window["size"] <= 160 * MIB, window)
+        guest.start_work(100)
+        with cycle(guest) as again:
+            work_holds(again)
+            last = last_cycle(again)
+            print(window, last, flush=True)
+            expect("result", last["result"], "ok")
+            # What the helper had left when all was copied, of what it was given.
+            require("memory was left", last["memory"]["available"] > 8 * MIB, last["memory"])
+
+
 ALWAYS: dict[str, Scenario] = {
     "three-cycles": whole_cycle(Shape(memory=1024, cpus=2, machine="q35", la57=True), times=3),
     "comes-back": comes_back,
@@ -307,7 +337,7 @@ ALWAYS: dict[str, Scenario] = {
     "large": whole_cycle(Shape(memory=5120, cpus=2, machine="q35")),
 }
 
-MORE: dict[str, Scenario] = {
+MORE: dict[str, Scenario] = {"distribution-kernel": distribution_kernel} | {
     f"shape-{machine}-{cpus}-{memory}-{'5' if la57 else '4'}": whole_cycle(
         Shape(memory=memory, cpus=cpus, machine=machine, la57=la57)
     )
@@ -320,6 +350,12 @@ MORE: dict[str, Scenario] = {
     for bus in ("ahci", "ide", "nvme", "scsi")
 }
 
-for more in (scenarios_full, scenarios_oracle, scenarios_debuggers):
+for more in (
+    scenarios_full,
+    scenarios_oracle,
+    scenarios_targets,
+    scenarios_warm,
+    scenarios_debuggers,
+):
     ALWAYS |= more.ALWAYS
     MORE |= more.MORE

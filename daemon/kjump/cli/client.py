@@ -93,6 +93,18 @@ class Client:
         (report,) = self._call(INTERFACE, "Hibernate", arguments, forever=True)
         return dict(report)
 
+    def stage(self, *, warm: bool) -> dict[str, Any]:
+        """Start a helper ahead; returns the report, empty where one was there already."""
+        from gi.repository import GLib
+
+        arguments = GLib.Variant("(a{sv})", ({"warm": GLib.Variant("b", warm)},))
+        (report,) = self._call(INTERFACE, "Stage", arguments, forever=True)
+        return dict(report)
+
+    def unstage(self) -> None:
+        """Unload a helper that was started ahead."""
+        self._call(INTERFACE, "Unstage", forever=True)
+
     def reload(self) -> list[str]:
         """Have the configuration read again; the lines that were not used."""
         (warnings,) = self._call(INTERFACE, "Reload", forever=True)

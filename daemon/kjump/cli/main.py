@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,16 @@ from kjump import VERSION
 from kjump import settings as configuration
 from kjump.cli import dropins, show
 from kjump.cli.client import Client
-from kjump.errors import BadRequest, Internal, KjumpError, NoImage, NoTarget, table
+from kjump.errors import (
+    BadRequest,
+    Internal,
+    KjumpError,
+    NoImage,
+    NoTarget,
+    TargetMapped,
+    UnsuitableFile,
+    table,
+)
 
 if TYPE_CHECKING:
     from kjump.image.read import Image
@@ -98,9 +108,23 @@ def hibernate(options: Options) -> int:
     return 0
 
 
+def stage(options: Options) -> int:
+    if not options.warm:
+        raise BadRequest("Only a warm helper can be staged ahead.", advice="Say: --warm.")
+    report = _whole(Client().stage(warm=True))
+    put(options, report, lambda: show.report_text(report, colour=_colour()) if report
+        else "A warm helper was there already.")  # fmt: skip
+    return 0
+
+
+def unstage(options: Options) -> int:
+    Client().unstage()
+    put(options, {}, lambda: "Nothing is staged.")
+    return 0
+
+
 def image_info(options: Options) -> int:
-    path = Path(options.path) if options.path else _target_path()
-    document = _image(path)
+    document = _image(options)
     put(options, document, lambda: show.table(_flat(document)))
     return 0
 
@@ -108,11 +132,10 @@ def image_info(options: Options) -> int:
 @contextmanager
 def _opened(options: Options) -> Iterator[Image]:
     """The image that was named, or that on the target, open for reading."""
-    from kjump.image.device import Device
     from kjump.image.read import Image
+    from kjump.image.target import open_image
 
-    path = Path(options.path) if options.path else _target_path()
-    with Device(path) as device:
+    with open_image(*_place(options)) as device:
         yield Image(device)
 
 
@@ -156,20 +179,47 @@ def _bar(options: Options, total: int) -> Callable[[int], None]:
     return draw
 
 
-def _target_path() -> Path:
-    spec = configuration.load().target.path
+def _place(options: Options) -> tuple[Path, int | None]:
+    """(path, byte offset of the locator or None) of the image that was named, or on the target."""
+    spec = str(options.path or configuration.load().target.path)
     if not spec:
         raise NoTarget("No target is configured, and no PATH was given.")
     from kjump.image.target import link
 
-    return link(spec)
-
-
-def _image(path: Path) -> dict[str, Any]:
-    from kjump.image import read
+    if not options.path and (not spec.startswith("/") or spec.startswith("/dev/")):
+        return link(spec), None
+    path = Path(spec)
+    if not path.is_file() or _is_copy(path):
+        return path, None
+    # What lies in an image file is not to be seen through its file system.
+    from kjump.session import devices
 
     try:
-        found = read.describe(path)
+        found = devices.resolve(os.path.realpath(path))
+    except (UnsuitableFile, TargetMapped):
+        return path, None
+    return found.path, found.locator
+
+
+def _is_copy(path: Path) -> bool:
+    """Whether a file is a copy of a target: it begins with a superblock as anyone reads it."""
+    from kjump.image import layout
+
+    try:
+        with path.open("rb") as file:
+            head = file.read(2 * layout.BLOCK)
+    except OSError:
+        return True  # opening it as one tells why
+    return any(head[at : at + len(layout.MAGIC)] == layout.MAGIC for at in layout.SLOTS)
+
+
+def _image(options: Options) -> dict[str, Any]:
+    from kjump.image import read
+    from kjump.image.target import open_image
+
+    path, locator = _place(options)
+    try:
+        found = read.describe(path, open_image(path, locator))
     except PermissionError as error:
         raise BadRequest(f"{path} cannot be read.", advice="Do it as root.") from error
     except OSError as error:
@@ -239,6 +289,32 @@ def _tell_systemd(root: Path, changed: Sequence[Path]) -> None:
         subprocess.run(["systemctl", "--system", "daemon-reload"], check=False)
 
 
+def setup(options: Options) -> int:
+    from kjump.cli import setup as making
+
+    made = making.make(Path(options.file), making.parse_size(options.size))
+    written = making.configure(made.path)
+    if not options.no_initrd:
+        done = subprocess.run([UPDATE_INITRDS, "--boot-only"], check=False, stdout=sys.stderr)
+        if done.returncode:
+            raise Internal(
+                "The boot initrd could not be made.", advice="See what stands above this line."
+            )
+    try:
+        Client().reload()
+    except KjumpError as error:
+        print(f"kjumpctl: {error.sentence}", file=sys.stderr)
+    document = {"file": str(made.path), "size": made.size, "configuration": str(written)}
+    put(
+        options,
+        document,
+        lambda: f"Made: {made.path}, {show.size(made.size)}\nWritten: {written}\n"
+        "Leave the file where it is: it cannot be moved, written to or removed (chattr -i allows"
+        " that again).",
+    )
+    return 0
+
+
 def update_initrd(options: Options) -> int:
     command = [UPDATE_INITRDS, *options.arguments]
     try:
@@ -283,6 +359,9 @@ def parser() -> argparse.ArgumentParser:
             " not.")
     sub = command("hibernate", hibernate, "Hibernate, and report when the session runs again.")
     sub.add_argument("-q", "--quiet", action="store_true", help="print only what went wrong")
+    sub = command("stage", stage, "Start the helper kernel ahead of the next hibernation.")
+    sub.add_argument("--warm", action="store_true", help="keep it running (the only kind there is)")
+    command("unstage", unstage, "Unload a helper that was started ahead.")
     image = commands.add_parser("image", help="Look at an image.")
     images = image.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
     sub = command("info", image_info, "Describe the image on the target.", images)
@@ -293,6 +372,11 @@ def parser() -> argparse.ArgumentParser:
     sub = command("export", image_export, "Write an image as an ELF core.", images)
     sub.add_argument("core", metavar="FILE", help="the core to write; must not be there yet")
     sub.add_argument("path", nargs="?", metavar="PATH", help=default)
+    sub = command("setup", setup, "Make a file to hibernate to, and configure it.")
+    sub.add_argument("--file", required=True, metavar="PATH", help="the file; not there yet")
+    sub.add_argument("--size", metavar="SIZE", help="bytes, or with K, M, G, T behind; default:"
+                     " memory, one hundredth of it and 64 MiB")  # fmt: skip
+    sub.add_argument("--no-initrd", action="store_true", help="leave the boot initrd alone")
     sub = command("history", history, "Show all cycles.")
     sub.add_argument("--file", help=argparse.SUPPRESS)
     for name, function, text in (

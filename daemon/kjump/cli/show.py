@@ -12,8 +12,8 @@ from typing import Any, TextIO
 
 PAGE = 4096
 BOLD, RED, GREEN, YELLOW = "1", "31", "32", "33"
-COLOURS = {"yes": GREEN, "ok": GREEN, "returned": GREEN, "no": YELLOW, "challenge": YELLOW,
-           "na": RED, "failed": RED}
+COLOURS = {"yes": GREEN, "ok": GREEN, "returned": GREEN, "warm": GREEN, "no": YELLOW,
+           "challenge": YELLOW, "na": RED, "failed": RED}
 
 
 def wants_colour(stream: TextIO) -> bool:
@@ -83,8 +83,10 @@ def phases(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 def report_text(report: Mapping[str, Any], *, colour: bool = False) -> str:
     """One cycle's report: how it ended, the phases, the figures."""
     result = str(report.get("result", "?"))
-    words = {"ok": "restored from disk", "returned": "returned as told", "failed": "failed"}
-    head = f"Cycle {report.get('cycle', '?')}: " + paint(
+    words = {"ok": "restored from disk", "returned": "returned as told", "failed": "failed",
+             "warm": "warm"}
+    name = "Helper" if result == "warm" else "Cycle"
+    head = f"{name} {report.get('cycle', '?')}: " + paint(
         words.get(result, result), COLOURS.get(result, BOLD), on=colour
     )
     parts = [head]
@@ -123,7 +125,13 @@ def status_text(values: Mapping[str, Any], *, colour: bool = False) -> str:
         spec = target.get("spec", "")
         path = target.get("path", "")
         name = path if path == spec else f"{spec} ({path})"
-        lines.append(f"Target: {name}, {size(target.get('size', 0))}")
+        kind = str(target.get("kind", "partition"))
+        if target.get("file"):
+            kind = "file" if kind == "file" else "swap file"
+            name = f"{target['file']} (on {path})"
+        what = {"swap": "swap partition", "swap file": "swap file"}.get(kind, kind)
+        free = " free" if "swap" in kind else ""
+        lines.append(f"Target: {what} {name}, {size(target.get('size', 0))}{free}")
     else:
         lines.append(f"Target: {target.get('spec') or 'none'}{' (not there)' * bool(target)}")
     window = values.get("Window") or {}
@@ -132,6 +140,8 @@ def status_text(values: Mapping[str, Any], *, colour: bool = False) -> str:
             f"Window: {size(window.get('size', 0))} for the helper kernel;"
             f" {size(window.get('available_needed', 0))} of memory must be available"
         )
+    if values.get("Staged", "no") != "no":
+        lines.append(f"Helper: {values['Staged']}; its memory is taken until it is unstaged")
     lines += [f"Configuration: {warning}" for warning in values.get("Warnings") or ()]
     last = values.get("LastCycle") or {}
     lines += ["", report_text(last, colour=colour) if last else "No cycle yet."]

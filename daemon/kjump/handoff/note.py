@@ -33,7 +33,7 @@ from kjump.errors import DamagedHandoff, WrongHandoffVersion
 OWNER = b"KJUMP"
 TYPE = 1
 MAGIC = b"KJUMPHND"
-MAJOR, MINOR = 1, 0
+MAJOR, MINOR = 1, 1
 HEADER = struct.Struct("<8sHHIQI4x")
 JUMP_BACK_OFFSET = 16
 """Offset of the jump-back address in the descriptor: where the entry stub writes."""
@@ -80,15 +80,20 @@ def iterate_notes(data: bytes) -> Iterator[tuple[bytes, int, bytes]]:
         at = start + -(-size // 4) * 4
 
 
-def pack(document: Mapping[str, Any]) -> bytes:
-    """The whole note with jump-back address 0, ready for the core header."""
+def descriptor(document: Mapping[str, Any]) -> bytes:
+    """A descriptor with jump-back address 0.  Raises ValueError where it would be too long."""
     text = json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
     if HEADER.size + len(text) > LARGEST:
         raise ValueError(f"handoff of {len(text)} bytes")
     head = HEADER.pack(MAGIC, MAJOR, MINOR, len(text), 0, 0)
     checksum = zlib.crc32(text, zlib.crc32(head[:CHECKED]))
     head = HEADER.pack(MAGIC, MAJOR, MINOR, len(text), 0, checksum)
-    return pack_note(OWNER, TYPE, head + text)
+    return head + text
+
+
+def pack(document: Mapping[str, Any]) -> bytes:
+    """The whole note with jump-back address 0, ready for the core header."""
+    return pack_note(OWNER, TYPE, descriptor(document))
 
 
 def unpack(descriptor: bytes) -> Note:

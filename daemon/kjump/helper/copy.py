@@ -20,13 +20,20 @@ from kjump.errors import (
     DamagedHandoff,
     HelperDeadline,
     HelperFailed,
+    ImageDamaged,
+    ImageVersion,
     Internal,
     KjumpError,
+    MemoryUnreadable,
+    NoImage,
+    StaleHelper,
+    TargetMissing,
+    WrongHandoffVersion,
     WrongTarget,
 )
 from kjump.handoff import note
 from kjump.handoff.cell import Cell
-from kjump.helper import leave, putback
+from kjump.helper import leave, putback, warm
 from kjump.helper.states import Span, classify
 from kjump.image import fingerprint, superblocks, target
 from kjump.image.device import Device
@@ -42,6 +49,11 @@ MAP_BYTES = 64 << 20
 """How much of the session's memory a thread maps at a time: page tables cost memory, too."""
 DEVICE_WAIT = 30.0
 """Seconds to wait for the target's driver."""
+WARM_UP = 60.0
+"""Seconds that getting warm may take once the note was read, and reading a request later."""
+
+BEFORE_WRITING = ("scan", "find target")
+"""Phases in which nothing was written yet, but for the last moment of the second."""
 
 
 class Clock:
@@ -50,7 +62,22 @@ class Clock:
     def __init__(self) -> None:
         self.phases: dict[str, float] = {"helper boot": round(time.monotonic(), 3)}
         self._name = ""
-        self._since = time.monotonic()
+        self._since = self.begun = time.monotonic()
+
+    def again(self) -> None:
+        """The helper was entered a second time: what was before is not this cycle's.
+
+        The clock stands still while the session runs, so what has passed since the last phase
+        began is leaving and coming back.
+        """
+        now = time.monotonic()
+        self.phases = {"helper resume": round(now - self._since, 3)}
+        self._name, self._since, self.begun = "", now, now
+
+    @property
+    def name(self) -> str:
+        """The phase that runs."""
+        return self._name
 
     def phase(self, name: str) -> None:
         now = time.monotonic()
@@ -71,6 +98,8 @@ class Handoff:
             self.low = [_range(r) for r in document["low"]]
             self.ram = [_range(r) for r in document["ram"]]
             self.links = [Path(str(x)) for x in document["target"]["links"]]
+            locator = document["target"].get("locator")
+            self.locator = None if locator is None else int(locator)
             self.level = int(document.get("level", 1))
             self.compression = str(document.get("compression", "auto"))
             if self.compression not in COMPRESSIONS:
@@ -90,20 +119,20 @@ def _range(pair: Any) -> Range:
     return start, end
 
 
-def read_notes(core: Vmcore) -> tuple[dict[str, str], Handoff]:
-    """VMCOREINFO and the handoff.  Raises `DamagedHandoff`, `WrongHandoffVersion`."""
+def read_notes(core: Vmcore) -> tuple[dict[str, str], note.Note]:
+    """VMCOREINFO and the handoff note.  Raises `DamagedHandoff`, `WrongHandoffVersion`."""
     facts: dict[str, str] | None = None
-    handoff: Handoff | None = None
+    found: note.Note | None = None
     for owner, _kind, descriptor in core.notes():
         if owner == vmcoreinfo.OWNER and facts is None:
             facts = vmcoreinfo.parse(descriptor)
-        elif owner == note.OWNER and handoff is None:
-            handoff = Handoff(note.unpack(descriptor))
+        elif owner == note.OWNER and found is None:
+            found = note.unpack(descriptor)
     if facts is None:
         raise DamagedHandoff("There is no VMCOREINFO note in the core header.")
-    if handoff is None:
+    if found is None:
         raise DamagedHandoff("There is no KJUMP note in the core header.")
-    return facts, handoff
+    return facts, found
 
 
 def open_target(handoff: Handoff) -> Device:
@@ -112,7 +141,13 @@ def open_target(handoff: Handoff) -> Device:
     Raises `TargetMissing`, `WrongTarget`.
     """
     path = target.wait_for(handoff.links, DEVICE_WAIT)
-    device = Device(path, writable=True)
+    if handoff.locator is None:
+        device = Device(path, writable=True)
+    else:
+        try:
+            device = target.open_image(path, handoff.locator, writable=True)
+        except (NoImage, ImageDamaged, ImageVersion) as error:
+            raise WrongTarget(f"{path} does not bear this cycle's mark: {error.what}") from error
     try:
         superblock = superblocks.load(device)
     except OSError as error:
@@ -219,13 +254,38 @@ def _out_of_time(_signal: int, _frame: FrameType | None) -> None:
 def run(cell: Cell, clock: Clock) -> None:
     """Save and power off.  Raises any `KjumpError`; returns only in a dry run."""
     clock.phase("handoff")
+    signal.signal(signal.SIGALRM, _out_of_time)
     with Vmcore(hidden=((cell.window_start, cell.window_start + cell.window_size),)) as core:
-        facts, handoff = read_notes(core)
-        signal.signal(signal.SIGALRM, _out_of_time)
-        signal.setitimer(signal.ITIMER_REAL, max(1.0, handoff.deadline - time.monotonic()))
-        if handoff.document.get("mode") == "dry-run":
+        facts, found = read_notes(core)
+        mode = found.document.get("mode")
+        since = 0.0  # a deadline counts from the start of this kernel ...
+        if mode == warm.MODE:
+            signal.setitimer(signal.ITIMER_REAL, WARM_UP)
+            clock.phase("warm-up")
+            wanted = warm.prepare(found, DEVICE_WAIT)
+            clock.phase("rest")
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            warm.rest(cell, found, clock.phases)
+            clock.again()
+            signal.setitimer(signal.ITIMER_REAL, WARM_UP)
+            since = clock.begun  # ... or from when it was entered again
+            clock.phase("handoff")
+            found = warm.asked(cell, found, wanted)
+            mode = found.document.get("mode")
+        handoff = Handoff(found)
+        left = handoff.deadline + since - time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, max(1.0, left))
+        if mode == "dry-run":
             return
-        report = save(core, facts, handoff, clock)
+        if mode is not None:
+            raise WrongHandoffVersion(f"The handoff asks for {mode!r}, which is not known here.")
+        try:
+            report = save(core, facts, handoff, clock)
+        except (MemoryUnreadable, TargetMissing, WrongTarget) as error:
+            if not since or clock.name not in BEFORE_WRITING:
+                raise
+            # Another helper looks for itself, and gets another window.
+            raise StaleHelper(f"The warm helper cannot go on.  {error.what}") from error
     size = report["image"]["size"]
     say(f"saved: {size >> 20} MiB written in {clock.phases.get('copy', 0):.1f} s; switching off")
     syscalls.power_off()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kjump.errors import DamagedHandoff, HelperFailed, KjumpError
+from kjump.errors import DamagedHandoff, HelperFailed, KjumpError, NoWarmHelper
 from kjump.handoff import cell as cells
 from kjump.handoff import report as reports
 from kjump.machine import code, memory, syscalls
@@ -58,15 +58,39 @@ def failure(error: KjumpError, **figures: Any) -> dict[str, Any]:
     return {"by": "helper", "result": "failed", **error.report(), **figures}
 
 
-def jump_back(cell: cells.Cell) -> NoReturn:
-    """Jump back into the session.  Raises `HelperFailed` where the kernel refuses."""
+def _jump_pages(cell: cells.Cell) -> tuple[int, bytes]:
+    """The way back, and the physical address it is for."""
     at = cell.window_start + memory.HEADROOM
-    pages = code.jump_pages(
+    return at, code.jump_pages(
         at,
         cell.jump_back,
         levels=5 if memory.is_5_level() else 4,
         gigabyte_pages=memory.has_gigabyte_pages(),
     )
+
+
+def jump_back_kept(cell: cells.Cell) -> None:
+    """Jump back into the session and keep this kernel: returns when the session enters it again.
+
+    The jump-back address stays what it was as long as the session keeps its staged image: it lies
+    in a page that was allocated with that image (``control_code_page``, kernel/kexec.c).  Raises
+    `NoWarmHelper` where the kernel refuses, with everything as it was.
+    """
+    at, pages = _jump_pages(cell)
+    try:
+        syscalls.kexec_load(
+            at + code.JUMP_KEPT, [Segment(pages, at, len(pages))], preserve_context=True
+        )
+        syscalls.reboot_kexec()
+    except OSError as error:
+        raise NoWarmHelper(f"The helper's kernel cannot be left: {error.strerror}.") from error
+    # What was loaded is used up: it would start at the session's address, without our tables.
+    syscalls.kexec_unload()
+
+
+def jump_back(cell: cells.Cell) -> NoReturn:
+    """Jump back into the session for good.  Raises `HelperFailed` where the kernel refuses."""
+    at, pages = _jump_pages(cell)
     try:
         # Plain, not preserving: it also sends the other CPUs into HLT, where the session's kernel
         # wants to find them.

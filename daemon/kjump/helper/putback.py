@@ -11,17 +11,15 @@ import mmap
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from kjump.errors import Internal, KjumpError, RestoreFailed, WrongTarget
 from kjump.handoff import report as reports
 from kjump.handoff.cell import Cell
 from kjump.helper import leave
-from kjump.image import superblocks, target
-from kjump.image.device import Device
+from kjump.image import target
 from kjump.image.extents import Extents
-from kjump.image.layout import RESTORING, SPENT, ZERO, Extent
+from kjump.image.layout import RESTORING, ZERO, Extent
 from kjump.image.place import check_pages, pieces
 from kjump.image.read import Chunk, Image
 from kjump.machine import memory, pages, syscalls
@@ -136,8 +134,9 @@ def main(cmdline: str) -> int:
     started = time.monotonic()
     words = words_of(cmdline)
     try:
-        path = target.wait_for([Path(words.get("kjump.target", ""))], DEVICE_WAIT)
-        with Device(path, writable=True) as device:
+        place, locator = target.parse_place(words.get("kjump.target", ""))
+        path = target.wait_for([place], DEVICE_WAIT)
+        with target.open_image(path, locator, writable=True) as device:
             image = Image(device)
             s = image.superblock
             if s.state != RESTORING or str(s.cycle) != words["kjump.restore"]:
@@ -161,9 +160,5 @@ def main(cmdline: str) -> int:
 
 
 def _keep(image: Image, error: KjumpError) -> None:
-    superblocks.store(
-        image.device,
-        image.superblock,
-        state=SPENT,
-        outcome={"by": "resume", "result": "failed", **error.report()},
-    )
+    outcome = {"by": "resume", "result": "failed", **error.report()}
+    target.pass_over(image.device, image.superblock, outcome)

@@ -2,6 +2,10 @@
 
 Runs in all three kernels.  Past the cache for two reasons: the session must never see blocks it
 cached before the helper wrote them, and the helper has no memory to spare.
+
+An image that has no partition of its own lies in spans of one: the blocks of a file, or free slots
+of a swap area.  A device that was given its spans presents them as one run of bytes from 0 on, so
+whoever reads or writes an image need not know.
 """
 
 from __future__ import annotations
@@ -9,6 +13,9 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from kjump.errors import TargetInUse, TargetMissing, TargetWriteFailed
@@ -17,14 +24,46 @@ from kjump.machine.ranges import align_up
 
 PIECE = 1 << 20
 
+Span = tuple[int, int]
+"""Bytes of a device: (offset, length), both in whole blocks."""
+
+
+class Spans:
+    """Spans of a device, one behind the other, as one run of bytes.  Pure."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        """``spans``: in the order in which they are one run."""
+        self._offsets = [offset for offset, _ in spans]
+        self._starts = list(accumulate((length for _, length in spans), initial=0))
+        self.size = self._starts.pop()
+
+    def pieces(self, offset: int, length: int) -> Iterator[Span]:
+        """Where ``length`` bytes from ``offset`` on lie; fewer at the end of the run."""
+        end = min(offset + length, self.size)
+        at = bisect_right(self._starts, offset) - 1
+        while offset < end:
+            inside = offset - self._starts[at]
+            following = self._starts[at + 1] if at + 1 < len(self._starts) else self.size
+            count = min(end, following) - offset
+            yield self._offsets[at] + inside, count
+            offset += count
+            at += 1
+
 
 class Device:
     """An open block device or file.  Offsets and lengths are bytes, in whole blocks to write."""
 
-    def __init__(self, path: Path, *, writable: bool = False, exclusive: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        writable: bool = False,
+        exclusive: bool = False,
+        spans: Sequence[Span] | None = None,
+    ) -> None:
         """``exclusive``: refuse a device that is mounted or held (block devices only).
 
-        Raises `TargetMissing`, `TargetInUse`.
+        ``spans``: see `lay`.  Raises `TargetMissing`, `TargetInUse`.
         """
         self.path = path
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
@@ -41,7 +80,22 @@ class Device:
             if error.errno == errno.EBUSY:
                 raise TargetInUse(f"The target {path} is in use.") from error
             raise TargetMissing(f"The target {path} cannot be opened: {error.strerror}.") from error
-        self.size = os.lseek(self.fd, 0, os.SEEK_END)
+        self.whole_size = os.lseek(self.fd, 0, os.SEEK_END)
+        """Bytes of the device itself, whatever its spans."""
+        self.size = self.whole_size
+        self._spans: Spans | None = None
+        if spans is not None:
+            self.lay(spans)
+
+    def lay(self, spans: Sequence[Span] | None) -> None:
+        """From now on byte 0 is the first byte of the first of these spans; None: of the device."""
+        self._spans = None if spans is None else Spans(spans)
+        self.size = self.whole_size if self._spans is None else self._spans.size
+
+    def _pieces(self, offset: int, length: int) -> Iterator[Span]:
+        if self._spans is None:
+            return iter(((offset, length),))
+        return self._spans.pieces(offset, length)
 
     def buffer(self, size: int) -> mmap.mmap:
         """Memory aligned for direct I/O: ``size`` bytes, rounded up to whole blocks."""
@@ -54,12 +108,14 @@ class Device:
         """
         done = 0
         with memoryview(buffer) as view:
-            while done < length:
-                with view[done:length] as rest:
-                    got = os.preadv(self.fd, [rest], offset + done)
-                if got == 0:
-                    break
-                done += got
+            for at, count in self._pieces(offset, length):
+                first, end = done, done + count
+                while done < end:
+                    with view[done:end] as rest:
+                        got = os.preadv(self.fd, [rest], at + done - first)
+                    if got == 0:
+                        return done
+                    done += got
         return done
 
     def read(self, offset: int, length: int) -> bytes:
@@ -75,9 +131,13 @@ class Device:
         done = 0
         try:
             with memoryview(buffer) as view:
-                while done < length:
-                    with view[done:length] as rest:
-                        done += os.pwritev(self.fd, [rest], offset + done)
+                for at, count in self._pieces(offset, length):
+                    first, end = done, done + count
+                    while done < end:
+                        with view[done:end] as rest:
+                            done += os.pwritev(self.fd, [rest], at + done - first)
+            if done < length:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise TargetWriteFailed(
                 f"Writing to {self.path} failed at byte {offset + done}: {error.strerror}."

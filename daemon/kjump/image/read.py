@@ -302,9 +302,9 @@ class Image:
         chunks.end()
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: Path, opened: Device | None = None) -> dict[str, Any]:
     """What ``kjumpctl image info`` shows.  Raises as `Image` and `Device` do."""
-    with Device(path) as device:
+    with opened or Device(path) as device:
         image = Image(device)
         s = image.superblock
         out: dict[str, Any] = {

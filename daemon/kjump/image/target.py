@@ -1,7 +1,9 @@
 """The target: finding it by its name, and what the session does with it before and after.
 
 Runs in all three kernels; the session finds devices through udev itself (`session.devices`), the
-initrds by the links that udev makes.
+initrds by the links that udev makes.  A target is a whole device, or an `Area` of one that a
+locator leads to (`kjump.image.locator`).  Nothing here mounts anything, and nothing here writes
+to an area but what the caller says is its own now.
 """
 
 from __future__ import annotations
@@ -15,9 +17,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kjump.errors import KjumpError, NoTarget, TargetMissing, TargetTooSmall
+from kjump.errors import (
+    ImageDamaged,
+    KjumpError,
+    NoImage,
+    NoTarget,
+    TargetHoldsData,
+    TargetMissing,
+    TargetTooSmall,
+)
+from kjump.image import locator as locators
 from kjump.image import superblocks
-from kjump.image.device import PIECE, Device
+from kjump.image.device import PIECE, Device, Span
 from kjump.image.layout import (
     BLOCK,
     COMPLETE,
@@ -29,6 +40,7 @@ from kjump.image.layout import (
     WRITING,
     Superblock,
 )
+from kjump.image.locator import Locator
 from kjump.machine.ranges import align_up
 
 SMALLEST = 16 << 20
@@ -49,6 +61,27 @@ class Target:
     size: int
     partuuid: str
     links: tuple[str, ...]
+    locator: int | None = None
+    """Byte offset of the locator on the device; None: the target is the whole device."""
+
+
+@dataclass(frozen=True)
+class Area:
+    """Blocks of a device that are the target's now: those of a file, or slots of a swap area."""
+
+    kind: int
+    """`locator.FILE` or `locator.SWAP`."""
+    locator: int
+    """Byte offset of the block that the locator lies in."""
+    spans: tuple[Span, ...]
+    """Bytes of the device for map and image; not the locator's block."""
+
+
+class Opened(Device):
+    """An open target: the image's bytes from 0 on, and the locator that led there, if any."""
+
+    locator: Locator | None = None
+    locator_at: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +95,8 @@ class Found:
     machine: str = ""
     """Identity of the machine it was saved on; empty where it does not say."""
     hostname: str = ""
+    area: int = 0
+    """`locator.FILE` or `locator.SWAP` where a locator leads to it, else 0."""
 
     def is_session_of_another(self, machine: str) -> bool:
         """Whether another machine may still resume from it: then it is not ours to touch."""
@@ -83,6 +118,80 @@ def link(spec: str) -> Path:
     return Path(LINKS[kind], value)
 
 
+def parse_place(text: str) -> tuple[Path, int | None]:
+    """(path, byte offset of the locator or None) of ``kjump.target=PLACE[:OFFSET]``.
+
+    What stands behind the last colon is the offset if it is a number; a colon at the end says
+    that there is none.  Raises `NoTarget`.
+    """
+    place, colon, number = text.rpartition(":")
+    if colon and number.isascii() and number.isdigit():
+        return link(place), int(number)
+    return link(place if colon and not number else text), None
+
+
+def place_text(path: Path, locator: int | None) -> str:
+    """The word that `parse_place` reads."""
+    if locator is not None:
+        return f"{path}:{locator}"
+    # Names below by-path may end in a number behind a colon themselves.
+    return f"{path}:" if ":" in path.name else f"{path}"
+
+
+def open_image(path: Path, locator: int | None = None, *, writable: bool = False) -> Opened:
+    """Open a target wherever its image lies: through the locator at this byte of the device.
+
+    ``locator`` None: whatever is at the device's start, locator or superblock.  Raises `NoImage`
+    where there is neither, `ImageDamaged`, `ImageVersion`, `TargetMissing`.
+    """
+    device = Opened(path, writable=writable)
+    try:
+        if locator is None and device.size < BLOCK:
+            return device
+        at = locator or 0
+        block, found = locators.read(device, at)
+        if found is None:
+            # What a swap area holds behind its header is nobody's superblock.
+            if locator or locators.is_swap(block):
+                raise NoImage(f"There is no image on {path}.")
+            return device
+        device.locator, device.locator_at = found, at
+        spans = locators.read_map(device, found, at)
+        device.lay(spans)
+        superblock = superblocks.load(device)
+        if superblock is None or superblock.cycle != found.cycle:
+            raise ImageDamaged(f"What the locator on {path} leads to is not its image.")
+    except OSError as error:
+        device.close()
+        raise ImageDamaged(f"{path} cannot be read: {error.strerror}.") from error
+    except BaseException:
+        device.close()
+        raise
+    return device
+
+
+def pass_over(device: Device, superblock: Superblock, outcome: Mapping[str, Any]) -> None:
+    """Mark an image spent, with the reason, where whoever starts next finds it.
+
+    Raises `TargetWriteFailed`, OSError.
+    """
+    superblocks.store(device, superblock, state=SPENT, outcome=outcome)
+    if isinstance(device, Opened) and device.locator is not None:
+        with Device(device.path, writable=True) as whole:
+            locators.leave(whole, device.locator_at, device.locator, outcome)
+
+
+def leave_reason(path: Path, at: int, error: KjumpError) -> None:
+    """Put the reason into a locator whose image cannot be reached.
+
+    Raises `KjumpError`, OSError.
+    """
+    with Device(path, writable=True) as whole:
+        _, found = locators.read(whole, at)
+        if found is not None and not found.outcome:
+            locators.leave(whole, at, found, {"by": "resume", "result": "failed", **error.report()})
+
+
 def wait_for(paths: list[Path], seconds: float) -> Path:
     """The first of the paths that is there within the time.  Raises `TargetMissing`."""
     deadline = time.monotonic() + seconds
@@ -96,9 +205,24 @@ def wait_for(paths: list[Path], seconds: float) -> Path:
         time.sleep(0.05)
 
 
-def examine(path: Path) -> Found | None:
-    """The image on the device, or None.  Raises `TargetMissing`, `ImageVersion`, OSError."""
-    with Device(path) as device:
+def examine(path: Path, locator: int | None = None) -> Found | None:
+    """The image on the device, or None; ``locator``: as for `open_image`.
+
+    Raises `TargetMissing`, `ImageVersion`, `ImageDamaged`, OSError.
+    """
+    try:
+        device = open_image(path, locator)
+    except NoImage:
+        return None
+    except ImageDamaged as error:
+        found = _located(path, locator or 0)
+        if found is None:
+            raise
+        # Its superblock may be swapped memory by now; what the locator says holds all the same.
+        reason = found.outcome or error.report()
+        state = "spent" if found.outcome else "complete"
+        return Found(state, found.cycle, reason, found.changed, area=found.kind)
+    with device:
         superblock = superblocks.load(device)
         if superblock is None:
             return None
@@ -115,7 +239,17 @@ def examine(path: Path) -> Found | None:
         superblock.changed,
         machine,
         hostname,
+        device.locator.kind if device.locator else 0,
     )
+
+
+def _located(path: Path, at: int) -> Locator | None:
+    """The locator alone, without what it leads to."""
+    try:
+        with Device(path) as device:
+            return locators.read(device, at)[1]
+    except (KjumpError, OSError):
+        return None
 
 
 def prepare(
@@ -124,13 +258,21 @@ def prepare(
     cycle_id: uuid.UUID,
     hostname: str,
     restorer: tuple[Path, Path] | None = None,
+    area: Area | None = None,
 ) -> None:
     """Mark the target as the one for this cycle; the helper writes to no other.
 
     ``restorer``: kernel and initrd that go with the image, so that memory can be put back in
-    place.  Raises `TargetInUse`, `TargetMissing`, `TargetTooSmall`, `TargetWriteFailed`.
+    place.  ``area``: the part of the device that is the target, else it is all of it.  Raises
+    `TargetInUse`, `TargetMissing`, `TargetTooSmall`, `TargetHoldsData`, `TargetWriteFailed`.
     """
-    with Device(path, writable=True, exclusive=True) as device:
+    blocks: list[int] = []
+    spans: list[Span] | None = None
+    with Device(path, writable=True, exclusive=area is None) as device:
+        if area is not None:
+            _take(device, area)
+            blocks, spans = locators.lay_out(area.spans)
+            device.lay(spans)
         if device.size < SMALLEST:
             raise TargetTooSmall(f"The target {path} has {device.size >> 20} MiB.")
         old = superblocks.load(device)
@@ -156,6 +298,31 @@ def prepare(
             )
             device.flush()
         superblocks.store(device, fresh)
+        if area is not None and spans is not None:
+            device.lay(None)
+            locators.write_map(
+                device, area.locator, Locator(cycle_id, area.kind), blocks, spans
+            )
+
+
+def _take(device: Device, area: Area) -> None:
+    """Make sure that the locator's block may be ours, and take away an old locator.
+
+    Raises `TargetHoldsData`, `TargetWriteFailed`, OSError.
+    """
+    if area.kind == locators.SWAP:
+        block = device.read(area.locator, BLOCK)
+        if not locators.is_swap(block) or foreign_boot_code(block):
+            raise TargetHoldsData(
+                f"The first bytes of the swap area on {device.path} are somebody's.",
+                advice="Make the area again with mkswap, or name another target.",
+            )
+    locators.clear(device, area.locator)
+
+
+def foreign_boot_code(block: bytes) -> bool:
+    """Whether the room for the locator in a swap header holds something that is none."""
+    return not locators.is_locator(block) and any(block[: locators.SIZE])
 
 
 def _write_file(device: Device, path: Path, offset: int, length: int) -> int:
@@ -179,22 +346,58 @@ def _write_file(device: Device, path: Path, offset: int, length: int) -> int:
 
 
 def retire(
-    path: Path, error: KjumpError | None, *, cycle_id: uuid.UUID | None = None
+    path: Path,
+    error: KjumpError | None,
+    *,
+    cycle_id: uuid.UUID | None = None,
+    area: Area | None = None,
 ) -> Found | None:
     """Mark the image spent, with the reason, whatever its state was; what it was before.
 
     With ``cycle_id`` only the image of that cycle.  Does nothing to a spent or absent one.
+    ``area``: blocks that are the target's at this moment; an image that a locator leads to is
+    only written to where it lies in just these.  The locator of a swap area goes.
     """
     with Device(path, writable=True) as device:
-        superblock = superblocks.load(device)
-        if superblock is None or (cycle_id is not None and superblock.cycle != cycle_id):
-            return None
-        before = Found(
-            superblock.state_name, superblock.cycle, superblock.outcome, superblock.changed
-        )
-        if superblock.state in (WRITING, COMPLETE, RESTORING, EMPTY):
-            outcome = dict(superblock.outcome)
-            if error is not None:
-                outcome = error.report()
-            superblocks.store(device, superblock, state=SPENT, outcome=outcome)
+        try:
+            if area is not None and not _lay_area(device, area):
+                return None
+            return _spend(device, error, cycle_id)
+        finally:
+            if area is not None and area.kind == locators.SWAP:
+                device.lay(None)
+                locators.clear(device, area.locator)
+
+
+def _lay_area(device: Device, area: Area) -> bool:
+    """Present the image in the area; False where the locator leads to something else."""
+    blocks, spans = locators.lay_out(area.spans)
+    _, found = locators.read(device, area.locator)
+    if found is None or found.map_offset != blocks[0]:
+        return False
+    if locators.read_map(device, found, area.locator) != spans:
+        return False
+    device.lay(spans)
+    return True
+
+
+def _spend(device: Device, error: KjumpError | None, cycle_id: uuid.UUID | None) -> Found | None:
+    superblock = superblocks.load(device)
+    if superblock is None or (cycle_id is not None and superblock.cycle != cycle_id):
+        return None
+    before = Found(superblock.state_name, superblock.cycle, superblock.outcome, superblock.changed)
+    if superblock.state in (WRITING, COMPLETE, RESTORING, EMPTY):
+        outcome = dict(superblock.outcome)
+        if error is not None:
+            outcome = error.report()
+        superblocks.store(device, superblock, state=SPENT, outcome=outcome)
     return before
+
+
+def forget(path: Path, at: int) -> None:
+    """Take the locator away: what it leads to is not the image's any more, or never was.
+
+    Raises `TargetMissing`, `TargetWriteFailed`, OSError.
+    """
+    with Device(path, writable=True) as device:
+        locators.clear(device, at)

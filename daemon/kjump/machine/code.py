@@ -15,6 +15,8 @@ from kjump.machine.ranges import PAGE
 BUILT = Path(__file__).with_name("built")
 ENTRY_PARAMETERS = 0x100
 JUMP_PARAMETERS = 0x80
+JUMP_KEPT = 0x60
+"""Where a kernel that wants to be entered again enters the jump code; see ``jump.S``."""
 
 
 def blob(name: str) -> bytes:
@@ -32,8 +34,8 @@ def entry_stub(*, note_slot: int, cell_slot: int, boot_params: int, kernel_entry
 def jump_pages(at: int, target: int, *, levels: int, gigabyte_pages: bool) -> bytes:
     """The code and tables that jump to ``target``, for the physical address ``at``.
 
-    Page 0 is the code (entered at its first byte), page 1 the stack, the rest page tables that
-    map these pages and the target.
+    Page 0 is the code (entered at its first byte, or at `JUMP_KEPT`), page 1 the stack, the rest
+    page tables that map these pages and the target.
     """
     root = at + 2 * PAGE
     ranges = [(at, at + (1 << 21)), (target, target + PAGE)]

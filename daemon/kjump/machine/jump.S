@@ -9,6 +9,11 @@
  * The session's kernel expects what kexec itself would give it (arch/x86/kernel/
  * relocate_kernel_64.S): identity mapping of its control page, plain CR0 and CR4, a readable word
  * at 0(%rsp).  The loader fills the three quads at `parameters`, physical addresses.
+ *
+ * `kept` is the other way in, for a helper that wants to be entered again: its kernel, leaving with
+ * its context preserved, calls the code with its own re-entry address at 0(%rsp).  That address
+ * must be what the session's kernel finds at 0(%rsp) in its turn (it keeps it as the start of its
+ * staged image).  So it goes from the kernel's stack, which the tables below do not map, to ours.
  */
 #define CR4_PAE		(1 << 5)
 #define CR4_MCE		(1 << 6)
@@ -35,6 +40,15 @@ start:
 	movq	%rax, %cr3			/* maps this page, the stack and the target */
 	movq	stack(%rip), %rsp
 	jmpq	*target(%rip)
+
+	.org	0x60
+	.globl	kept
+kept:
+	endbr64
+	movq	(%rsp), %rax			/* the helper's re-entry address ... */
+	movq	stack(%rip), %rcx
+	movq	%rax, (%rcx)			/* ... is where the session will look */
+	jmp	start
 
 	.org	0x80
 	.globl	parameters

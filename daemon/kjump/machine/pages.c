@@ -177,3 +177,40 @@ int kj_scatter(const struct extent *list, uint64_t count, uint64_t *at, uint64_t
 	}
 	return 0;
 }
+
+/* Index of the last of `count` flag words that has a bit of `mask`, or -1. */
+int64_t kj_last_flagged(const uint64_t *flags, uint64_t count, uint64_t mask)
+{
+	while (count--)
+		if (flags[count] & mask)
+			return (int64_t)count;
+	return -1;
+}
+
+/* For each block of `size` flag words: 1 in out[] if one of them has a bit of `mask`, else 0. */
+void kj_flagged_blocks(const uint64_t *flags, uint64_t blocks, uint64_t size, uint64_t mask,
+		       uint8_t *out)
+{
+	for (uint64_t b = 0; b < blocks; b++) {
+		uint64_t all = 0;
+
+		for (uint64_t i = 0; i < size; i++)
+			all |= flags[b * size + i];
+		out[b] = (all & mask) != 0;
+	}
+}
+
+/*
+ * Of entries of /proc/PID/pagemap: how many of the present pages lie in each block of
+ * 1 << `shift` pages.  Those beyond the last block are not counted.
+ */
+void kj_count_blocks(const uint64_t *entries, uint64_t count, unsigned shift, uint32_t *out,
+		     uint64_t blocks)
+{
+	for (uint64_t i = 0; i < count; i++) {
+		uint64_t block = (entries[i] & ((1ull << 55) - 1)) >> shift;
+
+		if (entries[i] >> 63 && block < blocks)
+			out[block]++;
+	}
+}

@@ -63,6 +63,15 @@ _span.restype = U64
 _gather = LIBRARY.kj_gather
 _gather.argtypes = (POINTER, U64, POINTER, U64, ctypes.POINTER(_Bundle))
 _gather.restype = U64
+_last_flagged = LIBRARY.kj_last_flagged
+_last_flagged.argtypes = (POINTER, U64, U64)
+_last_flagged.restype = ctypes.c_int64
+_flagged_blocks = LIBRARY.kj_flagged_blocks
+_flagged_blocks.argtypes = (POINTER, U64, U64, U64, POINTER)
+_flagged_blocks.restype = None
+_count_blocks = LIBRARY.kj_count_blocks
+_count_blocks.argtypes = (POINTER, U64, ctypes.c_uint, POINTER, U64)
+_count_blocks.restype = None
 _scatter = LIBRARY.kj_scatter
 _scatter.argtypes = (POINTER, U64, U64_OUT, U64_OUT, POINTER, U64_OUT, POINTER, U64, U64)
 _scatter.restype = ctypes.c_int
@@ -107,6 +116,27 @@ class Classifier:
             self._left,
             ctypes.addressof(out) + at,
         )
+
+
+def last_flagged(flags: bytes | bytearray, mask: int) -> int | None:
+    """Index of the last word (u64) that has a bit of ``mask``, or None."""
+    found = int(_last_flagged(address_of(flags), len(flags) // 8, mask))
+    return None if found < 0 else found
+
+
+def flagged_blocks(flags: bytes | bytearray, size: int, mask: int) -> bytearray:
+    """For each block of ``size`` words (u64) 1 if one has a bit of ``mask``, else 0."""
+    blocks = len(flags) // 8 // size
+    out = bytearray(blocks)
+    _flagged_blocks(address_of(flags), blocks, size, mask, address_of(out))
+    return out
+
+
+def count_blocks(entries: bytes | bytearray, shift: int, blocks: int) -> list[int]:
+    """Of entries of /proc/PID/pagemap: present pages in each block of ``1 << shift`` pages."""
+    out = (ctypes.c_uint32 * blocks)()
+    _count_blocks(address_of(entries), len(entries) // 8, shift, out, blocks)
+    return list(out)
 
 
 class Kinds:

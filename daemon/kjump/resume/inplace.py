@@ -15,6 +15,7 @@ from typing import Any
 from kjump.errors import RestoreFailed
 from kjump.handoff.cell import JUMP_BACK_OFFSET
 from kjump.image.read import Image
+from kjump.image.target import Opened, place_text
 from kjump.machine import memory, placing, syscalls
 from kjump.machine.ranges import PAGE
 
@@ -53,7 +54,7 @@ def load(image: Image, description: Mapping[str, Any], cmdline: str) -> None:
         [
             *placing.words(cmdline, cpus=min(memory.processors(), placing.CPUS)),
             f"kjump.restore={image.superblock.cycle}",
-            f"kjump.target={image.device.path}",
+            f"kjump.target={place(image)}",
         ]
     )
     entry, segments = placing.place(
@@ -69,6 +70,13 @@ def load(image: Image, description: Mapping[str, Any], cmdline: str) -> None:
         syscalls.kexec_load(entry, segments, preserve_context=False)
     except OSError as error:
         raise RestoreFailed(f"The restorer cannot be loaded: {error.strerror}.") from error
+
+
+def place(image: Image) -> str:
+    """Where the image is, as the restorer's command line says it."""
+    device = image.device
+    at = device.locator_at if isinstance(device, Opened) and device.locator else None
+    return place_text(device.path, at)
 
 
 def jump() -> None:

@@ -8,20 +8,25 @@ normal boot the file systems go on without it.
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from kjump import settings as configuration
 from kjump.errors import (
+    ImageDamaged,
     ImageIncomplete,
     Internal,
     KjumpError,
     NoImage,
+    NoTarget,
     OtherMachine,
     ResumeSkipped,
     TargetMissing,
 )
-from kjump.image import superblocks, target
+from kjump.image import target
 from kjump.image.device import Device
 from kjump.image.layout import EMPTY, SPENT
 from kjump.image.read import Image
@@ -29,6 +34,9 @@ from kjump.machine import memory
 from kjump.machine.console import say
 from kjump.machine.identity import machine_identity
 from kjump.resume import restore
+
+RECORDED = Path("/var/lib/kjump/target.json")
+"""Where a target that is a file lies, as update-initrds found it."""
 
 
 def machine() -> restore.Machine:
@@ -77,12 +85,58 @@ def resume(device: Device, *, started: float, skip: bool) -> None:
 
 
 def _retire(device: Device, image: Image, error: KjumpError) -> None:
-    superblocks.store(
-        device,
-        image.superblock,
-        state=SPENT,
-        outcome={"by": "resume", "result": "failed", **error.report()},
-    )
+    outcome = {"by": "resume", "result": "failed", **error.report()}
+    target.pass_over(device, image.superblock, outcome)
+
+
+def place_to_look(
+    words: Sequence[str], spec: str, recorded: Mapping[str, Any] | None
+) -> tuple[list[Path], int | None]:
+    """(device by any of these paths, byte offset of the locator or None) of the target.
+
+    ``words``: of the kernel command line, where ``kjump.target=`` wins; ``spec``: as configured;
+    ``recorded``: where update-initrds found the file that it names.  Raises `NoTarget`.
+    """
+    told = [word.partition("=")[2] for word in words if word.startswith("kjump.target=")]
+    if told:
+        path, locator = target.parse_place(told[-1])
+        return [path], locator
+    if spec.startswith("/") and not spec.startswith("/dev/"):
+        try:
+            if recorded is None or recorded["spec"] != spec:
+                raise KeyError(spec)
+            return [Path(str(x)) for x in recorded["links"]], int(recorded["locator"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise NoTarget(
+                f"Where {spec} lies is not told in this initrd.",
+                advice="Rebuild it with: kjumpctl update-initrd.",
+            ) from error
+    return [target.link(spec)], None
+
+
+def recorded_place() -> Mapping[str, Any] | None:
+    """What update-initrds put into this initrd."""
+    try:
+        found = json.loads(RECORDED.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def look(path: Path, locator: int | None, *, started: float, skip: bool) -> None:
+    """Resume from what is there, if anything is.  Raises the `KjumpError` why not."""
+    try:
+        device = target.open_image(path, locator, writable=True)
+    except NoImage:
+        return
+    except ImageDamaged as error:
+        try:
+            target.leave_reason(path, locator or 0, error)
+        except (KjumpError, OSError):
+            pass  # said on the console
+        raise
+    with device:
+        resume(device, started=started, skip=skip)
 
 
 def main() -> int:
@@ -90,14 +144,16 @@ def main() -> int:
     started = time.monotonic()
     words = Path("/proc/cmdline").read_text().split()
     settings = configuration.load()
-    if not settings.target.path:
+    told = any(word.startswith("kjump.target=") for word in words)
+    if not settings.target.path and not told:
         return 0
     try:
-        path = target.wait_for([target.link(settings.target.path)], settings.resume.wait)
-        with Device(path, writable=True) as device:
-            resume(device, started=started, skip="kjump.noresume" in words or "noresume" in words)
-    except TargetMissing as error:
-        say(f"no image looked for: {error.what}")
+        paths, locator = place_to_look(words, settings.target.path, recorded_place())
+        path = target.wait_for(paths, settings.resume.wait)
+        skip = "kjump.noresume" in words or "noresume" in words
+        look(path, locator, started=started, skip=skip)
+    except (NoTarget, TargetMissing) as error:
+        say(f"no image looked for: {error.sentence}")
         return error.exit_code
     except KjumpError as error:
         say(f"not resumed: {error.sentence}")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from kjump.errors import BadRequest, Busy, Internal, KjumpError, NotAuthorized
 from kjump.session import authority as polkit
 from kjump.session import readiness
 from kjump.session.authority import Authority
-from kjump.session.cycle import IDLE, Actions, Cycle, Step
+from kjump.session.cycle import IDLE, Actions, Cycle, Operation, Step, WarmHelper, Warming
 from kjump.session.devices import Device
 from kjump.session.history import History
 from kjump.session.log import logger
@@ -40,6 +40,10 @@ PROPERTIES = "org.freedesktop.DBus.Properties"
 
 INSTALLED_XML = Path("/usr/share/dbus-1/interfaces/org.kjump1.Manager.xml")
 SOURCE_XML = Path(__file__).parents[3] / "config/dbus/org.kjump1.Manager.xml"
+
+WARM_DELAY = 10
+"""Seconds from when a warm helper is missing until one is started: that stops the session for as
+long as a kernel takes to boot, and whoever just came back has something else to do first."""
 
 log = logger()
 
@@ -99,10 +103,13 @@ def flatten_target(spec: str, target: Device | KjumpError | None) -> dict[str, A
         out |= {
             "present": GLib.Variant("b", True),
             "path": GLib.Variant("s", str(target.path)),
-            "size": GLib.Variant("t", target.size),
+            "size": GLib.Variant("t", target.capacity),
+            "kind": GLib.Variant("s", target.kind),
             "partuuid": GLib.Variant("s", target.partuuid),
             "links": GLib.Variant("as", list(target.links)),
         }
+        if target.file:
+            out["file"] = GLib.Variant("s", target.file)
     return out
 
 
@@ -218,9 +225,10 @@ class Manager:
         actions: Actions | None = None,
         look_back: Callable[[Facts], None] = lambda facts: None,
         status: Callable[[str], None] = lambda text: None,
+        warm_delay: float = WARM_DELAY,
     ) -> None:
         """``look_back`` is called in a thread before the first cycle can touch the target;
-        ``status`` is told, on the main loop, what goes on."""
+        ``status`` is told, on the main loop, what goes on; ``warm_delay`` in seconds."""
         self._load = settings
         self._settings = settings()
         self._authority = authority
@@ -229,7 +237,15 @@ class Manager:
         self._look_back = look_back
         self._status = status
         self._looked_back = False
-        self._cycle: Cycle | None = None
+        self._cycle: Operation | None = None
+        self._warm: WarmHelper | None = None
+        """The helper that rests.  Changed only by who holds `_machine`."""
+        self._warm_delay = warm_delay
+        self._warm_due = 0
+        self._warm_failed = False
+        """Getting warm has failed, and nothing has changed since."""
+        self._after: list[Call] = []
+        """Requests that came while a helper got warm."""
         self._thread: threading.Thread | None = None
         self._machine = threading.Lock()
         """Held while facts are read or a cycle runs: the probe for kexec jump must not meet a
@@ -242,6 +258,7 @@ class Manager:
             "State": IDLE,
             "Operation": "none",
             "Progress": (0, ""),
+            "Staged": "no",
             "LastCycle": flatten(history.last()),
             "Target": flatten_target(self._settings.target.path, None),
             "Window": {},
@@ -269,7 +286,7 @@ class Manager:
 
     def CanHibernate(self, call: Call) -> None:
         """See the interface."""
-        if self._cycle is not None:
+        if isinstance(self._cycle, Cycle):
             busy = Busy("A cycle is running.")
             call.reply("no", [(busy.name, busy.sentence)])
             return
@@ -294,32 +311,91 @@ class Manager:
         """See the interface."""
         if options:
             raise BadRequest(f"Unknown option: {', '.join(sorted(options))}.")
-        self._refuse_if_busy()
+        self._refuse_if_busy(but=Warming)
 
         def decided(answer: str) -> None:
             if answer != polkit.YES:
                 call.fail(NotAuthorized("You may not hibernate this machine."))
                 return
             try:
-                self._refuse_if_busy()
+                self._refuse_if_busy(but=Warming)
             except Busy as busy:
                 call.fail(busy)
                 return
-            self._start(call)
+            if self._cycle is None:
+                self._start(call)
+            else:
+                # Getting warm ends soon, or has not jumped yet and need not do so now.
+                self._cycle.interrupt()
+                self._after.append(call)
 
         self._authority.check(
             call.sender, polkit.HIBERNATE, interactive=call.interactive, done=decided
         )
 
+    def Stage(self, call: Call, options: dict[str, Any]) -> None:
+        """See the interface."""
+        unknown = sorted(options.keys() - {"warm"})
+        if unknown:
+            raise BadRequest(f"Unknown option: {', '.join(unknown)}.")
+        if options.get("warm") is not True:
+            raise BadRequest("Only a warm helper can be staged ahead: warm=true.")
+        self._refuse_if_busy()
+
+        def assessed(_assessment: _Assessment) -> None:
+            # The assessment has unloaded a helper that does not fit any more.
+            if self._warm is not None:
+                call.reply({})
+                return
+            try:
+                self._refuse_if_busy()
+            except Busy as busy:
+                call.fail(busy)
+                return
+            self._warm_up(call)
+
+        self._manage(call, lambda: self.assess(assessed))
+
+    def Unstage(self, call: Call) -> None:
+        """See the interface."""
+        self._refuse_if_busy()
+
+        def dropped() -> None:
+            self._show_staged()
+            call.reply()
+            self.assess()
+
+        def work() -> None:
+            with self._machine:
+                self._drop()
+            _later(dropped)
+
+        def allowed() -> None:
+            self._refuse_if_busy()
+            self._warm_failed = True  # until something changes
+            threading.Thread(target=work, name="unstage", daemon=True).start()
+
+        self._manage(call, allowed)
+
     def Reload(self, call: Call) -> None:
         """See the interface."""
 
-        def decided(answer: str) -> None:
-            if answer != polkit.YES:
-                call.fail(NotAuthorized("You may not change this machine's settings."))
-                return
+        def allowed() -> None:
             self.reload()
             call.reply(self._values["Warnings"])
+
+        self._manage(call, allowed)
+
+    def _manage(self, call: Call, action: Callable[[], None]) -> None:
+        """Do something that takes an administrator, if the caller may; errors are answered."""
+
+        def decided(answer: str) -> None:
+            try:
+                if answer != polkit.YES:
+                    raise NotAuthorized("You may not change this machine's settings.")
+                action()
+            except KjumpError as error:
+                call.fail(error)
 
         self._authority.check(
             call.sender, polkit.MANAGE, interactive=call.interactive, done=decided
@@ -329,8 +405,13 @@ class Manager:
 
     @property
     def busy(self) -> bool:
-        """Whether a cycle runs."""
+        """Whether a cycle runs, or a helper gets warm."""
         return self._cycle is not None
+
+    def close(self) -> None:
+        """Unload a helper that rests.  The last thing that is called."""
+        with self._machine:
+            self._drop()
 
     def interrupt(self) -> None:
         """Ask a running cycle to end, where it has not jumped yet."""
@@ -340,6 +421,7 @@ class Manager:
     def reload(self) -> None:
         """Read the configuration again; a running cycle keeps its own."""
         self._settings = self._load()
+        self._warm_failed = False
         for warning in self._settings.warnings:
             log.warning(str(warning))
         self._set(Warnings=[str(warning) for warning in self._settings.warnings])
@@ -362,9 +444,10 @@ class Manager:
         def work() -> None:
             with self._machine:
                 try:
-                    facts = self._actions.read(settings)
+                    facts = self._read(settings)
                     reasons = readiness.reasons(facts)
                     self._look_back_once(facts)
+                    self._drop_misfit(settings, facts)
                 except Exception as error:
                     log.exception("the machine could not be read")
                     facts = Facts()
@@ -384,9 +467,40 @@ class Manager:
 
     # -- inside
 
-    def _refuse_if_busy(self) -> None:
-        if self._cycle is not None:
+    def _refuse_if_busy(self, *, but: type[Operation] | None = None) -> None:
+        """``but``: an operation that is no reason."""
+        if isinstance(self._cycle, Cycle):
             raise Busy("A cycle is running.")
+        if self._after or (self._cycle is not None and but is not Warming):
+            raise Busy("A helper is getting warm.")
+
+    def _read(self, settings: Settings) -> Facts:
+        """The facts; what is staged by us is told from what others have staged."""
+        facts = self._actions.read(settings)
+        if self._warm is not None and self._warm.is_ours():
+            facts = replace(facts, warm=True)
+        return facts
+
+    def _drop(self) -> None:
+        """Unload the helper that rests, if there is one.  `_machine` is held."""
+        helper, self._warm = self._warm, None
+        if helper is not None:
+            log.info("the warm helper is unloaded")
+            try:
+                helper.close()
+                self._actions.clear_mark()
+            except OSError as error:
+                log.error(f"the warm helper could not be unloaded: {error}")
+
+    def _drop_misfit(self, settings: Settings, facts: Facts) -> None:
+        """Unload a helper that does not fit the machine any more.  `_machine` is held."""
+        if self._warm is None:
+            return
+        stale = self._actions.misfit(self._warm, settings, facts)
+        if stale is not None:
+            log.info(stale.what)
+            self._drop()
+            self._warm_failed = False
 
     def _look_back_once(self, facts: Facts) -> None:
         if not self._looked_back and isinstance(facts.target, Device):
@@ -407,24 +521,88 @@ class Manager:
             Target=flatten_target(self._settings.target.path, assessment.facts.target),
             Window=window_figures(assessment.facts),
         )
+        self._show_staged()
         if self._cycle is None:
             self._status("Ready" if not reasons else f"Cannot hibernate: {reasons[0][1]}")
+            if not reasons:
+                self._warm_up_later()
+
+    def _show_staged(self) -> None:
+        self._set(Staged="no" if self._warm is None else "warm")
+
+    def _warm_up_later(self) -> None:
+        """Where the settings want a warm helper and there is none, start one after a while."""
+        wanted = self._settings.helper.warm and not self._warm_failed
+        if not wanted or self._warm is not None or self._warm_due:
+            return
+
+        def due() -> bool:
+            self._warm_due = 0
+            wanted = self._settings.helper.warm and not self._warm_failed
+            if wanted and self._cycle is None and self._warm is None:
+                self._warm_up(None)
+            return False
+
+        self._warm_due = GLib.timeout_add(int(self._warm_delay * 1000), due)
+
+    def _warm_up(self, call: Call | None) -> None:
+        actions = Actions(**{**self._actions.__dict__, "read": self._read_and_look_back})
+        warming = Warming(
+            self._settings, actions=actions, tell=lambda step: _later(self._stepped, step)
+        )
+        self._cycle = warming
+
+        def work() -> None:
+            with self._machine:
+                report = warming.run()
+                self._warm = warming.warm
+            _later(self._warmed, call, warming, report)
+
+        log.info("a helper is started ahead", KJUMP_CYCLE=str(warming.id))
+        self._set(Operation="stage")
+        self._thread = threading.Thread(target=work, name="warming")
+        self._thread.start()
+
+    def _warmed(self, call: Call | None, warming: Warming, report: dict[str, Any]) -> None:
+        self._cycle = self._thread = None
+        self._warm_failed = warming.error is not None
+        took = sum(report["phases"].get(name, 0.0) for name in ("jump", "hooks-pre", "hooks-post"))
+        log.info(f"getting warm ends: {report['result']} after {took:.1f} s",
+                 KJUMP_CYCLE=str(warming.id), KJUMP_RESULT=report["result"])  # fmt: skip
+        self._set(State=IDLE, Operation="none", Progress=(100, ""))
+        self._show_staged()
+        if call is not None:
+            if warming.error is not None:
+                call.fail(warming.error)
+            else:
+                call.reply(flatten(report))
+        after, self._after = self._after, []
+        if after:
+            self._start(after[0])
+            for late in after[1:]:
+                late.fail(Busy("A cycle is running."))
+        else:
+            self.assess()
+
+    def _read_and_look_back(self, settings: Settings) -> Facts:
+        facts = self._read(settings)
+        self._look_back_once(facts)
+        return facts
 
     def _start(self, call: Call) -> None:
-        settings = self._settings
-
-        def read(settings: Settings) -> Facts:
-            facts = self._actions.read(settings)
-            self._look_back_once(facts)
-            return facts
-
-        actions = Actions(**{**self._actions.__dict__, "read": read})
-        cycle = Cycle(settings, actions=actions, tell=lambda step: _later(self._stepped, step))
+        actions = Actions(**{**self._actions.__dict__, "read": self._read_and_look_back})
+        cycle = Cycle(
+            self._settings,
+            actions=actions,
+            tell=lambda step: _later(self._stepped, step),
+            warm=self._warm,
+        )
         self._cycle = cycle
 
         def work() -> None:
             with self._machine:
                 report = cycle.run()
+                self._warm = cycle.warm
             try:
                 self._history.add(report)
             except OSError as error:
@@ -444,6 +622,8 @@ class Manager:
 
     def _finished(self, call: Call, cycle: Cycle, report: dict[str, Any]) -> None:
         self._cycle = self._thread = None
+        self._warm_failed = False
+        self._show_staged()
         flat = flatten(report)
         took = sum(report["phases"].get(name, 0.0) for name in report["wall"])
         log.info(

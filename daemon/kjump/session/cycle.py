@@ -9,12 +9,15 @@ What it does to the machine stands in `Actions`, so that each failure can be pla
 
 Whatever fails, and wherever: what is staged is unloaded, hooks that had their ``pre`` get their
 ``post``, the target is marked spent with the reason, and the report names the error.
+
+`Cycle` hibernates.  `Warming` goes the same way as far as into the helper and back, so that a later
+cycle finds the helper running (`kjump.session.warm`); a helper that does not fit any more is
+replaced by a new one in the middle of the cycle.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 import uuid
@@ -22,14 +25,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from kjump.errors import HelperSilent, Internal, Interrupted, KjumpError, from_report
+from kjump.errors import (
+    HelperSilent,
+    Internal,
+    Interrupted,
+    KjumpError,
+    StaleHelper,
+    from_report,
+)
 from kjump.session import history, hooks, readiness
 from kjump.session.devices import Device
 from kjump.session.log import bound, logger
 from kjump.session.readiness import Facts
 from kjump.settings import Settings
+
+if TYPE_CHECKING:
+    from kjump.image.target import Target
+    from kjump.session.staging import Sizing
 
 IDLE, CHECKING, STAGING, HOOKS, JUMPING, REPORTING = (
     "idle",
@@ -56,26 +70,70 @@ class Staged(Protocol):
     def close(self) -> None: ...
 
 
+class Held(Protocol):
+    """What `kjump.session.areas.prepare` gives: the target, held until the cycle is over."""
+
+    def check(self) -> None: ...
+    def retire(self, error: KjumpError | None) -> None: ...
+    def close(self) -> None: ...
+
+
+class WarmHelper(Staged, Protocol):
+    """What `kjump.session.warm.stage` gives: a helper that rests until it is asked."""
+
+    def welcome(self, report: Mapping[str, Any]) -> None: ...
+    def is_ours(self) -> bool: ...
+
+
+def _target_and_sizing(settings: Settings, facts: Facts) -> tuple[Target, Sizing]:
+    assert isinstance(facts.target, Device)
+    assert facts.sizing is not None and not isinstance(facts.sizing, KjumpError)
+    return facts.target.target(settings.target.path), facts.sizing
+
+
 def _stage(settings: Settings, facts: Facts, cycle: uuid.UUID) -> Staged:
     from kjump.session import staging
 
+    target, sizing = _target_and_sizing(settings, facts)
+    return staging.stage(settings, sizing, cycle_id=cycle, target=target)
+
+
+def _stage_warm(settings: Settings, facts: Facts) -> WarmHelper:
+    from kjump.session import warm
+
+    target, sizing = _target_and_sizing(settings, facts)
+    return warm.stage(settings, sizing, target)
+
+
+def _ask(helper: WarmHelper, settings: Settings, facts: Facts, cycle: uuid.UUID) -> None:
+    from kjump.session import warm
+
+    assert isinstance(helper, warm.Warm)
+    target, sizing = _target_and_sizing(settings, facts)
+    try:
+        helper.ask(settings, sizing, cycle_id=cycle, target=target)
+    except OSError as error:
+        raise StaleHelper(f"The warm helper cannot be judged: {error}.") from error
+
+
+def _misfit(helper: WarmHelper, settings: Settings, facts: Facts) -> StaleHelper | None:
+    from kjump.session import warm
+
+    assert isinstance(helper, warm.Warm)
+    if facts.sizing is None or isinstance(facts.sizing, KjumpError):
+        return StaleHelper("The helper's kernel or initrd is not there any more.")
+    try:
+        return helper.misfit(settings, facts.sizing)
+    except OSError as error:
+        return StaleHelper(f"The warm helper cannot be judged: {error}.")
+
+
+def _prepare(facts: Facts, cycle: uuid.UUID) -> Held:
+    from kjump.session import areas
+
     assert isinstance(facts.target, Device)
     assert facts.sizing is not None and not isinstance(facts.sizing, KjumpError)
-    target = facts.target.target(settings.target.path)
-    return staging.stage(settings, facts.sizing, cycle_id=cycle, target=target)
-
-
-def _prepare(facts: Facts, cycle: uuid.UUID) -> None:
-    from kjump.image import target
-
-    assert isinstance(facts.target, Device)
-    assert facts.sizing is not None and not isinstance(facts.sizing, KjumpError)
-    target.prepare(
-        facts.target.path,
-        cycle_id=cycle,
-        hostname=socket.gethostname(),
-        restorer=(facts.sizing.kernel, facts.sizing.initrd),
-    )
+    return areas.prepare(facts.target, cycle, (facts.sizing.kernel, facts.sizing.initrd))
 
 
 def _retire(path: Path, error: KjumpError | None, cycle: uuid.UUID | None) -> None:
@@ -100,8 +158,11 @@ class Actions:
     """All that a cycle does to the machine.  Paths are device nodes, times seconds."""
 
     read: Callable[[Settings], Facts] = readiness.read
-    prepare: Callable[[Facts, uuid.UUID], None] = _prepare
+    prepare: Callable[[Facts, uuid.UUID], Held | None] = _prepare
     stage: Callable[[Settings, Facts, uuid.UUID], Staged] = _stage
+    stage_warm: Callable[[Settings, Facts], WarmHelper] = _stage_warm
+    ask: Callable[[WarmHelper, Settings, Facts, uuid.UUID], None] = _ask
+    misfit: Callable[[WarmHelper, Settings, Facts], StaleHelper | None] = _misfit
     hooks: Callable[[str, float], Sequence[hooks.Result]] = _hooks
     sync: Callable[[], None] = os.sync
     retire: Callable[[Path, KjumpError | None, uuid.UUID | None], None] = _retire
@@ -122,19 +183,25 @@ class Step:
 # -- deciding ------------------------------------------------------------------------------------
 
 
-def verdict(report: Mapping[str, Any] | None) -> tuple[str, KjumpError | None]:
-    """What the report page says about the jump: ("ok" | "returned" | "failed", error).
+def verdict(
+    report: Mapping[str, Any] | None, *, warming: bool = False
+) -> tuple[str, KjumpError | None]:
+    """What the report page says about the jump: ("ok" | "returned" | "warm" | "failed", error).
 
-    "ok": restored from disk.  "returned": the helper jumped back because it was told to.
+    "ok": restored from disk.  "returned": the helper jumped back because it was told to.  "warm":
+    it rests; that is an answer only where it was asked to (``warming``).
     """
     if report is None:
         return "failed", HelperSilent("The session runs again, but nobody reported why.")
     by, result = report.get("by"), report.get("result")
     if result == "failed" or report.get("error"):
         return "failed", from_report(report)
-    if by == "resume" and result == "ok":
+    if warming:
+        if by == "helper" and result == "warm":
+            return "warm", None
+    elif by == "resume" and result == "ok":
         return "ok", None
-    if by == "helper" and result == "returned":
+    elif by == "helper" and result == "returned":
         return "returned", None
     return "failed", HelperSilent(f"The report makes no sense: by {by!r}, result {result!r}.")
 
@@ -187,9 +254,18 @@ class _Clock:
             self.monotonic[name] = time.monotonic() - steady
             self.wall[name] = time.time() - wall
 
+    def rename(self, name: str, to: str) -> None:
+        """The phase comes again: what it was the first time gets another name."""
+        for times in (self.monotonic, self.wall):
+            if name in times:
+                times[to] = times.pop(name)
 
-class Cycle:
-    """One cycle.  `run` does it all and never raises."""
+
+class Operation:
+    """What a cycle and getting warm have in common.  `run` does it all and never raises."""
+
+    kind = "cycle"
+    """As the mark has it."""
 
     def __init__(
         self,
@@ -198,9 +274,13 @@ class Cycle:
         actions: Actions | None = None,
         tell: Callable[[Step], None] = lambda step: None,
         cycle_id: uuid.UUID | None = None,
+        warm: WarmHelper | None = None,
     ) -> None:
+        """``warm``: a helper that rests; it is this operation's from now on."""
         self.id = cycle_id or uuid.uuid4()
         self.error: KjumpError | None = None
+        self.warm = warm
+        """The helper that rests when the operation has ended; None: nothing is staged."""
         self._settings = settings
         self._do = actions or Actions()
         self._tell = tell
@@ -209,16 +289,18 @@ class Cycle:
         self._report: Report | None = None
         self._result = "failed"
         self._staged: Staged | None = None
+        self._held: Held | None = None
         self._facts: Facts | None = None
         self._described: dict[str, Any] = {}
         self._unload_owed = self._post_owed = self._retire_owed = self._clear_owed = False
+        self._jumped = False
 
     def interrupt(self) -> None:
-        """Ask the cycle to end at the next step before the jump; thread-safe."""
+        """Ask the operation to end at the next step before the jump; thread-safe."""
         self._stop.set()
 
     def run(self) -> Report:
-        """The whole cycle.  The report it returns says how it ended; `error` too."""
+        """The whole of it.  The report it returns says how it ended; `error` too."""
         started = time.time()
         with bound(KJUMP_CYCLE=str(self.id)):
             try:
@@ -231,53 +313,55 @@ class Cycle:
             self._backward()
             return self._document(started)
 
+    def _forward(self) -> None:
+        """From the checks to the session running again.  Raises what fails."""
+        raise NotImplementedError
+
     def _step(self, state: str, percent: int, message: str) -> None:
         if self._stop.is_set() and not self._jumped:
             raise Interrupted("The daemon was told to stop.")
         self._tell(Step(state, percent, message))
 
-    _jumped = False
-
-    def _forward(self) -> None:
-        """From the checks to the session running again.  Raises what fails."""
-        do, clock = self._do, self._clock
+    def _check(self) -> Facts:
         self._step(CHECKING, 5, "Checking that hibernation is possible")
-        with clock.phase("check"):
-            self._facts = facts = do.read(self._settings)
+        with self._clock.phase("check"):
+            self._facts = facts = self._do.read(self._settings)
             for reason in readiness.reasons(facts):
                 raise reason
-        assert isinstance(facts.target, Device)
+        return facts
 
-        self._step(STAGING, 10, "Preparing the target")
-        with clock.phase("prepare"):
-            self._mark(hooks_owed=False)
-            self._retire_owed = True
-            do.prepare(facts, self.id)
-        self._step(STAGING, 15, "Staging the helper kernel")
-        with clock.phase("stage"):
-            # From here on something may be staged, even where staging fails.
-            self._unload_owed = True
-            self._staged = staged = do.stage(self._settings, facts, self.id)
-            self._described = staged.describe()
-
+    def _pre_hooks_and_sync(self) -> None:
         self._step(HOOKS, 30, "Running system-sleep hooks")
-        with clock.phase("hooks-pre"):
+        with self._clock.phase("hooks-pre"):
             self._mark(hooks_owed=True)
             self._post_owed = True
-            self._log_hooks("pre", do.hooks("pre", self._settings.session.hook_timeout))
+            self._log_hooks("pre", self._do.hooks("pre", self._settings.session.hook_timeout))
         self._step(JUMPING, 40, "Writing out file systems")
-        with clock.phase("sync"):
-            do.sync()
+        with self._clock.phase("sync"):
+            self._do.sync()
+
+    def _jump(self, staged: Staged, *, warming: bool = False) -> KjumpError | None:
+        """Jump; when the session runs again, the error that was reported, or None."""
         self._step(JUMPING, 45, "Jumping into the helper kernel")
-        with clock.phase("jump"):
+        with self._clock.phase("jump"):
             staged.check()
-            log.info("system sleep begins", MESSAGE_ID=SLEEP_START, SLEEP="hibernate")
+            if self._held is not None:
+                self._held.check()
+            if not self._jumped:
+                log.info("system sleep begins", MESSAGE_ID=SLEEP_START, SLEEP="hibernate")
             self._jumped = True
             staged.jump()
         self._report = staged.report()
-        self._result, error = verdict(self._report)
-        if error is not None:
-            raise error
+        self._result, error = verdict(self._report, warming=warming)
+        return error
+
+    def _unload(self) -> None:
+        """What is staged goes."""
+        staged, self._staged, self.warm = self._staged, None, None
+        with self._clock.phase("unload"):
+            if staged is not None:
+                self._attempt("closing what is staged", staged.close)
+            self._attempt("unloading the kexec image", self._do.unload)
 
     def _backward(self) -> None:
         """Give back what is owed.  Runs every time; what fails here is told, not raised."""
@@ -289,17 +373,14 @@ class Cycle:
             log.info("system sleep ended", MESSAGE_ID=SLEEP_STOP, SLEEP="hibernate")
         # Unloading comes first: a staged image would turn a reboot into a jump.
         if self._unload_owed:
-            with clock.phase("unload"):
-                staged = self._staged
-                if staged is not None:
-                    self._attempt("closing what is staged", staged.close)
-                self._attempt("unloading the kexec image", do.unload)
+            self._unload()
         # Then the image: while the session runs, nobody may resume from it.
         if self._retire_owed and self._facts and isinstance(self._facts.target, Device):
-            path = self._facts.target.path
-            self._attempt(
-                "marking the image spent", lambda: do.retire(path, self.error, self.id)
-            )
+            path, held = self._facts.target.path, self._held
+            retire = held.retire if held else lambda error: do.retire(path, error, self.id)
+            self._attempt("marking the image spent", lambda: retire(self.error))
+            if held is not None:
+                self._attempt("giving the target back", held.close)
         if self._post_owed:
             self._tell(Step(HOOKS, 90, "Running system-sleep hooks"))
             with clock.phase("hooks-post"):
@@ -308,7 +389,10 @@ class Cycle:
                 ))
         self._tell(Step(REPORTING, 95, "Reporting"))
         if self._clear_owed:
-            self._attempt("removing the mark of the cycle", do.clear_mark)
+            if self.warm is not None:
+                self._mark(hooks_owed=False)
+            else:
+                self._attempt("removing the mark of the cycle", do.clear_mark)
 
     def _attempt(self, what: str, action: Callable[[], object]) -> None:
         try:
@@ -322,7 +406,7 @@ class Cycle:
         path = str(target.path) if isinstance(target, Device) else ""
         self._clear_owed = True
         try:
-            self._do.write_mark(history.Mark(str(self.id), path, hooks_owed))
+            self._do.write_mark(history.Mark(str(self.id), path, hooks_owed, self.kind))
         except OSError as error:
             log.warning(f"the mark of the cycle could not be written: {error}")
 
@@ -362,6 +446,85 @@ class Cycle:
             if rest:
                 out["more"] = rest
         return out
+
+
+class Cycle(Operation):
+    """One hibernation: with the helper that rests, or with one that is started for it."""
+
+    def _forward(self) -> None:
+        do, clock = self._do, self._clock
+        facts = self._check()
+        assert isinstance(facts.target, Device)
+
+        self._step(STAGING, 10, "Preparing the target")
+        with clock.phase("prepare"):
+            self._mark(hooks_owed=False)
+            # From here on something may be staged, even where staging fails.
+            self._staged, self._unload_owed = self.warm, self.warm is not None
+            self._retire_owed = True
+            self._held = do.prepare(facts, self.id)
+        staged = self._ask(facts) or self._stage(facts)
+        self._pre_hooks_and_sync()
+        error: KjumpError | None
+        try:
+            error = self._jump(staged)
+        except StaleHelper as stale:
+            error = stale
+        if isinstance(error, StaleHelper) and self.warm is not None:
+            log.warning(error.what, KJUMP_ERROR=error.name)
+            clock.rename("jump", "stale jump")
+            self._unload()
+            error = self._jump(self._stage(facts))
+        if error is not None:
+            raise error
+
+    def _ask(self, facts: Facts) -> Staged | None:
+        """Have the helper that rests serve this cycle; None where there is none that can."""
+        warm = self.warm
+        if warm is None:
+            return None
+        self._step(STAGING, 15, "Asking the warm helper")
+        with self._clock.phase("ask"):
+            try:
+                self._do.ask(warm, self._settings, facts, self.id)
+            except StaleHelper as stale:
+                log.warning(stale.what, KJUMP_ERROR=stale.name)
+            else:
+                self._described = warm.describe()
+                return warm
+        self._unload()
+        return None
+
+    def _stage(self, facts: Facts) -> Staged:
+        if not self._jumped:
+            self._step(STAGING, 15, "Staging the helper kernel")
+        with self._clock.phase("stage"):
+            self._unload_owed = True
+            self._staged = staged = self._do.stage(self._settings, facts, self.id)
+            self._described = staged.describe()
+        return staged
+
+
+class Warming(Operation):
+    """Starting a helper ahead.  Devices are suspended as in a cycle, so hooks are run as well."""
+
+    kind = "warm"
+
+    def _forward(self) -> None:
+        facts = self._check()
+        self._step(STAGING, 15, "Staging the helper kernel")
+        with self._clock.phase("stage"):
+            self._mark(hooks_owed=False)
+            self._unload_owed = True
+            helper = self._do.stage_warm(self._settings, facts)
+            self._staged = helper
+            self._described = helper.describe()
+        self._pre_hooks_and_sync()
+        error = self._jump(helper, warming=True)
+        if error is not None:
+            raise error
+        helper.welcome(self._report or {})
+        self.warm, self._unload_owed = helper, False
 
 
 # systemd's message ids (sd-messages.h), so that tools that look for sleep find ours too.

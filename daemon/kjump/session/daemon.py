@@ -24,16 +24,18 @@ from gi.repository import GLib
 from kjump import settings as configuration
 from kjump.errors import KjumpError
 from kjump.machine.identity import machine_identity
-from kjump.session import bus, devices, history, hooks
+from kjump.session import bus, devices, history, hooks, logind, readiness
 from kjump.session.authority import Polkit
 from kjump.session.bus import Manager
 from kjump.session.connection import connect
 from kjump.session.cycle import Actions
-from kjump.session.devices import Device
+from kjump.session.devices import FILE, Device
 from kjump.session.history import History
 from kjump.session.log import logger, set_up
 from kjump.session.readiness import Facts, read_text
 
+TAKEN_OVER = Path("/etc/systemd/system/systemd-hibernate.service.d/50-kjump.conf")
+"""There where ``kjumpctl enable`` led hibernation to us."""
 SETTLE_MS = 250
 """Device events come in bursts; one reading serves them all."""
 
@@ -64,7 +66,10 @@ def clean_up(kept: History, *, cleaning: Cleaning | None = None, hook_timeout: f
     if mark is None:
         return False
     error = history.interrupted(mark.cycle)
-    log.warning(error.what, KJUMP_CYCLE=mark.cycle)
+    if mark.kind == "warm":
+        log.info("unloading a warm helper that a daemon before this one has left")
+    else:
+        log.warning(error.what, KJUMP_CYCLE=mark.cycle)
     try:
         do.unload()
     except OSError as failure:
@@ -87,7 +92,8 @@ def clean_up(kept: History, *, cleaning: Cleaning | None = None, hook_timeout: f
         **error.report(),
     }
     try:
-        kept.add(entry)
+        if mark.kind != "warm":
+            kept.add(entry)
         history.clear_mark(do.mark)
     except OSError as failure:
         log.error(f"the interrupted cycle could not be recorded: {failure}")
@@ -95,24 +101,30 @@ def clean_up(kept: History, *, cleaning: Cleaning | None = None, hook_timeout: f
 
 
 def look_back(kept: History, facts: Facts) -> None:
-    """Read what an earlier boot left on the target, tell the history, and mark it spent.
+    """Read what an earlier boot left on the target, tell the history, and mark it spent; in a
+    swap area take its locator away.
 
     Runs in a thread, before the first cycle of this daemon.  Never raises.
     """
-    from kjump.image import target
+    from kjump.image import locator, target
+    from kjump.session import areas
 
     assert isinstance(facts.target, Device)
-    path = facts.target.path
+    path, at = facts.target.path, facts.target.locator
     try:
-        found = target.examine(path)
+        found = target.examine(path, at)
         if found is None or found.is_session_of_another(machine_identity()):
             return
         cycle = str(found.cycle_id)
         known = any(entry.get("cycle") == cycle for entry in kept.entries())
         skipped = not {"kjump.noresume", "noresume"}.isdisjoint(facts.command_line)
         after = history.afterlife(found.state, found.reason, known=known, skipped=skipped)
-        if after.retire:
-            target.retire(path, after.error, cycle_id=UUID(cycle))
+        if found.area == locator.SWAP:
+            # Its slots are the system's again; only where it would be found may be written to.
+            target.forget(path, at or 0)
+        elif after.retire:
+            area = areas.file_area(facts.target) if facts.target.kind == FILE else None
+            target.retire(path, after.error, cycle_id=UUID(cycle), area=area)
         if after.error is not None:
             log.warning(after.error.sentence, KJUMP_CYCLE=cycle, KJUMP_ERROR=after.error.name)
             kept.add(
@@ -130,6 +142,20 @@ def look_back(kept: History, facts: Facts) -> None:
             )
     except (KjumpError, OSError) as error:
         log.warning(f"the target {path} could not be examined: {error}")
+
+
+def read(settings: configuration.Settings) -> Facts:
+    """The facts; on the way logind is told that there is a device to resume from, where it waits
+    for that and kjump is what hibernates."""
+    facts = readiness.read(settings)
+    try:
+        if TAKEN_OVER.exists():
+            told = logind.tell(facts.target, facts.command_line)
+            if told is not None:
+                log.info(f"swap named to the kernel, for logind: {told[0]}, page {told[1]}")
+    except OSError as error:
+        log.warning(f"no resume device could be named to the kernel: {error}")
+    return facts
 
 
 # -- talking to systemd ---------------------------------------------------------------------------
@@ -256,6 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings=configuration.load,
             authority=Polkit(connection.con),
             history=kept,
+            actions=Actions(read=read),
             look_back=lambda facts: look_back(kept, facts),
             status=manages.status,
         )
@@ -268,6 +295,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     GLib.unix_signal_add(GLib.PRIORITY_DEFAULT, signal.SIGHUP, service.reload)
     log.info("serving", release=read_text("/proc/sys/kernel/osrelease").strip())
     service.run()
+    # A staged helper would turn a reboot into a jump: it goes before anything else can happen.
+    manager.close()
     clean_up(kept, hook_timeout=settings.session.hook_timeout)
     return 0
 

@@ -1,6 +1,7 @@
 """The target device: found by its name, described, and watched.
 
-Runs in the session.  It never opens a device for writing and never decides whether a device may
+Runs in the session.  What the configuration names is a partition, a file, or a swap area in use;
+which of them is found out.  Nothing here opens a device for writing, nor decides whether one may
 be overwritten; `kjump.session.readiness` does.
 """
 
@@ -8,18 +9,22 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kjump.errors import KjumpError, NoTarget, TargetMissing
+from kjump.session import files
 
 if TYPE_CHECKING:
     from kjump.image.target import Target
 
 SECTOR = 512
 """/sys/class/block/*/size counts these, whatever the device's own sector size."""
+PARTITION, FILE, SWAP = "partition", "file", "swap"
+SWAPS = Path("/proc/swaps")
 
 
 @dataclass(frozen=True)
@@ -38,16 +43,42 @@ class Device:
     links: tuple[str, ...] = ()
     """Other paths of the same device (udev's DEVLINKS)."""
     signature: str = ""
-    """What udev found on it: a file system's or partition table's type; empty: nothing."""
+    """What udev found on it: a file system's or partition table's type; empty: nothing.  Of a
+    file: not empty where it was written to through its file system."""
     holders: tuple[str, ...] = ()
     """Devices stacked on it (dm, md)."""
     properties: dict[str, str] = field(default_factory=dict, compare=False)
+    kind: str = PARTITION
+    """`PARTITION`: all of it is the target; `FILE`: blocks of a file on it; `SWAP`: free slots of
+    a swap area that is in use, the device itself or a file on it."""
+    file: str = ""
+    """Path of the image file or swap file."""
+    locator: int | None = None
+    """Byte offset of the target's first block on the device; None for a partition."""
+    room: int = 0
+    """Bytes that the target has, where that is not the whole device: the file's, or those of free
+    swap."""
+    blocks: files.Blocks | None = field(default=None, compare=False)
+    """Where the image file lies."""
+
+    @property
+    def capacity(self) -> int:
+        """Bytes that an image may have, about."""
+        return self.size if self.kind == PARTITION else self.room
 
     def target(self, spec: str) -> Target:
         """The device as the image code wants it."""
         from kjump.image.target import Target
 
-        return Target(spec, self.path, self.size, self.partuuid, self.links)
+        return Target(spec, self.path, self.capacity, self.partuuid, self.links, self.locator)
+
+    @property
+    def place(self) -> str:
+        """What the boot initrd has to know besides the settings: where the first block of a file
+        lies.  Empty where the settings say it all."""
+        if not self.file:
+            return ""
+        return f"{self.partuuid or self.path}:{self.locator}"
 
 
 # -- deciding ------------------------------------------------------------------------------------
@@ -77,6 +108,8 @@ def matches(spec: str, device: Device) -> bool:
         return device.partuuid.lower() == value.lower()
     if kind == "PARTLABEL":
         return device.label == value
+    if kind in ("UUID", "LABEL"):
+        return f"/dev/disk/by-{kind.lower()}/{value}" in device.links
     return spec == str(device.path) or spec in device.links
 
 
@@ -113,6 +146,36 @@ def occupation(
     if device.holders:
         return "in use by " + ", ".join(device.holders)
     return "in use by the kernel" if claimed else None
+
+
+@dataclass(frozen=True)
+class SwapArea:
+    """A line of /proc/swaps.  Sizes in bytes."""
+
+    path: Path
+    is_file: bool
+    size: int
+    used: int
+
+    @property
+    def free(self) -> int:
+        return max(0, self.size - self.used)
+
+
+def parse_swaps(text: str) -> list[SwapArea]:
+    """The swap areas in use, by the text of /proc/swaps."""
+    out = []
+    for line in text.splitlines()[1:]:
+        words = line.split()
+        try:
+            name, kind, size, used = words[0], words[1], int(words[2]), int(words[3])
+        except (IndexError, ValueError):
+            continue
+        # The kernel writes blanks and the like as octal numbers (mangle_path).
+        name = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), name)
+        path = Path(name.encode("latin-1", "replace").decode("utf-8", "replace"))
+        out.append(SwapArea(path, kind == "file", size << 10, used << 10))
+    return out
 
 
 # -- reading -------------------------------------------------------------------------------------
@@ -162,25 +225,83 @@ def listing() -> list[Device]:
 
 
 def resolve(spec: str) -> Device:
-    """The device a spec names, now.  Raises `NoTarget` or `TargetMissing`."""
+    """The target that a spec names, now.
+
+    Raises `NoTarget`, `TargetMissing`, `TargetMapped`, `UnsuitableFile`.
+    """
+    if spec.startswith("/") and not spec.startswith("/dev/"):
+        return _file(Path(os.path.realpath(spec)))
     if spec.startswith("/dev/"):
         # A path may be a link that udev does not know of.
         spec = os.path.realpath(spec)
-    return choose(spec, listing())
+    device = choose(spec, listing())
+    files.refuse_mapped(_number(device), f"The target {device.path}")
+    area = next((a for a in swaps() if not a.is_file and _is_device(a.path, device)), None)
+    if area is None:
+        return device
+    return replace(device, kind=SWAP, locator=0, room=area.free)
+
+
+def _file(path: Path) -> Device:
+    """The target that is a file: where it lies, and whether it is swap."""
+    area = next((a for a in swaps() if a.is_file and _is_same(a.path, path)), None)
+    blocks = files.blocks_of(path, swap=area is not None)
+    device = next((d for d in listing() if _number(d) == blocks.device), None)
+    if device is None:
+        raise TargetMissing(f"The device that {path} lies on is not told.")
+    found = replace(
+        device,
+        file=str(path),
+        locator=blocks.first,
+        # What is on the device is not the target's.
+        signature="",
+        holders=(),
+    )
+    if area is not None:
+        return replace(found, kind=SWAP, room=area.free)
+    return replace(
+        found,
+        kind=FILE,
+        room=blocks.size,
+        blocks=blocks,
+        signature="written" if blocks.written else "",
+    )
+
+
+def _number(device: Device) -> int:
+    major, _, minor = device.number.partition(":")
+    return os.makedev(int(major), int(minor))
+
+
+def _is_device(path: Path, device: Device) -> bool:
+    try:
+        return os.stat(path).st_rdev == _number(device)
+    except OSError:
+        return False
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def swaps() -> list[SwapArea]:
+    """The swap areas in use."""
+    try:
+        return parse_swaps(SWAPS.read_text(errors="replace"))
+    except OSError:
+        return []
 
 
 def swap_numbers(text: str | None = None) -> set[str]:
     """``major:minor`` of the swap partitions in /proc/swaps."""
-    if text is None:
-        try:
-            text = Path("/proc/swaps").read_text()
-        except OSError:
-            return set()
     numbers = set()
-    for line in text.splitlines()[1:]:
+    for area in swaps() if text is None else parse_swaps(text):
         try:
-            status = os.stat(line.split()[0])
-        except (OSError, IndexError):
+            status = os.stat(area.path)
+        except OSError:
             continue
         if status.st_rdev:
             numbers.add(f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}")
@@ -206,7 +327,8 @@ def user_of(device: Device) -> str | None:
 
 
 def watch(changed: Callable[[], None]) -> Callable[[], None]:
-    """Call ``changed`` on the main loop whenever a block device comes, goes or changes.
+    """Call ``changed`` on the main loop whenever a block device comes, goes or changes, memory or
+    a processor does, and when swap is switched on or off.
 
     Returns what stops it.
     """
@@ -214,14 +336,39 @@ def watch(changed: Callable[[], None]) -> Callable[[], None]:
     from pyudev.glib import MonitorObserver
 
     monitor = pyudev.Monitor.from_netlink(pyudev.Context())
-    monitor.filter_by("block")
+    for subsystem in ("block", "memory", "cpu"):
+        monitor.filter_by(subsystem)
     observer = MonitorObserver(monitor)
     handler = observer.connect("device-event", lambda *_arguments: changed())
     monitor.start()
+    swap = _watch_swaps(changed)
 
     def stop() -> None:
+        swap()
         observer.disconnect(handler)
         observer.enabled = False
+
+    return stop
+
+
+def _watch_swaps(changed: Callable[[], None]) -> Callable[[], None]:
+    """The kernel wakes who polls /proc/swaps (mm/swapfile.c, swaps_poll)."""
+    from gi.repository import GLib
+
+    try:
+        file = SWAPS.open("rb")
+    except OSError:
+        return lambda: None  # a kernel without swap
+
+    def woken(*_arguments: object) -> bool:
+        changed()
+        return True
+
+    source = GLib.io_add_watch(file.fileno(), GLib.IO_PRI | GLib.IO_ERR, woken)
+
+    def stop() -> None:
+        GLib.source_remove(source)
+        file.close()
 
     return stop
 

@@ -4,8 +4,8 @@ Runs in the session.  It never decides anything about a cycle, and never raises 
 cannot be kept is logged by the caller, the cycle goes on.
 
 ``/var/lib/kjump/history.jsonl`` holds one report a line, oldest first, the last `KEEP` of them.
-``/run/kjump/staged`` exists from before staging until after unloading and `post` hooks; where
-a daemon finds it at its start, an earlier one was killed in a cycle.
+``/run/kjump/staged`` exists from before staging until after unloading and `post` hooks, and as long
+as a warm helper rests; where a daemon finds it at its start, an earlier one was killed meanwhile.
 """
 
 from __future__ import annotations
@@ -109,6 +109,8 @@ class Mark:
     target: str = ""
     hooks: bool = False
     """Whether `pre` hooks were started and `post` is owed."""
+    kind: str = "cycle"
+    """"cycle", or "warm" for a helper that gets warm or rests: no cycle is lost with that."""
 
 
 def write_mark(mark: Mark, path: Path = MARK) -> None:
@@ -127,7 +129,12 @@ def read_mark(path: Path = MARK) -> Mark | None:
         return None
     try:
         found = json.loads(text)
-        return Mark(str(found["cycle"]), str(found["target"]), bool(found["hooks"]))
+        return Mark(
+            str(found["cycle"]),
+            str(found["target"]),
+            bool(found["hooks"]),
+            str(found.get("kind", "cycle")),
+        )
     except (ValueError, KeyError, TypeError):
         return Mark("", "", hooks=True)
 

@@ -34,7 +34,7 @@ from kjump.errors import (
     UnsupportedMachine,
 )
 from kjump.session import devices
-from kjump.session.devices import Device
+from kjump.session.devices import FILE, PARTITION, SWAP, Device
 from kjump.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 SMALLEST_TARGET = 16 << 20
 """Bytes; below that not even an idle system's kernel memory fits."""
+ANOTHER_FILE = "Make another with: kjumpctl setup --file PATH."
 BOOT_MARK = Path("/var/lib/kjump/boot.json")
 """Written by whatever built the boot initrd: release, and `settings.fingerprint` then."""
 
@@ -71,8 +72,15 @@ class Facts:
     """MemAvailable, bytes."""
     boot: Mapping[str, Any] | None = None
     """The document in boot.json, None where there is none."""
+    warm: bool = False
+    """Whether a helper of ours is staged already: then it needs no memory, and is not foreign."""
     fingerprint: str = ""
     """What boot.json must say for the boot initrd to be up to date."""
+    told: str = ""
+    """Where the kernel command line says that the target is (``kjump.target=``); empty: it does
+    not."""
+    told_right: bool = False
+    """Whether the target is there."""
 
 
 # -- the checks: one fact, one reason -------------------------------------------------------------
@@ -127,7 +135,9 @@ def page_poison(facts: Facts) -> KjumpError | None:
 
 def foreign_image(facts: Facts) -> KjumpError | None:
     """Somebody else's kexec image would be thrown away by ours."""
-    return ForeignKexecImage("A kexec image is staged.") if facts.foreign_image else None
+    if not facts.foreign_image or facts.warm:
+        return None
+    return ForeignKexecImage("A kexec image is staged.")
 
 
 def target_there(facts: Facts) -> KjumpError | None:
@@ -136,7 +146,7 @@ def target_there(facts: Facts) -> KjumpError | None:
 
 
 def target_free(facts: Facts) -> KjumpError | None:
-    """Not mounted, not swap, nothing stacked on it."""
+    """A partition: not mounted, not swap, nothing stacked on it."""
     if isinstance(facts.target, KjumpError) or facts.target_user is None:
         return None
     return TargetInUse(f"The target {facts.target.path} is {facts.target_user}.")
@@ -144,11 +154,17 @@ def target_free(facts: Facts) -> KjumpError | None:
 
 def target_size(facts: Facts) -> KjumpError | None:
     """Large enough for the smallest image."""
-    if isinstance(facts.target, KjumpError) or facts.target.size >= SMALLEST_TARGET:
+    if isinstance(facts.target, KjumpError) or facts.target.capacity >= SMALLEST_TARGET:
         return None
+    target, needed = facts.target, f"at least {mib(SMALLEST_TARGET)} are needed."
+    if target.kind == SWAP:
+        return TargetTooSmall(
+            f"Of the swap on {target.file or target.path} {mib(target.capacity)} are free,"
+            f" {needed}",
+            advice="Add swap, or close programs that are swapped out.",
+        )
     return TargetTooSmall(
-        f"The target {facts.target.path} has {mib(facts.target.size)},"
-        f" at least {mib(SMALLEST_TARGET)} are needed."
+        f"The target {target.file or target.path} has {mib(target.capacity)}, {needed}"
     )
 
 
@@ -156,8 +172,13 @@ def target_empty(facts: Facts) -> KjumpError | None:
     """Nothing of anyone else's is on it."""
     if isinstance(facts.target, KjumpError) or facts.target_is_ours:
         return None
-    if facts.target_user is not None or not facts.target.signature:
-        return None  # in use says it better
+    if facts.target_user is not None or not facts.target.signature or facts.target.kind == SWAP:
+        return None  # in use says it better; swap is to hold what the system puts there
+    if facts.target.kind == FILE:
+        return TargetHoldsData(
+            f"The target {facts.target.file} was written to by somebody.",
+            advice=ANOTHER_FILE,
+        )
     return TargetHoldsData(
         f"The target {facts.target.path} holds data ({facts.target.signature})."
     )
@@ -167,8 +188,12 @@ def target_session(facts: Facts) -> KjumpError | None:
     """Another machine's session, saved and not yet resumed, is not ours to overwrite."""
     if isinstance(facts.target, KjumpError) or not facts.target_session:
         return None
+    if facts.target.kind == SWAP:
+        return None  # it was lost when the swap was switched on
     return TargetHoldsData(
-        f"The target {facts.target.path} holds the saved session of {facts.target_session}."
+        f"The target {facts.target.file or facts.target.path} holds the saved session of"
+        f" {facts.target_session}.",
+        advice=ANOTHER_FILE if facts.target.kind == FILE else None,
     )
 
 
@@ -181,14 +206,42 @@ def boot_resume(facts: Facts) -> KjumpError | None:
     """The boot initrd can resume, and looks where the image will be."""
     if facts.boot is None:
         return NoBootResume("The boot initrd was not built with kjump in it.")
+    if facts.told:
+        # It wins over what is in the initrd.
+        if facts.told_right:
+            return None
+        return NoBootResume(
+            f"The kernel command line says that the target is at {facts.told}, and it is not.",
+            advice="Correct kjump.target= where the boot loader has it, and restart.",
+        )
     if facts.boot.get("config") != facts.fingerprint:
-        return NoBootResume("The boot initrd was built with another configuration.")
+        file = facts.target.file if isinstance(facts.target, Device) else ""
+        where = f", or {file} was moved" if file else ""
+        return NoBootResume(f"The boot initrd was built with another configuration{where}.")
     return None
+
+
+def told_place(command_line: Iterable[str]) -> str:
+    """The place in the last ``kjump.target=`` of a kernel command line; empty: none."""
+    places = [w.partition("=")[2] for w in command_line if w.startswith("kjump.target=")]
+    return places[-1] if places else ""
+
+
+def is_told(place: str, target: Device) -> bool:
+    """Whether a ``kjump.target=`` leads to this target."""
+    from kjump.image.target import parse_place
+
+    try:
+        path, locator = parse_place(place)
+    except KjumpError:
+        return False
+    real = Path(os.path.realpath(path))
+    return real == target.path and (locator or 0) == (target.locator or 0)
 
 
 def memory(facts: Facts) -> KjumpError | None:
     """Staging finds room for the window."""
-    if facts.sizing is None or isinstance(facts.sizing, KjumpError):
+    if facts.sizing is None or isinstance(facts.sizing, KjumpError) or facts.warm:
         return None
     need = facts.sizing.available_needed
     if facts.available >= need:
@@ -310,7 +363,7 @@ def session_of_another(device: Device) -> str:
     from kjump.machine.identity import machine_identity
 
     try:
-        found = target.examine(device.path)
+        found = target.examine(device.path, device.locator)
     except (KjumpError, OSError):
         return ""
     if found is None or not found.is_session_of_another(machine_identity()):
@@ -319,11 +372,11 @@ def session_of_another(device: Device) -> str:
 
 
 def holds_our_image(device: Device) -> bool:
-    """Whether the target begins with a superblock of ours."""
+    """Whether the target begins with a superblock or a locator of ours."""
     from kjump.image import target
 
     try:
-        return target.examine(device.path) is not None
+        return target.examine(device.path, device.locator) is not None
     except (KjumpError, OSError):
         return False
 
@@ -335,6 +388,9 @@ def read(settings: Settings) -> Facts:
     release = platform.release()
     is_x86_64 = platform.machine() == "x86_64"
     target = devices.error_or_device(settings.target.path)
+    there = target if isinstance(target, Device) else None
+    command_line = tuple(read_text("/proc/cmdline").split())
+    told = told_place(command_line)
     return Facts(
         machine=platform.machine(),
         release=release,
@@ -342,14 +398,16 @@ def read(settings: Settings) -> Facts:
         kexec_disabled=read_text("/proc/sys/kernel/kexec_load_disabled").strip() == "1",
         jump=probe() if is_x86_64 else None,
         snapshot_device=os.path.exists("/dev/snapshot"),
-        command_line=tuple(read_text("/proc/cmdline").split()),
+        command_line=command_line,
         foreign_image=syscalls.kexec_loaded(),
         target=target,
-        target_user=devices.user_of(target) if isinstance(target, Device) else None,
-        target_session=session_of_another(target) if isinstance(target, Device) else "",
-        target_is_ours=holds_our_image(target) if isinstance(target, Device) else False,
+        target_user=devices.user_of(there) if there and there.kind == PARTITION else None,
+        target_session=session_of_another(there) if there else "",
+        target_is_ours=holds_our_image(there) if there else False,
         sizing=measure(settings, release),
         available=available_memory(read_text("/proc/meminfo")),
         boot=boot_mark(),
-        fingerprint=configuration.fingerprint(settings),
+        fingerprint=configuration.fingerprint(settings, there.place if there else ""),
+        told=told,
+        told_right=is_told(told, there) if told and there else False,
     )

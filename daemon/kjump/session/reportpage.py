@@ -1,7 +1,9 @@
-"""The session's report page: memory that stays where it is while another kernel writes to it.
+"""The session's pages that another kernel reads or writes: memory that stays where it is.
 
-Runs in the session.  The page is locked; locked pages may still be migrated by compaction, so its
-physical address is read again just before the jump, and the writer checks the nonce.
+Runs in the session.  The pages are locked; locked pages may still be migrated by compaction, so
+their physical addresses are read again just before the jump, and the other side checks the nonce.
+For a cycle, which takes seconds, that will do.  A warm helper rests for days; its pages are of the
+kernel's own, where that gives any, and those stay where they are.
 """
 
 from __future__ import annotations
@@ -9,16 +11,19 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import socket
 import struct
 from typing import Any
 
 from kjump.errors import StagingFailed
-from kjump.handoff import report
-from kjump.machine.ranges import PAGE
+from kjump.handoff import report, request
+from kjump.machine.ranges import PAGE, Range
 from kjump.machine.syscalls import mlock
 
 PRESENT = 1 << 63
 PFN = (1 << 55) - 1
+SOL_PACKET, PACKET_TX_RING = 263, 13
+"""uapi/linux/if_packet.h"""
 
 
 def physical_address(address: int) -> int:
@@ -31,32 +36,126 @@ def physical_address(address: int) -> int:
         pagemap.seek(address // PAGE * 8)
         (entry,) = struct.unpack("<Q", pagemap.read(8))
     if not entry & PRESENT or not entry & PFN:
-        raise StagingFailed("The physical address of the report page is not told.")
+        raise StagingFailed("The physical address of a locked page is not told.")
     return int((entry & PFN) * PAGE + address % PAGE)
+
+
+def kernel_pages(count: int) -> tuple[mmap.mmap, socket.socket]:
+    """Writable pages that no compaction moves, and what they live as long as.  Raises OSError.
+
+    The kernel has no system call for that.  It is a property of the ring from which a packet
+    socket sends (packet(7), PACKET_TX_RING): the kernel's own pages (net/packet/af_packet.c,
+    alloc_pg_vec), which it reads only when it is told to send, and it never is.
+    """
+    ring = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    try:
+        # Blocks of a page, with one frame in each.
+        ring.setsockopt(SOL_PACKET, PACKET_TX_RING, struct.pack("4I", PAGE, count, PAGE, count))
+        return mmap.mmap(ring.fileno(), count * PAGE), ring
+    except BaseException:
+        ring.close()
+        raise
+
+
+class LockedPages:
+    """Zeroed pages that stay, with the physical address that each had at first."""
+
+    def __init__(self, count: int, *, for_long: bool = False) -> None:
+        """``for_long``: not to be moved at all, where the kernel can do that."""
+        self._ring: socket.socket | None = None
+        try:
+            if not for_long:
+                raise OSError
+            self.memory, self._ring = kernel_pages(count)
+        except OSError:
+            self.memory = mmap.mmap(-1, count * PAGE)
+        self.memory[:] = bytes(count * PAGE)
+        self._view = (ctypes.c_char * (count * PAGE)).from_buffer(self.memory)
+        try:
+            if self._ring is None:
+                mlock(ctypes.addressof(self._view), count * PAGE)
+        except OSError as error:
+            raise StagingFailed(f"A page cannot be locked: {error.strerror}.") from error
+        self.addresses = self.where()
+
+    def where(self) -> tuple[int, ...]:
+        """The physical addresses of the pages now."""
+        start = ctypes.addressof(self._view)
+        return tuple(
+            physical_address(start + offset) for offset in range(0, len(self.memory), PAGE)
+        )
+
+    def moved(self) -> bool:
+        """Whether a page is not where it was at first."""
+        return self.where() != self.addresses
+
+    @property
+    def ranges(self) -> list[Range]:
+        """The physical bytes of the pages."""
+        return [(address, address + PAGE) for address in self.addresses]
+
+    def close(self) -> None:
+        del self._view
+        self.memory.close()
+        if self._ring is not None:
+            self._ring.close()
 
 
 class ReportPage:
     """One locked page with a fresh nonce.  Close it when the report was read."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, for_long: bool = False) -> None:
+        """``for_long``: as with `LockedPages`."""
         self.nonce = os.urandom(report.NONCE_SIZE)
-        self._memory = mmap.mmap(-1, PAGE)
-        self._memory[:] = report.blank(self.nonce)
-        self._view = (ctypes.c_char * PAGE).from_buffer(self._memory)
-        try:
-            mlock(ctypes.addressof(self._view), PAGE)
-        except OSError as error:
-            raise StagingFailed(f"The report page cannot be locked: {error.strerror}.") from error
-        self.physical = self.where()
+        self._page = LockedPages(1, for_long=for_long)
+        self.physical = self._page.addresses[0]
+        self.blank()
 
-    def where(self) -> int:
-        """Its physical address now."""
-        return physical_address(ctypes.addressof(self._view))
+    @property
+    def range(self) -> Range:
+        """Its physical bytes."""
+        return self._page.ranges[0]
+
+    def blank(self) -> None:
+        """Nobody has reported."""
+        self._page.memory[:] = report.blank(self.nonce)
+
+    def moved(self) -> bool:
+        """Whether it is not any more where the handoff says."""
+        return self._page.moved()
 
     def read(self) -> dict[str, Any] | None:
         """The report that was written there, or None."""
-        return report.unpack(bytes(self._memory), self.nonce)
+        return report.unpack(bytes(self._page.memory), self.nonce)
 
     def close(self) -> None:
-        del self._view
-        self._memory.close()
+        self._page.close()
+
+
+class RequestPages:
+    """The request page and the pages of a request (`kjump.handoff.request`), in one piece."""
+
+    def __init__(self, nonce: bytes) -> None:
+        self._nonce = nonce
+        self._pages = LockedPages(1 + request.PAGES, for_long=True)
+        self.physical = self._pages.addresses[0]
+        self._pages.memory[:PAGE] = request.blank(nonce)
+
+    @property
+    def ranges(self) -> list[Range]:
+        """The physical bytes of all of them."""
+        return self._pages.ranges
+
+    def moved(self) -> bool:
+        """Whether one is not any more where it was: it may lie in the window now."""
+        return self._pages.moved()
+
+    def write(self, data: bytes) -> None:
+        """Ask.  ``data``: what `kjump.handoff.request.pack` gives."""
+        count = -(-len(data) // PAGE)
+        self._pages.memory[PAGE : PAGE + len(data)] = data
+        addresses = self._pages.addresses[1 : 1 + count]
+        self._pages.memory[:PAGE] = request.pack_page(self._nonce, addresses, len(data))
+
+    def close(self) -> None:
+        self._pages.close()

@@ -13,7 +13,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from kjump.handoff.cell import JUMP_BACK_OFFSET, Cell
 from kjump.image.target import Target
 from kjump.machine import bzimage, coreheader, memory, placing, syscalls
 from kjump.machine.identity import machine_identity
-from kjump.machine.ranges import PAGE, Range, align_up, subtract, whole_pages
+from kjump.machine.ranges import PAGE, Range, align_down, align_up, subtract, whole_pages
 from kjump.machine.structpage import START_KERNEL_MAP
 from kjump.machine.syscalls import Segment
 from kjump.session import reclaim
@@ -46,7 +46,7 @@ MARGIN = 16 * MIB
 """Memory that must be left when everything is staged: bytes."""
 UNPACKING = 16 * MIB
 """What the helper's kernel needs beside the initrd while it unpacks it."""
-RUNNING = 52 * MIB
+RUNNING = 40 * MIB
 """Page tables, drivers, systemd, udev, Python, and the writes under way."""
 PROCESSOR = 6 * MIB
 """For each processor: the kernel's own, and buffers to compress in."""
@@ -210,7 +210,7 @@ def kernel_config(release: str) -> str:
         return ""
 
 
-def deadline(settings: Settings, ram: Sequence[Range]) -> int:
+def deadline(settings: Settings, ram: Sequence[Sequence[int]]) -> int:
     """Seconds from the jump to the helper's giving up: as configured, else two minutes and what
     all of the memory takes at 10 MiB/s."""
     total = sum(end - start for start, end in ram)
@@ -263,7 +263,7 @@ class Staged:
 
         Raises `StagingFailed`.
         """
-        if self._page.where() != self._page.physical:
+        if self._page.moved():
             raise StagingFailed("The report page was moved while staging.", advice="Try again.")
         if not syscalls.kexec_loaded():
             raise StagingFailed("Somebody unloaded the staged helper.", advice="Try again.")
@@ -296,20 +296,62 @@ class Staged:
         self.close()
 
 
+def machine_facts(window: windows.Window, page: ReportPage) -> dict[str, Any]:
+    """What the helper is told of the machine: the part of the document that a helper which is
+    already running must have been started with (`kjump.handoff.request.FIXED`)."""
+    ram = whole_pages(memory.system_ram(memory.iomem()))
+    return {
+        "machine": machine_identity(),
+        "release": os.uname().release,
+        "levels": 5 if memory.is_5_level() else 4,
+        "window": [window.start, window.end],
+        "low": [list(r) for r in window.low],
+        "ram": [list(r) for r in ram],
+        "firmware_map": [[e.start, e.end, e.kind] for e in memory.firmware_map()],
+        "page_count": memory.page_count(),
+        "page_offset": page_offset(),
+        "report_page": page.physical,
+        "nonce": page.nonce.hex(),
+    }
+
+
+def cycle_facts(
+    settings: Settings, facts: Mapping[str, Any], cycle_id: uuid.UUID, target: Target
+) -> dict[str, Any]:
+    """What the helper is told of the cycle.  ``facts`` are the machine's."""
+    cmdline = Path("/proc/cmdline").read_text()
+    return {
+        "kjump": VERSION,
+        "cycle": str(cycle_id),
+        "requested": time.time(),
+        "hostname": socket.gethostname(),
+        "free_pages": free_pages_policy(cmdline, kernel_config(str(facts["release"]))),
+        "target": {
+            "spec": target.spec,
+            "links": [str(x) for x in target.links] or [str(target.path)],
+            "size": target.size,
+            **({} if target.locator is None else {"locator": target.locator}),
+        },
+        "level": settings.image.compression_level,
+        "compression": settings.image.compression,
+        "deadline": deadline(settings, facts["ram"]),
+        "file_systems": file_systems(),
+    }
+
+
 def stage(settings: Settings, sizing: Sizing, *, cycle_id: uuid.UUID, target: Target) -> Staged:
     """Choose the window, lay everything out, load it.
 
     Raises `TooLittleMemory`, `NoWindow`, `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
     """
-    room = reclaim.make_room(sizing.available_needed)
-    if room.free < sizing.window_size:
-        raise TooLittleMemory(
-            f"Staging the helper needs {sizing.window_size >> 20} MiB of free memory, and with all"
-            f" caches given up {room.free >> 20} MiB are free."
-        )
+    room = make_room(sizing)
     page = ReportPage()
     try:
-        staged = _stage(settings, sizing, page, cycle_id=cycle_id, target=target)
+        window = choose_window(sizing, [page.range])
+        document = machine_facts(window, page)
+        document |= cycle_facts(settings, document, cycle_id, target)
+        load(settings, sizing, window, page, document)
+        staged = Staged(window, page, document)
         staged.room = room
         return staged
     except BaseException:
@@ -317,72 +359,70 @@ def stage(settings: Settings, sizing: Sizing, *, cycle_id: uuid.UUID, target: Ta
         raise
 
 
-def _stage(
+def make_room(sizing: Sizing) -> reclaim.Reclaimed:
+    """Give up caches until staging has room.  Raises `TooLittleMemory`."""
+    room = reclaim.make_room(sizing.available_needed)
+    if room.free < sizing.window_size:
+        raise TooLittleMemory(
+            f"Staging the helper needs {sizing.window_size >> 20} MiB of free memory, and with all"
+            f" caches given up {room.free >> 20} MiB are free."
+        )
+    return room
+
+
+def choose_window(sizing: Sizing, avoid: Sequence[Range]) -> windows.Window:
+    """A window without the physical ranges ``avoid``.  Raises `NoWindow`, `StagingFailed`."""
+    info = vmcoreinfo_note()
+    free = reclaim.free_memory(Path("/proc/meminfo").read_text())
+    sample = align_down(min(sizing.window_size, max(0, free - MARGIN)))
+    try:
+        likely = windows.sample_allocations(sample) if sample else []
+    except OSError:
+        likely = []  # staging takes longer without; that is all
+    return windows.choose(
+        sizing.window_size,
+        memory.iomem(),
+        windows.read_kpageflags,
+        avoid=[*avoid, (info[0], info[0] + info[1])],
+        likely=likely,
+    )
+
+
+def load(
     settings: Settings,
     sizing: Sizing,
+    window: windows.Window,
     page: ReportPage,
-    *,
-    cycle_id: uuid.UUID,
-    target: Target,
-) -> Staged:
-    resources = memory.iomem()
-    info = vmcoreinfo_note()
-    window = windows.choose(
-        sizing.window_size,
-        resources,
-        windows.read_kpageflags,
-        avoid=[(page.physical, page.physical + PAGE), (info[0], info[0] + info[1])],
-    )
-    ram = whole_pages(memory.system_ram(resources))
+    document: Mapping[str, Any],
+    words: Sequence[str] = (),
+) -> None:
+    """Lay everything out in the window and give it to the kernel.
+
+    ``document``: of the handoff note.  ``words``: more for the helper's command line.  Raises
+    `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
+    """
     cmdline = Path("/proc/cmdline").read_text()
-    release = os.uname().release
-    firmware = memory.firmware_map()
-    document: dict[str, Any] = {
-        "kjump": VERSION,
-        "cycle": str(cycle_id),
-        "requested": time.time(),
-        "hostname": socket.gethostname(),
-        "machine": machine_identity(),
-        "release": release,
-        "levels": 5 if memory.is_5_level() else 4,
-        "window": [window.start, window.end],
-        "low": [list(r) for r in window.low],
-        "ram": [list(r) for r in ram],
-        "firmware_map": [[e.start, e.end, e.kind] for e in firmware],
-        "page_count": memory.page_count(),
-        "page_offset": page_offset(),
-        "report_page": page.physical,
-        "nonce": page.nonce.hex(),
-        "free_pages": free_pages_policy(cmdline, kernel_config(release)),
-        "target": {
-            "spec": target.spec,
-            "links": [str(x) for x in target.links] or [str(target.path)],
-            "size": target.size,
-        },
-        "level": settings.image.compression_level,
-        "compression": settings.image.compression,
-        "deadline": deadline(settings, ram),
-        "file_systems": file_systems(),
-    }
+    info = vmcoreinfo_note()
     packed = damage(note.pack(document))
     headers = coreheader.build(
         [info, (window.start + placing.NOTE, len(packed))],
-        subtract(ram, [window.range, *window.low]),
+        subtract([(a, b) for a, b in document["ram"]], [window.range, *window.low]),
     )
     if len(headers) > placing.CORE_HEADER_ROOM:
         raise StagingFailed("The memory map is too long for the core header.")
     note_slot = placing.NOTE + note.descriptor_offset() + note.JUMP_BACK_OFFSET
+    line = command_line(
+        settings,
+        cmdline,
+        core_header=window.start + placing.CORE_HEADER,
+        cell=window.start + placing.CELL,
+    )
     entry, segments = placing.place(
         window.range,
         window.low,
         placing.map_file(sizing.kernel),
         placing.map_file(sizing.initrd),
-        command_line(
-            settings,
-            cmdline,
-            core_header=window.start + placing.CORE_HEADER,
-            cell=window.start + placing.CELL,
-        ),
+        " ".join([line, *words]),
         note_slot=window.start + note_slot,
         cell_slot=window.start + placing.CELL + JUMP_BACK_OFFSET,
         contents={
@@ -396,12 +436,11 @@ def _stage(
         syscalls.kexec_load(entry, segments, preserve_context=True)
     except OSError as error:
         raise StagingFailed(f"The kernel refused the staged helper: {error.strerror}.") from error
-    return Staged(window, page, document)
 
 
-def damage(packed: bytes) -> bytes:
-    """The note as it is, or damaged on purpose for tests (KJUMP_INJECT=damaged-handoff)."""
-    if os.environ.get("KJUMP_INJECT") == "damaged-handoff":
+def damage(packed: bytes, kind: str = "damaged-handoff") -> bytes:
+    """The note or request as it is, or damaged on purpose for tests (KJUMP_INJECT=KIND)."""
+    if os.environ.get("KJUMP_INJECT") == kind:
         at = len(packed) - 8
         return packed[:at] + bytes([packed[at] ^ 1]) + packed[at + 1 :]
     return packed

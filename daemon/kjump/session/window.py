@@ -11,12 +11,14 @@ report page, not VMCOREINFO.  Boot-time allocations of the kernel are all marked
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
+import mmap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kjump.errors import NoWindow
 from kjump.machine.memory import Resource, system_ram
+from kjump.machine.native import address_of
+from kjump.machine.pages import count_blocks, flagged_blocks, last_flagged
 from kjump.machine.ranges import (
     PAGE,
     Range,
@@ -32,14 +34,20 @@ LOWEST = 16 << 20
 HIGHEST = 1 << 32
 """Above 4 GiB the helper would have no memory for 32-bit DMA."""
 LOW_END = 1 << 20
+STEP = 64
+"""Blocks of 2 MiB whose flags are read at a time."""
 
 # include/uapi/linux/kernel-page-flags.h
 KPF_HWPOISON, KPF_NOPAGE, KPF_OFFLINE, KPF_PGTABLE, KPF_RESERVED = 19, 20, 23, 26, 32
 IMMOVABLE = (
     1 << KPF_HWPOISON | 1 << KPF_NOPAGE | 1 << KPF_OFFLINE | 1 << KPF_PGTABLE | 1 << KPF_RESERVED
 )
+RESTING = IMMOVABLE & ~(1 << KPF_PGTABLE)
+"""What must not have come into a window while a warm helper rests.  Page tables do come: every new
+process has some, and they are wherever memory is free.  Nobody looks at those while the session
+stands still.  The tables that the helper walks are from the boot, and reserved."""
 
-ReadFlags = Callable[[int, int], bytes]
+ReadFlags = Callable[[int, int], bytes | bytearray]
 """(first pfn, pages) to 8 bytes a page, as /proc/kpageflags gives them."""
 
 
@@ -65,54 +73,100 @@ def low_ranges(resources: Iterable[Resource]) -> tuple[Range, ...]:
     return tuple(intersect(whole_pages(system_ram(resources)), [(PAGE, LOW_END)]))
 
 
-def last_immovable(flags: bytes) -> int | None:
-    """Index of the last page that must not lie in the window, or None."""
-    words = memoryview(flags).cast("Q")
-    for index in range(len(words) - 1, -1, -1):
-        if words[index] & IMMOVABLE:
-            return index
-    return None
+def last_immovable(flags: bytes | bytearray, mask: int = IMMOVABLE) -> int | None:
+    """Index of the last page that must not lie in the window, or None.  ``mask``: by which of
+    its flags."""
+    return last_flagged(flags, mask)
 
 
 def choose(
-    size: int, resources: list[Resource], read_flags: ReadFlags, avoid: Iterable[Range] = ()
+    size: int,
+    resources: list[Resource],
+    read_flags: ReadFlags,
+    avoid: Iterable[Range] = (),
+    likely: Sequence[int] = (),
 ) -> Window:
-    """The highest window of ``size`` bytes below 4 GiB without anything immovable.
+    """The best window of ``size`` bytes below 4 GiB without anything immovable.
 
-    ``avoid``: physical ranges it must not touch.  Raises `NoWindow`.
+    ``avoid``: physical ranges it must not touch.  ``likely``: for each 2 MiB of memory how many
+    pages the kernel is likely to give to whoever asks next; the best window has the fewest of
+    them, and is the highest of those.  Raises `NoWindow`.
     """
     kernel = [(r.start, r.end) for r in resources if r.name.startswith(("Kernel ", "Crash kernel"))]
-    holes = [*avoid, *((align_down(s, ALIGNMENT), align_up(e, ALIGNMENT)) for s, e in kernel)]
+    holes = [(align_down(s, ALIGNMENT), align_up(e, ALIGNMENT)) for s, e in (*kernel, *avoid)]
     rooms = subtract(intersect(system_ram(resources), [(LOWEST, HIGHEST)]), holes)
+    wanted = size // ALIGNMENT
     largest = 0
-    for room_start, room_end in reversed(rooms):
-        end = align_down(room_end, ALIGNMENT)
-        start = end - size
-        clear_from = end  # [clear_from, end) is known to be clear
-        while start >= align_up(room_start, ALIGNMENT):
-            flags = read_flags(start // PAGE, (clear_from - start) // PAGE)
-            bad = last_immovable(flags)
-            if bad is None:
-                return Window(start, size, low_ranges(resources))
-            largest = max(largest, end - (start + (bad + 1) * PAGE))
-            end = clear_from = align_down(start + bad * PAGE, ALIGNMENT)
-            start = end - size
-    raise NoWindow(
-        f"There is no run of {size >> 20} MiB below 4 GiB without memory of the kernel's own"
-        f" (the longest seen has {largest >> 20} MiB)."
-    )
+    best: tuple[int, int] | None = None
+    for room_start, room_end in rooms:
+        first = align_up(room_start, ALIGNMENT) // ALIGNMENT
+        last = align_down(room_end, ALIGNMENT) // ALIGNMENT
+        run = cost = 0
+        for block, bad in enumerate(_bad_blocks(first, last, read_flags), first):
+            if bad:
+                run = cost = 0
+                continue
+            run += 1
+            cost += _at(likely, block)
+            if run > wanted:
+                cost -= _at(likely, block - wanted)
+            largest = max(largest, run)
+            if run >= wanted and (best is None or cost <= best[0]):
+                best = cost, block + 1 - wanted
+    if best is None:
+        raise NoWindow(
+            f"There is no run of {size >> 20} MiB below 4 GiB without memory of the kernel's own"
+            f" (the longest has {largest * ALIGNMENT >> 20} MiB)."
+        )
+    return Window(best[1] * ALIGNMENT, size, low_ranges(resources))
 
 
-def read_kpageflags(first: int, count: int) -> bytes:
+def _at(counts: Sequence[int], block: int) -> int:
+    return counts[block] if block < len(counts) else 0
+
+
+def _bad_blocks(first: int, last: int, read_flags: ReadFlags) -> Iterator[int]:
+    """For each block of 2 MiB whether it holds anything immovable."""
+    pages = ALIGNMENT // PAGE
+    for at in range(first, last, STEP):
+        count = min(STEP, last - at)
+        yield from flagged_blocks(read_flags(at * pages, count * pages), pages, IMMOVABLE)
+
+
+def read_kpageflags(first: int, count: int) -> bytearray:
     """/proc/kpageflags of ``count`` pages from pfn ``first`` on.  Raises OSError."""
-    fd = os.open("/proc/kpageflags", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        out = b""
-        while len(out) < count * 8:
-            piece = os.pread(fd, count * 8 - len(out), first * 8 + len(out))
-            if not piece:
+    out = bytearray(count * 8)
+    done = 0
+    with open("/proc/kpageflags", "rb", buffering=0) as file, memoryview(out) as view:
+        file.seek(first * 8)
+        while done < len(out):
+            got = file.readinto(view[done:])
+            if not got:
                 raise OSError(f"/proc/kpageflags ends before page {first + count}")
-            out += piece
-        return out
-    finally:
-        os.close(fd)
+            done += got
+    return out
+
+
+def sample_allocations(size: int) -> list[int]:
+    """Where the kernel takes memory from at present: allocates ``size`` bytes, looks, and gives
+    them back.  Pages in each 2 MiB below 4 GiB.
+
+    kexec_load allocates a source page for each page of the window.  One that happens to lie in
+    the window itself is put on a list, which is searched at every further page (kimage_alloc_page
+    in kernel/kexec_core.c): with many of them that takes seconds.  What was just given back is
+    what is given out next.  Needs CAP_SYS_ADMIN; raises OSError.
+    """
+    blocks = HIGHEST // ALIGNMENT
+    with mmap.mmap(-1, size) as memory:
+        memory.madvise(mmap.MADV_NOHUGEPAGE)  # kexec_load takes single pages
+        memory[::PAGE] = bytes([1]) * (size // PAGE)  # touches each page
+        entries = bytearray(size // PAGE * 8)
+        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap, memoryview(entries) as view:
+            pagemap.seek(address_of(memory) // PAGE * 8)
+            done = 0
+            while done < len(entries):
+                got = pagemap.readinto(view[done:])
+                if not got:
+                    break
+                done += got
+    return count_blocks(entries, (ALIGNMENT // PAGE).bit_length() - 1, blocks)

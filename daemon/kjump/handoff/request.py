@@ -1,0 +1,133 @@
+"""The request page: what the session asks of a helper that is already running.
+
+The note lies in the window, so it tells only what was known when the helper was started.  A warm
+helper (docs/kjump-handoff.5.md) is told the rest when it is entered again, through pages of the
+session: one request page, whose address is in the note, lists the pages that hold the request.
+A request has the form of a note's descriptor (`kjump.handoff.note`) and is checked as one.
+The request page is little-endian, addresses are physical:
+
+====== ==== ==========================================================================
+offset size field
+====== ==== ==========================================================================
+0      8    magic ``KJUMPREQ``
+8      4    version, 1
+12     4    number of pages that hold the request; 0: nothing is asked
+16     16   nonce, that of the report page
+32     4    length of the request in bytes
+36     4    CRC-32 of bytes 0-35 and of the list
+40     8    address of the first page, page aligned; and so on for each, in order
+====== ==== ==========================================================================
+
+Pure.  The session writes it, the helper reads it; nobody else.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kjump.errors import DamagedHandoff, StaleHelper, WrongHandoffVersion
+from kjump.handoff import note
+from kjump.machine.ranges import PAGE, Range, overlaps
+
+MAGIC = b"KJUMPREQ"
+VERSION = 1
+HEADER = struct.Struct("<8sII16sII")
+CHECKED = 36
+"""The checksum covers this many bytes of the header, and the list."""
+PAGES = -(-note.LARGEST // PAGE)
+"""Pages for the longest request."""
+
+FIXED = (
+    "machine",
+    "release",
+    "levels",
+    "window",
+    "low",
+    "ram",
+    "firmware_map",
+    "page_count",
+    "page_offset",
+    "report_page",
+    "nonce",
+)
+"""Keys that a request repeats from the note: a helper that was started for other values is of no
+use, as its core header, its memory map or its way back are wrong."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What the request page says: where the request lies (physical), and how long it is."""
+
+    pages: tuple[int, ...]
+    length: int
+
+
+def pack(document: Mapping[str, Any]) -> bytes:
+    """The request itself: header and JSON document.  Raises ValueError where it is too long."""
+    return note.descriptor(document)
+
+
+def blank(nonce: bytes) -> bytes:
+    """A request page that asks nothing."""
+    return pack_page(nonce, (), 0)
+
+
+def pack_page(nonce: bytes, pages: Sequence[int], length: int) -> bytes:
+    """The request page (4,096 bytes) for a request of ``length`` bytes in ``pages``."""
+    if len(pages) > PAGES:
+        raise ValueError(f"a request of {len(pages)} pages")
+    addresses = struct.pack(f"<{len(pages)}Q", *pages)
+    head = HEADER.pack(MAGIC, VERSION, len(pages), nonce, length, 0)[:CHECKED]
+    checksum = zlib.crc32(addresses, zlib.crc32(head))
+    return (head + struct.pack("<I", checksum) + addresses).ljust(PAGE, b"\0")
+
+
+def unpack_page(page: bytes, nonce: bytes, hidden: Iterable[Range] = ()) -> Listing:
+    """What a request page says.  ``hidden``: physical ranges no page may lie in (the window).
+
+    Raises `DamagedHandoff` or `WrongHandoffVersion`; never anything else, whatever the bytes.
+    """
+    if len(page) < PAGE or page[:8] != MAGIC:
+        raise DamagedHandoff("There is no request page where the handoff note says.")
+    _magic, version, count, found, length, checksum = HEADER.unpack_from(page)
+    if version != VERSION:
+        raise WrongHandoffVersion(
+            f"The request page is of version {version}, this helper reads {VERSION}."
+        )
+    if found != nonce:
+        raise DamagedHandoff("The request page has another nonce.")
+    if count > PAGES:
+        raise DamagedHandoff(f"The request page lists {count} pages.")
+    listed = page[HEADER.size : HEADER.size + 8 * count]
+    if zlib.crc32(listed, zlib.crc32(page[:CHECKED])) != checksum:
+        raise DamagedHandoff("The request page's checksum is wrong.")
+    pages = struct.unpack(f"<{count}Q", listed)
+    if not (count - 1) * PAGE < length <= count * PAGE:
+        raise DamagedHandoff(f"A request of {length} bytes in {count} pages.")
+    away = tuple(hidden)
+    for address in pages:
+        if address == 0 or address % PAGE or overlaps((address, address + PAGE), away):
+            raise DamagedHandoff(f"The request cannot lie at {address:#x}.")
+    return Listing(pages, length)
+
+
+def read(page: bytes, nonce: bytes, get: Callable[[int], bytes], hidden: Iterable[Range]) -> bytes:
+    """The request's bytes; ``get`` gives the page at an address.  Raises as `unpack_page`."""
+    found = unpack_page(page, nonce, hidden)
+    return b"".join(get(address) for address in found.pages)[: found.length]
+
+
+def differing(noted: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Names of the keys that must be the same in note and request, and are not."""
+    return [key for key in FIXED if noted.get(key) != asked.get(key)]
+
+
+def check(noted: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raises `StaleHelper` where the helper was started for another machine than this one."""
+    names = differing(noted, asked)
+    if names:
+        raise StaleHelper(f"The warm helper was started with another {', '.join(names)}.")

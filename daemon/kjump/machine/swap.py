@@ -1,0 +1,102 @@
+"""Free slots of a swap area in use, taken and held through /dev/snapshot.
+
+Runs in the session only.  The kernel gives slots to whoever has the device open for reading, for
+its own hibernation in user space (kernel/power/user.c), and takes them back when the descriptor is
+closed, also when its owner is killed.  While it is open the kernel's own hibernation is refused
+(hibernate_acquire).  Opening it runs the kernel's notifiers of hibernation
+(PM_HIBERNATION_PREPARE), closing it those of its end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+from kjump.errors import NoSnapshotDevice, TargetInUse, TargetMissing, TargetTooSmall
+from kjump.machine.ranges import PAGE
+
+DEVICE = Path("/dev/snapshot")
+FREE_SWAP_PAGES = 0x3309
+SET_SWAP_AREA = 0x400C330D
+"""``_IOW('3', 13, struct resume_swap_area)``, which is packed: 12 bytes."""
+AREA = struct.Struct("<qI")
+ROOM = 1 << 20
+"""Pieces of free swap that are looked at, at most: 16 MiB of memory."""
+
+Span = tuple[int, int]
+
+
+def encoded_device(device: int) -> int:
+    """A device number (st_rdev) as the ioctl wants it: new_encode_dev() of linux/kdev_t.h."""
+    major, minor = os.major(device), os.minor(device)
+    return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
+
+
+def _library() -> ctypes.CDLL:
+    lib = ctypes.CDLL(str(Path(__file__).with_name("built") / "libkjump.so"), use_errno=True)
+    u64 = ctypes.c_uint64
+    lib.kj_take_slots.argtypes = (
+        ctypes.c_int, u64, ctypes.c_void_p, u64, ctypes.POINTER(u64),
+    )  # fmt: skip
+    lib.kj_take_slots.restype = ctypes.c_int64
+    return lib
+
+
+class Slots:
+    """Slots that are ours until `close`."""
+
+    def __init__(self, device: int, first_block: int, pages: int) -> None:
+        """Take up to ``pages`` slots of the area on ``device`` (st_rdev) whose first block lies at
+        byte ``first_block`` of it.  `spans`: where they are, bytes of the device.
+
+        Raises `NoSnapshotDevice`, `TargetInUse` where someone else hibernates, `TargetMissing`
+        where the area is not in use any more, `TargetTooSmall` where no slot is free.
+        """
+        try:
+            self._fd = os.open(DEVICE, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise TargetInUse(
+                    "The kernel's own hibernation holds the swap.", advice="Try again."
+                ) from error
+            raise NoSnapshotDevice(f"{DEVICE} cannot be used: {error.strerror}.") from error
+        try:
+            self.spans = self._take(device, first_block, pages)
+        except BaseException:
+            self.close()
+            raise
+
+    def _take(self, device: int, first_block: int, pages: int) -> list[Span]:
+        area = AREA.pack(first_block // PAGE, encoded_device(device))
+        try:
+            fcntl.ioctl(self._fd, SET_SWAP_AREA, area)
+        except OSError as error:
+            if error.errno == errno.EPERM:  # swsusp_swap_in_use(): slots of somebody
+                raise TargetInUse("Slots of the swap are taken already.") from error
+            raise TargetMissing(
+                f"The kernel does not know the swap area: {error.strerror}.",
+                advice="Switch it on (swapon), or name another target.",
+            ) from error
+        out = (ctypes.c_uint64 * (2 * ROOM))()
+        taken = ctypes.c_uint64()
+        count = _library().kj_take_slots(self._fd, pages, out, ROOM, ctypes.byref(taken))
+        if count < 0:
+            raise TargetMissing(f"The kernel gives no swap: {os.strerror(-count)}.")
+        if count == 0:
+            raise TargetTooSmall("No swap is free.", advice="Add swap, or close programs.")
+        values = out[: 2 * count]
+        return list(zip(values[0::2], values[1::2], strict=True))
+
+    def close(self) -> None:
+        """Give the slots back."""
+        if self._fd >= 0:
+            try:
+                fcntl.ioctl(self._fd, FREE_SWAP_PAGES)
+            except OSError:
+                pass  # closing gives them back as well
+            os.close(self._fd)
+            self._fd = -1

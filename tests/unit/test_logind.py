@@ -1,0 +1,64 @@
+"""Naming a swap area to the kernel, so that logind offers hibernation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kjump.errors import NoTarget, TargetMapped
+from kjump.session import devices, files, logind
+from kjump.session.devices import SwapArea
+
+from .test_readiness import DISK, SWAP
+
+NONE = NoTarget("none")
+
+
+def test_only_where_logind_waits_for_it() -> None:
+    def told(*, efi: bool = False, resume: str = "0:0\n", words: tuple[str, ...] = ()) -> bool:
+        return logind.must_be_told(efi=efi, resume=resume, command_line=words)
+
+    assert told()
+    assert not told(efi=True)
+    assert not told(resume="254:5\n")
+    assert not told(words=("noresume",))
+
+
+def test_the_target_comes_first() -> None:
+    area = SwapArea(Path("/dev/null"), is_file=False, size=1, used=0)
+    assert logind.resume_device(SWAP, [area]) == (DISK.number, 0)
+    file = replace(SWAP, file="/swap", locator=8192)
+    assert logind.resume_device(file, []) == (DISK.number, 2)
+    assert logind.resume_device(DISK, []) is None
+
+
+def test_the_first_area_that_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_device: int, what: str) -> None:
+        if "zero" in what:
+            raise TargetMapped("zram")
+
+    monkeypatch.setattr(files, "refuse_mapped", refuse)
+    areas = [
+        SwapArea(Path("/nonexistent"), is_file=True, size=1, used=0),
+        SwapArea(Path("/dev/zero"), is_file=False, size=1, used=0),
+        SwapArea(Path("/dev/null"), is_file=False, size=1, used=0),
+    ]
+    assert logind.resume_device(NONE, areas) == ("1:3", 0)
+
+
+@pytest.mark.parametrize("page", [0, 7])
+def test_the_kernel_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    (tmp_path / "resume").write_text("0:0\n")
+    monkeypatch.setattr(logind, "POWER", tmp_path)
+    monkeypatch.setattr(logind, "EFI", tmp_path / "none")
+    monkeypatch.setattr(devices, "swaps", list)
+    assert logind.tell(NONE, ()) is None
+    target = replace(SWAP, locator=page * 4096)
+    assert logind.tell(target, ()) == (DISK.number, page)
+    assert (tmp_path / "resume").read_text() == DISK.number
+    assert (tmp_path / "resume_offset").exists() == bool(page)
+    assert logind.tell(target, ()) is None

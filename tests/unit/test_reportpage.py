@@ -1,0 +1,82 @@
+"""kjump.session.reportpage: what is written there is there, at an address that is told."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+
+from kjump.errors import DamagedHandoff
+from kjump.handoff import note, report, request
+from kjump.machine.ranges import PAGE
+from kjump.session import reportpage
+from kjump.session.reportpage import LockedPages, ReportPage, RequestPages
+
+
+@pytest.fixture(autouse=True)
+def told(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+    """Physical addresses that are played: a container is told none."""
+    moved: dict[int, int] = {}
+    monkeypatch.setattr(
+        reportpage, "physical_address", lambda at: moved.get(at, (at & 0xFFFFFFFFF) // PAGE * PAGE)
+    )
+    return moved
+
+
+def test_a_report_is_read_once_it_is_there() -> None:
+    page = ReportPage()
+    assert page.read() is None and page.range == (page.physical, page.physical + PAGE)
+    page._page.memory[:] = report.pack(page.nonce, {"by": "helper"})
+    assert page.read() == {"by": "helper"}
+    page.blank()
+    assert page.read() is None
+    page.close()
+
+
+def test_a_request_is_found_where_the_request_page_says() -> None:
+    pages = RequestPages(bytes(16))
+    memory, addresses = pages._pages.memory, pages._pages.addresses
+
+    def get(address: int) -> bytes:
+        at = addresses.index(address) * PAGE
+        return memory[at : at + PAGE]
+
+    with pytest.raises(DamagedHandoff):
+        note.unpack(request.read(get(pages.physical), bytes(16), get, ()))
+    document = {"file_systems": ["x" * 100] * 300}
+    pages.write(request.pack(document))
+    data = request.read(get(pages.physical), bytes(16), get, ())
+    assert note.unpack(data).document == document
+    pages.close()
+
+
+def test_a_page_that_was_moved_is_noticed(told: dict[int, int]) -> None:
+    pages = LockedPages(3)
+    assert not pages.moved()
+    start = reportpage.ctypes.addressof(pages._view)  # type: ignore[attr-defined]
+    told[start + PAGE] = 0x1234000
+    assert pages.moved()
+    pages.close()
+
+
+def test_without_packet_sockets_pages_are_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: Any) -> Any:
+        raise OSError(97, "Address family not supported by protocol")
+
+    monkeypatch.setattr(reportpage.socket, "socket", refuse)  # type: ignore[attr-defined]
+    pages = LockedPages(2, for_long=True)
+    assert pages._ring is None and bytes(pages.memory) == bytes(2 * PAGE)
+    pages.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_PACKET"), reason="Linux only")
+def test_pages_for_long_are_the_kernels() -> None:
+    try:
+        memory, ring = reportpage.kernel_pages(34)
+    except OSError as error:
+        pytest.skip(f"no packet socket here: {error}")
+    memory[5 * PAGE : 5 * PAGE + 3] = b"abc"
+    assert memory[5 * PAGE : 5 * PAGE + 3] == b"abc" and len(memory) == 34 * PAGE
+    memory.close()
+    ring.close()
