@@ -4,7 +4,7 @@ Runs on the host.  Both read an ELF core and the kernel's own debug information,
 kernel of ``make kernel-debug`` has.
 
 - `kernel`: that kernel, as a package and as vmlinux.
-- `Crash`: a core in crash, one run a question.
+- `Crash`: a core in crash, and what its answers say.
 - `Drgn`: a core in drgn: tasks, their memory, and what the kernel's own lists say of its pages.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from .guest import GuestError
 ROOT = Path(__file__).resolve().parents[2]
 CRASH_SUITE = "trixie"
 """Its crash (8.0.6) knows 6.12; that of Debian 12 (8.0.2) does not."""
-CRASH_TIME = 300.0
+CRASH_TIME = 600.0
 """Seconds for one run of crash, at the slowest."""
 
 
@@ -52,55 +53,72 @@ class DebugKernel:
 
 @dataclass(frozen=True)
 class Crash:
+    """Opening takes it a while, so it is asked many things at once."""
+
     vmlinux: Path
     core: Path
 
-    def says(self, *commands: str) -> str:
-        """What crash answers to these commands, a line each.  Raises GuestError where it does not
-        open the core, or says that a command of them is invalid."""
-        script = self.core.with_suffix(".crash")
-        # No pager, and nothing of the caller's ~/.crashrc or .gdbinit.
-        script.write_text("\n".join(["set scroll off", *commands, "quit"]) + "\n")
-        words = suites.program(CRASH_SUITE, "crash", "/usr/bin/crash")
-        words += ["-s", "--no_crashrc", "-i", str(script), str(self.vmlinux), str(self.core)]
-        done = subprocess.run(
-            words, capture_output=True, text=True, errors="replace", timeout=CRASH_TIME, check=False
-        )
-        said = done.stdout + done.stderr
-        if done.returncode or "crash: " in said:
-            raise GuestError(f"crash, asked {commands}: status {done.returncode}\n{said}")
-        return said
-
-    def tasks(self) -> dict[int, str]:
-        """Name by pid, of what ``ps`` lists."""
-        found = {}
-        for line in self.says("ps").splitlines():
-            # ">     336     334   1  ffff96c7449e6900  ??   0.3     4328     3636  tmux: server"
-            match = re.match(
-                r">?\s*(\d+)\s+\d+\s+\d+\s+[0-9a-f]{16}\s+\S+\s+[\d.]+\s+\d+\s+\d+\s+(.+)$",
-                line,
+    def answers(self, *commands: str) -> list[str]:
+        """What crash says to each command.  Raises GuestError where it does not open the core."""
+        with tempfile.TemporaryDirectory(dir=self.core.parent) as scratch:
+            files = [Path(scratch, str(number)) for number in range(len(commands))]
+            lines = [f"{words} > {file}" for words, file in zip(commands, files, strict=True)]
+            script = Path(scratch, "commands")
+            script.write_text("\n".join(["set scroll off", *lines, "quit"]) + "\n")
+            words = suites.program(CRASH_SUITE, "crash", "/usr/bin/crash")
+            # Nothing of the caller's ~/.crashrc.
+            words += ["-s", "--no_crashrc", "-i", str(script), str(self.vmlinux), str(self.core)]
+            done = subprocess.run(
+                words,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=CRASH_TIME,
+                check=False,
             )
-            if match:
-                found[int(match[1])] = match[2].strip().strip("[]")
-        return found
+            if done.returncode or not all(file.exists() for file in files):
+                raise GuestError(
+                    f"crash, asked {commands}: status {done.returncode}\n{done.stdout}{done.stderr}"
+                )
+            return [file.read_text(errors="replace") for file in files]
 
-    def search(self, pid: int, text: str) -> list[int]:
-        """The user addresses at which a task's memory has the text."""
-        said = self.says(f"set {pid}", f'search -u -c "{text}"')
-        return [int(at, 16) for at in re.findall(r"^([0-9a-f]+): ", said, re.MULTILINE)]
 
-    def string(self, pid: int, address: int, size: int) -> str:
-        """So many characters of a task's memory, as ``rd -a`` shows them."""
-        said = self.says(f"set {pid}", f"rd -u -a {address:x} {size}")
-        return "".join(re.findall(r"^\s*[0-9a-f]+:  (.*)$", said, re.MULTILINE))
+def tasks_of(ps: str) -> dict[int, str]:
+    """Name by pid, of what crash's ``ps`` lists; those of CPUs that idle have pid 0."""
+    found = {}
+    for line in ps.splitlines():
+        # ">     336     334   1  ffff96c7449e6900  ??   0.3     4328     3636  tmux: server"
+        match = re.match(
+            r">?\s*(\d+)\s+\d+\s+\d+\s+[0-9a-f]{16}\s+\S+\s+[\d.]+\s+\d+\s+\d+\s+(.+)$", line
+        )
+        if match:
+            found[int(match[1])] = match[2].strip().strip("[]")
+    return found
 
-    def physical(self, pid: int, address: int) -> int:
-        """Physical address of a user address, as ``vtop`` walks the task's page tables."""
-        said = self.says(f"set {pid}", f"vtop -u {address:x}")
-        match = re.search(rf"^{address:x}\s+([0-9a-f]+)\s*$", said, re.MULTILINE)
-        if not match:
-            raise GuestError(f"crash's vtop of {address:x}: {said}")
-        return int(match[1], 16)
+
+def jumping(ps: str) -> int:
+    """The pid of the thread that asked for the jump: a kjumpd that a CPU was at."""
+    (pid,) = re.findall(r"^>\s*(\d+) .* kjumpd$", ps, re.MULTILINE)
+    return int(pid)
+
+
+def addresses(search: str) -> list[int]:
+    """Where crash's ``search`` found something."""
+    return [int(at, 16) for at in re.findall(r"^([0-9a-f]+): ", search, re.MULTILINE)]
+
+
+def characters(rd: str) -> str:
+    """What crash's ``rd -a`` shows."""
+    return "".join(re.findall(r"^\s*[0-9a-f]+:  (.*)$", rd, re.MULTILINE))
+
+
+def physical(vtop: str) -> int:
+    """The physical address that crash's ``vtop`` comes to."""
+    match = re.search(r"^[0-9a-f]+\s+([0-9a-f]+)\s*$", vtop, re.MULTILINE)
+    if not match:
+        raise GuestError(f"crash's vtop: {vtop}")
+    return int(match[1], 16)
 
 
 class Drgn:

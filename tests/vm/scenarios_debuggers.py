@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +16,16 @@ from pathlib import Path
 from kjump.image.place import pieces
 
 from . import oracle
-from .debuggers import Crash, DebugKernel, Drgn
+from .debuggers import (
+    Crash,
+    DebugKernel,
+    Drgn,
+    addresses,
+    characters,
+    jumping,
+    physical,
+    tasks_of,
+)
 from .guest import Guest, Shape
 from .image import Image
 from .scenarios_oracle import MIB, freeze, same_content
@@ -80,9 +88,7 @@ def debuggers(_: Image) -> None:
         vmlinux = kernel.vmlinux(guest.folder)
         core = exported(target, guest.folder / "core")
         crash, drgn = Crash(vmlinux, core), Drgn(vmlinux, core)
-        crash_opens(crash, release, tasks)
-        drgn_opens(drgn, tasks)
-        both_agree(crash, drgn, tasks)
+        drgn_opens(drgn, tasks, crash_opens(crash, release, tasks))
         core.unlink()
         pages_left_out(vmlinux, memory, target)
 
@@ -99,40 +105,48 @@ def exported(target: Path, core: Path) -> Path:
     return core
 
 
-def crash_opens(crash: Crash, release: str, tasks: dict[str, int]) -> None:
-    said = crash.says("sys")
+def crash_opens(crash: Crash, release: str, tasks: dict[str, int]) -> dict[int, int]:
+    """Physical by user address, of the text in the editor's memory."""
+    nano, holder = tasks["nano"], tasks["python3"]
+    search = f'search -u -c "{TEXT}"'
+    said, ps, stack, _, in_nano, _, in_holder = crash.answers(
+        "sys", "ps", f"bt {nano}", f"set {nano}", search, f"set {holder}", search
+    )
     require("crash's sys names the kernel", release in said, said)
-    listed = crash.tasks()
+    listed = tasks_of(ps)
     for name, pid in tasks.items():
         expect(f"crash's ps of {pid}", listed.get(pid), name)
     # Frozen, and unwound to the system call that it is in.
-    stack = crash.says(f"bt {tasks['nano']}")
     for name in ("__refrigerator", "entry_SYSCALL_64", 'COMMAND: "nano"'):
         require(f"crash's bt of nano has {name}", name in stack, stack)
-    (jumping,) = re.findall(r"^>\s*(\d+) .* kjumpd$", crash.says("ps"), re.MULTILINE)
-    stack = crash.says(f"bt {jumping}")
-    require("crash's bt of the jump", "kernel_kexec" in stack, stack)
-    for name in ("nano", "python3"):
-        found = crash.search(tasks[name], TEXT)
-        require(f"crash finds the text in {name}'s memory", found)
-        expect(f"crash's rd of {found[0]:#x}", crash.string(tasks[name], found[0], len(TEXT)), TEXT)
+    typed, kept = addresses(in_nano), addresses(in_holder)
+    require("crash finds the text in the editor's memory", typed, in_nano)
+    require("crash finds the text in its sender's memory", kept, in_holder)
+    jump, _, shown, *walks, _, held = crash.answers(
+        f"bt {jumping(ps)}",
+        f"set {nano}",
+        f"rd -u -a {typed[0]:x} {len(TEXT)}",
+        *(f"vtop -u {address:x}" for address in typed),
+        f"set {holder}",
+        f"rd -u -a {kept[0]:x} {len(TEXT)}",
+    )
+    require("crash's bt of the jump", "kernel_kexec" in jump, jump)
+    expect("crash's rd of the editor's memory", characters(shown), TEXT)
+    expect("crash's rd of its sender's memory", characters(held), TEXT)
+    return {address: physical(walk) for address, walk in zip(typed, walks, strict=True)}
 
 
-def drgn_opens(drgn: Drgn, tasks: dict[str, int]) -> None:
+def drgn_opens(drgn: Drgn, tasks: dict[str, int], places: dict[int, int]) -> None:
+    """``places``: of the text in the editor's memory, as crash says."""
     listed = drgn.tasks()
     for name, pid in tasks.items():
         expect(f"drgn's task {pid}", listed.get(pid), name)
     require("drgn unwinds a task's stack", "__refrigerator" in drgn.stack(tasks["nano"]))
-    for name in ("nano", "python3"):
-        require(f"drgn finds the text in {name}'s memory", drgn.search(tasks[name], TEXT))
-
-
-def both_agree(crash: Crash, drgn: Drgn, tasks: dict[str, int]) -> None:
-    pid = tasks["nano"]
-    expect("the tasks of crash and drgn", {p for p in crash.tasks() if p}, set(drgn.tasks()))
-    for address in drgn.search(pid, TEXT):
-        physical = drgn.physical(pid, address)
-        expect(f"where {address:#x} is", crash.physical(pid, address), physical)
+    require("drgn finds the text in its sender's memory", drgn.search(tasks["python3"], TEXT))
+    found = {at: drgn.physical(tasks["nano"], at) for at in drgn.search(tasks["nano"], TEXT)}
+    require("drgn finds the text in the editor's memory", found)
+    # crash looks at file mappings, too.
+    expect("where the text is, by drgn and by crash", found.items() <= places.items(), True)
 
 
 def pages_left_out(vmlinux: Path, memory: Path, target: Path) -> None:
