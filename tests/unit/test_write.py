@@ -100,10 +100,10 @@ def test_a_write_that_fails_ends_the_copy(tmp_path: Path) -> None:
 
 
 class Waiting(Device):
-    """A slow disk."""
+    """A disk far slower than compressing is, on a busy machine, too."""
 
     def write_from(self, buffer: mmap.mmap, length: int, offset: int) -> None:
-        time.sleep(0.01)
+        time.sleep(0.1)
         super().write_from(buffer, length, offset)
 
 
@@ -115,7 +115,7 @@ def test_zstd_is_chosen_while_the_target_is_waited_for_and_lz4_otherwise(tmp_pat
         assert made.codecs["zstd"] > 30, made.codecs
 
     def slow(span: tuple[int, bytes | int], bundle: Bundle) -> None:
-        time.sleep(0.01)
+        time.sleep(0.05)  # far longer than a write takes
         imaging.gather(span, bundle)
 
     with device(tmp_path) as opened:
