@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -597,10 +598,27 @@ def test_a_target_that_is_gone_is_no_reason_to_fail(kept: History, tmp_path: Pat
 
 
 def test_a_locator_in_the_swap_goes_and_its_slots_are_not_written_to(
-    kept: History, image: Path
+    kept: History, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The slots are the system's again: what lies there is swapped memory."""
     from kjump.image import locator, target
+    from kjump.session import areas
+
+    held: list[object] = []
+
+    class Writable:
+        """The kernel lets nobody else write to swap in use."""
+
+        def __init__(self, *about: object) -> None:
+            held.append(about)
+
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *_: object) -> None:
+            held.append("closed")
+
+    monkeypatch.setattr(areas, "Writable", Writable)
 
     header = bytes(4086) + b"SWAPSPACE2"
     image.write_bytes(header + bytes(31 << 20))
@@ -612,5 +630,26 @@ def test_a_locator_in_the_swap_goes_and_its_slots_are_not_written_to(
         image.write_bytes(before)
         look_back(kept, replace(READY, target=kind))
         assert image.read_bytes() == header + before[4096:]
+    (entry,) = kept.entries()
+    assert entry["error"] == "ImageIncomplete"
+    assert held == [(os.stat(image).st_rdev, 0), "closed"]
+
+
+def test_the_reason_is_told_also_where_the_locator_cannot_be_taken_away(
+    kept: History, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kjump.image import locator, target
+    from kjump.session import areas
+
+    def busy(*_: object) -> None:
+        raise OSError(26, "Text file busy")
+
+    image.write_bytes(bytes(4086) + b"SWAPSPACE2" + bytes(31 << 20))
+    area = target.Area(locator.SWAP, 0, ((8192, 20 << 20),))
+    target.prepare(image, cycle_id=ID, hostname="h", area=area)
+    monkeypatch.setattr(areas, "Writable", busy)
+    swap = replace(DISK, path=image, kind="swap", locator=0, room=20 << 20)
+    for _ in range(2):  # and only once
+        look_back(kept, replace(READY, target=swap))
     (entry,) = kept.entries()
     assert entry["error"] == "ImageIncomplete"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,57 @@ def test_an_answer_of_the_tree_search() -> None:
     other = struct.pack("<QQQII", 5, 256, 0, 1, 8) + bytes(8)
     data = other + struct.pack("<QQQII", 5, 256, 0x1000000, files.CHUNK_ITEM, len(item)) + item
     assert files.unpack_chunks(data, 2) == CHUNKS[:1]
+
+
+# Answers of a 6.12 kernel: FIEMAP of files made with fallocate (20 MiB on ext4, 1200 MiB on btrfs,
+# 1 MiB that is one hole), and the chunk tree of that btrfs.
+ANSWERS = {
+    "ext4": (
+        "c-muNfPnu{zzAf6Fb4w$P=Qbmj0{)+BL~AM7=!=-V(JKS"
+    ),
+    "btrfs": (
+        "c-muNfPnu{zzAfs0x<^zI=CPRWe6}}1DG11>Mp2~s80c^&yqxa22g#zB<gd3>Pv+3xv^<u<X{+*003744oC"
+    ),
+    "sparse": (
+        "c-muNfPnu{zzF4YFpPrX005{S2m$"
+    ),
+    "search": (
+        "c-muTfC5G|8VdeH0XqK)kPX5d48#FWbbA;sfJu-U0bo`Gm}Fu=Rmh0K2Vwyb$%rHlF-P#+G4=aPou}+Od_B*9I"
+        "@eW9`vMqY_7&i<PYH{COepq2%t5yg$vuq3x#t3!dq6f}x<`eudzkRMCqRfu_XwiK2ZIQC@e!azq<yMXvd@f2`z"
+        ")zspBIt#`BKTgI3n#!q>_C_*z98%1*2dTjDk@x3P!;w7zLwX6byL)0N^}=H2"
+    ),
+}
+
+
+def answer(name: str) -> bytes:
+    return zlib.decompress(base64.b85decode(ANSWERS[name]))
+
+
+def test_what_a_kernel_answered_of_ext4() -> None:
+    found = files.unpack_extents(answer("ext4"))
+    assert files.check(found, 20 << 20, "f") == ([(603979776, 20 << 20)], False)
+
+
+def test_what_a_kernel_answered_of_a_hole() -> None:
+    with pytest.raises(UnsuitableFile):
+        files.check(files.unpack_extents(answer("sparse")), 1 << 20, "f")
+
+
+def test_what_a_kernel_answered_of_btrfs() -> None:
+    """Its addresses are not the device's."""
+    data = answer("search")
+    (count,) = struct.unpack_from("<I", data, 64)
+    chunks = files.unpack_chunks(data[files.SEARCH_KEY.size :], count)
+    found = files.unpack_extents(answer("btrfs"))
+    spans, written = files.check(files.translate(found, chunks, 1), 1200 << 20, "f")
+    assert not written
+    assert spans == [
+        (575668224, 256 << 20),
+        (911212544, 256 << 20),
+        (1246756864, 256 << 20),
+        (1582301184, 256 << 20),
+        (1917845504, 176 << 20),
+    ]
 
 
 # -- devices ---------------------------------------------------------------------------------------

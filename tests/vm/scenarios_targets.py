@@ -265,10 +265,10 @@ def setup_and_boot(image: Image) -> None:
 
 MOUNTED = f"mkdir /data; mount {SPARE} /data"
 ALWAYS: dict[str, Scenario] = {
+    "target-swap": swap_partition,
     "target-file": file_target("/image", words="kjump.restore=in-place"),
 }
 MORE: dict[str, Scenario] = {
-    "target-swap": swap_partition,
     "target-xfs": file_target(
         "/data/image", f"mkfs.xfs -q -f {SPARE}; {MOUNTED}", check="xfs_repair -n"
     ),

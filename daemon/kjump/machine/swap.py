@@ -5,6 +5,10 @@ its own hibernation in user space (kernel/power/user.c), and takes them back whe
 closed, also when its owner is killed.  While it is open the kernel's own hibernation is refused
 (hibernate_acquire).  Opening it runs the kernel's notifiers of hibernation
 (PM_HIBERNATION_PREPARE), closing it those of its end.
+
+A swap partition in use cannot be written to (ETXTBSY) but by who holds it so: block/fops.c asks
+is_hibernate_resume_dev(), which compares with the area that was set here (since 5.8, "PM:
+hibernate: Restrict writes to the resume device").
 """
 
 from __future__ import annotations
@@ -46,15 +50,14 @@ def _library() -> ctypes.CDLL:
     return lib
 
 
-class Slots:
-    """Slots that are ours until `close`."""
+class Writable:
+    """A swap area in use that can be written to until `close`; no slots are taken."""
 
-    def __init__(self, device: int, first_block: int, pages: int) -> None:
-        """Take up to ``pages`` slots of the area on ``device`` (st_rdev) whose first block lies at
-        byte ``first_block`` of it.  `spans`: where they are, bytes of the device.
+    def __init__(self, device: int, first_block: int) -> None:
+        """The area on ``device`` (st_rdev) whose first block lies at byte ``first_block`` of it.
 
         Raises `NoSnapshotDevice`, `TargetInUse` where someone else hibernates, `TargetMissing`
-        where the area is not in use any more, `TargetTooSmall` where no slot is free.
+        where the area is not in use any more.
         """
         try:
             self._fd = os.open(DEVICE, os.O_RDONLY | os.O_CLOEXEC)
@@ -64,23 +67,51 @@ class Slots:
                     "The kernel's own hibernation holds the swap.", advice="Try again."
                 ) from error
             raise NoSnapshotDevice(f"{DEVICE} cannot be used: {error.strerror}.") from error
-        try:
-            self.spans = self._take(device, first_block, pages)
-        except BaseException:
-            self.close()
-            raise
-
-    def _take(self, device: int, first_block: int, pages: int) -> list[Span]:
         area = AREA.pack(first_block // PAGE, encoded_device(device))
         try:
             fcntl.ioctl(self._fd, SET_SWAP_AREA, area)
         except OSError as error:
+            self.close()
             if error.errno == errno.EPERM:  # swsusp_swap_in_use(): slots of somebody
                 raise TargetInUse("Slots of the swap are taken already.") from error
             raise TargetMissing(
                 f"The kernel does not know the swap area: {error.strerror}.",
                 advice="Switch it on (swapon), or name another target.",
             ) from error
+
+    def close(self) -> None:
+        """Give back what is held: slots, too."""
+        if self._fd >= 0:
+            try:
+                fcntl.ioctl(self._fd, FREE_SWAP_PAGES)
+            except OSError:
+                pass  # closing gives them back as well
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Writable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Slots(Writable):
+    """Slots that are ours until `close`."""
+
+    def __init__(self, device: int, first_block: int, pages: int) -> None:
+        """Take up to ``pages`` slots.  `spans`: where they are, bytes of the device.
+
+        Raises as `Writable` does, and `TargetTooSmall` where no slot is free.
+        """
+        super().__init__(device, first_block)
+        try:
+            self.spans = self._take(pages)
+        except BaseException:
+            self.close()
+            raise
+
+    def _take(self, pages: int) -> list[Span]:
         out = (ctypes.c_uint64 * (2 * ROOM))()
         taken = ctypes.c_uint64()
         count = _library().kj_take_slots(self._fd, pages, out, ROOM, ctypes.byref(taken))
@@ -90,13 +121,3 @@ class Slots:
             raise TargetTooSmall("No swap is free.", advice="Add swap, or close programs.")
         values = out[: 2 * count]
         return list(zip(values[0::2], values[1::2], strict=True))
-
-    def close(self) -> None:
-        """Give the slots back."""
-        if self._fd >= 0:
-            try:
-                fcntl.ioctl(self._fd, FREE_SWAP_PAGES)
-            except OSError:
-                pass  # closing gives them back as well
-            os.close(self._fd)
-            self._fd = -1

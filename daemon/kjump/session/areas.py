@@ -17,8 +17,8 @@ from kjump.errors import Internal, KjumpError, StagingFailed, TargetTooSmall
 from kjump.image import locator, target
 from kjump.image.layout import BLOCK
 from kjump.image.target import Area
-from kjump.machine.swap import Slots
-from kjump.session import devices, files
+from kjump.machine.swap import Slots, Writable
+from kjump.session import files
 from kjump.session.devices import FILE, SWAP, Device
 
 
@@ -153,9 +153,14 @@ def _undo(held: Held, device: Device, error: KjumpError | None) -> None:
 
 
 def forget(device: Device) -> None:
-    """Take away a locator in a swap area whose slots nobody holds.
+    """Take away the locator in a swap area whose slots nobody holds; nothing else of it is
+    written to.
 
     Raises `KjumpError`, OSError.
     """
-    if device.kind == devices.SWAP and device.locator is not None:
-        target.forget(device.path, device.locator)
+    at = device.locator or 0
+    if device.kind != SWAP:  # switched off meanwhile: a partition like others
+        target.forget(device.path, at)
+        return
+    with Writable(os.stat(device.path).st_rdev, at):
+        target.forget(device.path, at)

@@ -119,12 +119,16 @@ def look_back(kept: History, facts: Facts) -> None:
         known = any(entry.get("cycle") == cycle for entry in kept.entries())
         skipped = not {"kjump.noresume", "noresume"}.isdisjoint(facts.command_line)
         after = history.afterlife(found.state, found.reason, known=known, skipped=skipped)
-        if found.area == locator.SWAP:
-            # Its slots are the system's again; only where it would be found may be written to.
-            target.forget(path, at or 0)
-        elif after.retire:
-            area = areas.file_area(facts.target) if facts.target.kind == FILE else None
-            target.retire(path, after.error, cycle_id=UUID(cycle), area=area)
+        try:
+            if found.area == locator.SWAP:
+                # Its slots are the system's again; only where it would be found may be written to.
+                areas.forget(facts.target)
+            elif after.retire:
+                area = areas.file_area(facts.target) if facts.target.kind == FILE else None
+                target.retire(path, after.error, cycle_id=UUID(cycle), area=area)
+        except (KjumpError, OSError) as error:
+            # What became of the session is to be told all the same.
+            log.error(f"the image on {path} could not be marked: {error}")
         if after.error is not None:
             log.warning(after.error.sentence, KJUMP_CYCLE=cycle, KJUMP_ERROR=after.error.name)
             kept.add(
