@@ -53,7 +53,7 @@ TARGET_SIZE = 9216 * MIB  # of incompressible memory
 SMALL_SIZE = 32 * MIB  # a second target, too small for any image
 SWAP_SIZE = 4096 * MIB  # a swap area, not in /etc/fstab
 SPARE_SIZE = 3072 * MIB  # empty, for a file system of the test's choice
-KEPT_IMAGES = 2
+KEPT_IMAGES = int(os.environ.get("KJUMP_KEPT_IMAGES", "2"))
 KEPT_SNAPSHOTS = 12
 
 USER = "alice"
