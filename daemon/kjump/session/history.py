@@ -69,6 +69,7 @@ class History:
         torn = self._ends_torn()
         fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
+            os.fchmod(fd, 0o644)  # for all to read, whatever the service's umask
             os.write(fd, b"\n" + line if torn else line)
             os.fsync(fd)
         finally:
@@ -94,6 +95,7 @@ class History:
         with fresh.open("wb") as out:
             out.writelines(lines[-self.keep :])
             out.flush()
+            os.fchmod(out.fileno(), 0o644)
             os.fsync(out.fileno())
         fresh.replace(self.path)
 
@@ -109,6 +111,8 @@ class Mark:
     target: str = ""
     hooks: bool = False
     """Whether `pre` hooks were started and `post` is owed."""
+    frozen: bool = False
+    """Whether the sessions of users were stopped and have to be let go on."""
     kind: str = "cycle"
     """"cycle", or "warm" for a helper that gets warm or rests: no cycle is lost with that."""
 
@@ -133,10 +137,11 @@ def read_mark(path: Path = MARK) -> Mark | None:
             str(found["cycle"]),
             str(found["target"]),
             bool(found["hooks"]),
+            bool(found.get("frozen", False)),
             str(found.get("kind", "cycle")),
         )
     except (ValueError, KeyError, TypeError):
-        return Mark("", "", hooks=True)
+        return Mark("", "", hooks=True, frozen=True)
 
 
 def clear_mark(path: Path = MARK) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kjump.errors import KjumpError
 from kjump.machine.ranges import PAGE
-from kjump.session import devices, files
+from kjump.session import devices, files, stock
 from kjump.session.devices import SWAP, Device, SwapArea
 
 EFI = Path("/sys/firmware/efi")
@@ -60,6 +60,9 @@ def tell(target: Device | KjumpError, command_line: Sequence[str]) -> tuple[str,
     if found is None:
         return None
     number, page = found
+    # First, so that nobody ever takes the number for one that the boot initrd has named.
+    stock.TOLD.parent.mkdir(parents=True, exist_ok=True)
+    stock.TOLD.write_text(number)
     if page:
         (POWER / "resume_offset").write_text(str(page))
     try:
