@@ -87,7 +87,7 @@ class BadConfiguration(KjumpError):
 
 class Inhibited(KjumpError):
     exit_code = 7
-    advice = "Wait until it is done, or as an administrator: kjumpctl hibernate --ignore-inhibitors."
+    advice = "Wait for its end; an administrator can do without: --ignore-inhibitors."
 
 
 # -- readiness: this kernel or machine cannot -------------------------------------------------

@@ -37,8 +37,8 @@ MESSAGES = {
 
 # Notes each call, and whether the sessions stood still meanwhile.
 HOOK_TEXT = f"""#!/bin/sh
-echo "$1 $2 $SYSTEMD_SLEEP_ACTION $(sed -n 's/frozen //p' /sys/fs/cgroup/user.slice/cgroup.events)" \
-    >>{HOOKS_TOLD}
+frozen=$(sed -n 's/frozen //p' /sys/fs/cgroup/user.slice/cgroup.events)
+echo "$1 $2 $SYSTEMD_SLEEP_ACTION $frozen" >>{HOOKS_TOLD}
 echo "the hook says $1"
 case $1 in pre) modprobe dummy;; esac
 """

@@ -26,6 +26,7 @@ from kjump.errors import (
     KjumpError,
     NoImage,
     NoTarget,
+    ServiceUnreachable,
     TargetMapped,
     UnsuitableFile,
     table,

@@ -447,7 +447,7 @@ class Operation:
         self._clear_owed = True
         try:
             self._do.write_mark(
-                history.Mark(str(self.id), path, hooks_owed, self._thaw_owed, self.kind)
+                history.Mark(str(self.id), path, hooks_owed, self.kind, self._thaw_owed)
             )
         except OSError as error:
             log.warning(f"the mark of the cycle could not be written: {error}")

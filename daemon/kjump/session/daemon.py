@@ -192,7 +192,7 @@ def offer(possible: bool, settings: configuration.Settings) -> bool:
     return yes
 
 
-# -- by way of systemd ------------------------------------------------------------------------------
+# -- by way of systemd -----------------------------------------------------------------------------
 
 GRACE = 20
 """Seconds that the unit of the hooks may take beside the hooks."""

@@ -111,10 +111,10 @@ class Mark:
     target: str = ""
     hooks: bool = False
     """Whether `pre` hooks were started and `post` is owed."""
-    frozen: bool = False
-    """Whether the sessions of users were stopped and have to be let go on."""
     kind: str = "cycle"
     """"cycle", or "warm" for a helper that gets warm or rests: no cycle is lost with that."""
+    frozen: bool = False
+    """Whether the sessions of users were stopped and have to be let go on."""
 
 
 def write_mark(mark: Mark, path: Path = MARK) -> None:
@@ -137,8 +137,8 @@ def read_mark(path: Path = MARK) -> Mark | None:
             str(found["cycle"]),
             str(found["target"]),
             bool(found["hooks"]),
-            bool(found.get("frozen", False)),
             str(found.get("kind", "cycle")),
+            bool(found.get("frozen", False)),
         )
     except (ValueError, KeyError, TypeError):
         return Mark("", "", hooks=True, frozen=True)

@@ -1,0 +1,99 @@
+"""kjump.session.stock: when the kernel's own hibernation is tried instead, and what is offered."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kjump import errors
+from kjump.session import stock
+from kjump.session.stock import Stock, Swap, decide, offered, why_not
+
+GIB = 1 << 30
+GOOD = Stock(
+    command_line=("root=/dev/vda2", "resume=UUID=1-2"),
+    resume="254:5",
+    swaps=(Swap(2 * GIB, GIB), Swap(4 * GIB, 0)),
+    anonymous=3 * GIB,
+)
+
+
+def test_where_it_is_possible() -> None:
+    assert why_not(GOOD) == ""
+    # Without a word on the command line: the boot's initrd looked there, and the number stays.
+    assert why_not(replace(GOOD, command_line=())) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"program": False}, "systemd-sleep"),
+        ({"state": "freeze mem"}, "no hibernation of its own"),
+        ({"disk": "[disabled]"}, "no hibernation of its own"),
+        ({"command_line": ("resume=/dev/sda3", "noresume")}, "noresume"),
+        ({"command_line": ("resume=/dev/sda3", "nohibernate")}, "nohibernate"),
+        ({"command_line": ("resume=/dev/sda3", "hibernate=no")}, "hibernate=no"),
+        ({"swaps": ()}, "No swap"),
+        ({"command_line": (), "resume": "0:0"}, "resume="),
+        ({"command_line": ("resume=",), "resume": "0:0"}, "resume="),
+        ({"command_line": (), "resume": ""}, "resume="),
+        # What kjumpd has put there is no sign that any boot looks there.
+        ({"command_line": (), "resume": "254:5\n", "told": "254:5"}, "resume="),
+        ({"anonymous": 4 * GIB}, "4096 MiB are free"),
+        ({"swaps": (Swap(4 * GIB, 2 * GIB),)}, "2048 MiB are free"),
+    ],
+)
+def test_where_it_is_not(changes: dict[str, object], word: str) -> None:
+    assert word in why_not(replace(GOOD, **changes))  # type: ignore[arg-type]
+
+
+def test_which_errors_lead_to_it() -> None:
+    def falls_back(error: errors.KjumpError, *, jumped: bool = False, to: str = "stock") -> bool:
+        return decide(error, jumped=jumped, fallback=to, facts=GOOD).fall_back
+
+    for name, cls in errors.table().items():
+        asked_wrongly = {"NotAuthorized", "Busy", "Inhibited", "Interrupted", "BadRequest"}
+        assert falls_back(cls("x")) is (name not in asked_wrongly)
+        # After the jump the machine was suspended and came back: it is not to sleep once more.
+        assert not falls_back(cls("x"), jumped=True)
+        assert not falls_back(cls("x"), to="none")
+    assert decide(
+        errors.NoKexecJump("x"), jumped=False, fallback="none", facts=GOOD
+    ).why_not == "The configuration has Fallback=none."
+    no_swap = replace(GOOD, swaps=())
+    decision = decide(errors.NoKexecJump("x"), jumped=False, fallback="stock", facts=no_swap)
+    assert (decision.fall_back, decision.why_not) == (False, "No swap is in use.")
+
+
+def test_what_logind_is_to_offer() -> None:
+    bad = replace(GOOD, swaps=())
+    assert offered(True, "none", bad) and offered(True, "stock", bad)
+    assert offered(False, "stock", GOOD)
+    assert not offered(False, "none", GOOD) and not offered(False, "stock", bad)
+
+
+def test_the_offer(tmp_path: Path) -> None:
+    path = tmp_path / "sleep.conf.d/60-kjump.conf"
+    assert not stock.offer(True, path)
+    assert stock.offer(False, path) and not stock.offer(False, path)
+    text = path.read_text()
+    assert "[Sleep]\nAllowHibernation=no\n" in text
+    assert path.stat().st_mode & 0o777 == 0o644 and len(list(path.parent.iterdir())) == 1
+    assert stock.offer(True, path) and not path.exists() and not stock.offer(True, path)
+
+
+def test_reading_swaps() -> None:
+    text = (
+        "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+        "/dev/vda5                               partition\t4194300\t\t1024\t\t-2\n"
+        "/dev/zram0                              partition\t1000\t\t0\t\t100\n"
+    )
+    assert stock.swaps(text) == (Swap(4194300 << 10, 1024 << 10),)
+    assert stock.swaps("") == ()
+    assert stock.anonymous_memory("MemTotal: 1 kB\nActive(anon):     2048 kB\n") == 2048 << 10
+
+
+def test_reading_this_machine() -> None:
+    assert stock.read().command_line
