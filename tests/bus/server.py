@@ -139,7 +139,7 @@ class World:
         return []
 
     def stock(self) -> Stock:
-        return Stock(resume="8:1", swaps=(Swap(1 << 30, 0),)) if self.has("stock") else Stock()
+        return Stock(resume="8:1", swaps=(Swap(1 << 30, 0, "8:1"),)) if self.has("stock") else Stock()
 
     def offer(self, possible: bool, settings: Settings) -> bool:
         yes = stock.offered(possible, settings.session.fallback, self.stock())

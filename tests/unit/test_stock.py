@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,14 +16,14 @@ GIB = 1 << 30
 GOOD = Stock(
     command_line=("root=/dev/vda2", "resume=UUID=1-2"),
     resume="254:5",
-    swaps=(Swap(2 * GIB, GIB), Swap(4 * GIB, 0)),
+    swaps=(Swap(8 * GIB, 0, "254:9"), Swap(4 * GIB, 0, "254:5")),
     anonymous=3 * GIB,
 )
 
 
 def test_where_it_is_possible() -> None:
     assert why_not(GOOD) == ""
-    # Without a word on the command line: the boot's initrd looked there, and the number stays.
+    # The initrd may have its own word.
     assert why_not(replace(GOOD, command_line=())) == ""
 
 
@@ -36,13 +37,13 @@ def test_where_it_is_possible() -> None:
         ({"command_line": ("resume=/dev/sda3", "nohibernate")}, "nohibernate"),
         ({"command_line": ("resume=/dev/sda3", "hibernate=no")}, "hibernate=no"),
         ({"swaps": ()}, "No swap"),
-        ({"command_line": (), "resume": "0:0"}, "resume="),
-        ({"command_line": ("resume=",), "resume": "0:0"}, "resume="),
-        ({"command_line": (), "resume": ""}, "resume="),
+        ({"resume": "0:0\n"}, "resume="),
+        ({"resume": ""}, "resume="),
+        ({"resume": "254:7"}, "254:7, which boots resume from, is not in use"),
         # What kjumpd has put there is no sign that any boot looks there.
-        ({"command_line": (), "resume": "254:5\n", "told": "254:5"}, "resume="),
+        ({"resume": "254:5\n", "told": "254:5"}, "resume="),
         ({"anonymous": 4 * GIB}, "4096 MiB are free"),
-        ({"swaps": (Swap(4 * GIB, 2 * GIB),)}, "2048 MiB are free"),
+        ({"swaps": (Swap(4 * GIB, 2 * GIB, "254:5"),)}, "2048 MiB are free"),
     ],
 )
 def test_where_it_is_not(changes: dict[str, object], word: str) -> None:
@@ -87,10 +88,14 @@ def test_the_offer(tmp_path: Path) -> None:
 def test_reading_swaps() -> None:
     text = (
         "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
-        "/dev/vda5                               partition\t4194300\t\t1024\t\t-2\n"
+        "/dev/null                               partition\t4194300\t\t1024\t\t-2\n"
         "/dev/zram0                              partition\t1000\t\t0\t\t100\n"
     )
-    assert stock.swaps(text) == (Swap(4194300 << 10, 1024 << 10),)
+    (found,) = stock.swaps(text)
+    assert (found.size, found.used) == (4194300 << 10, 1024 << 10)
+    assert stock._device("/nonexistent") == ""
+    number = os.stat(__file__).st_dev
+    assert stock._device(__file__) == f"{os.major(number)}:{os.minor(number)}"
     assert stock.swaps("") == ()
     assert stock.anonymous_memory("MemTotal: 1 kB\nActive(anon):     2048 kB\n") == 2048 << 10
 

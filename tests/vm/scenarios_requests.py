@@ -164,6 +164,7 @@ def who_inhibits(guest: Guest) -> None:
 
 def comes_back_in_order(guest: Guest, image: Image) -> None:
     """The user's request, with hooks, inhibitors and frozen sessions, on a disk that fails."""
+    guest.check(f"mkdir -p {HOOK.rpartition('/')[0]}")
     guest.put(HOOK_TEXT.encode(), HOOK, mode=0o755)
     # Delay inhibitors get PrepareForSleep, and logind waits for them.
     watch = "busctl monitor --json=short --match \"member='PrepareForSleep'\" >/root/prepare"
@@ -296,6 +297,7 @@ def killed(image: Image) -> None:
 
         # A hook that waits: the sessions are frozen then, and the helper is staged.
         hook = HOOK_TEXT.replace("case $1 in pre) modprobe dummy", "case $1 in pre) sleep 20")
+        guest.check(f"mkdir -p {HOOK.rpartition('/')[0]}")
         guest.put(hook.encode(), HOOK, mode=0o755)
         begin("hooks")
         time.sleep(2)

@@ -3,9 +3,9 @@
 Runs in the session, in a unit of its own that kjumpd starts (``kjump-hooks@pre.service`` and
 ``@post``): hooks may do anything, and kjumpd.service may not.  systemd-hibernate.service no longer
 starts systemd-sleep, so the hooks that other packages put in ``/usr/lib/systemd/system-sleep`` are
-ours to run: all at once, with arguments ``pre|post hibernate`` and SYSTEMD_SLEEP_ACTION=hibernate, exit codes noted but not
-obeyed (systemd-sleep(8), src/shared/exec-util.c in v252).  Unlike there, the output is kept for
-the journal.  A hook that takes too long is killed with all it started.
+ours to run: all at once, with arguments ``pre|post hibernate`` and SYSTEMD_SLEEP_ACTION=hibernate,
+exit codes noted but not obeyed (systemd-sleep(8), src/shared/exec-util.c in v252).  Unlike there,
+the output is kept for the journal.  A hook that takes too long is killed with all it started.
 """
 
 from __future__ import annotations

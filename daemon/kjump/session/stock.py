@@ -11,6 +11,7 @@ Nothing here writes to the machine but `offer`, which has logind offer hibernati
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,8 @@ class Swap:
 
     size: int
     used: int
+    device: str = ""
+    """Number of the device it lies on, as ``major:minor``."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,15 @@ class Stock:
 # -- deciding ------------------------------------------------------------------------------------
 
 
-def resumes(facts: Stock) -> bool:
-    """Whether a boot is known to resume from swap: the command line says so, or this boot's initrd
-    looked there, after which the kernel keeps the device's number."""
-    if any(word.startswith("resume=") and word != "resume=" for word in facts.command_line):
-        return True
+def resumed_from(facts: Stock) -> str:
+    """Number of the device that boots resume from; empty: none is known.
+
+    A boot whose initrd looks there (initramfs-tools, dracut and systemd alike write the number to
+    /sys/power/resume) leaves the number in the kernel.  A ``resume=`` on the command line proves
+    less: it may name what is not there, or be read by nobody.
+    """
     resume = facts.resume.strip()
-    return resume not in ("", "0:0") and resume != facts.told.strip()
+    return "" if resume in ("", "0:0", facts.told.strip()) else resume
 
 
 def why_not(facts: Stock) -> str:
@@ -87,9 +92,13 @@ def why_not(facts: Stock) -> str:
         return "The kernel offers no hibernation of its own."
     if not facts.swaps:
         return "No swap is in use."
-    if not resumes(facts):
-        return "No boot is known to resume from swap (resume= on the kernel command line)."
-    free = max(swap.size - swap.used for swap in facts.swaps)
+    device = resumed_from(facts)
+    if not device:
+        return "No boot is known to resume from swap: this one did not look there (resume=)."
+    there = [swap for swap in facts.swaps if swap.device == device]
+    if not there:
+        return f"The swap on {device}, which boots resume from, is not in use."
+    free = max(swap.size - swap.used for swap in there)
     if facts.anonymous > free * THRESHOLD:
         return (
             f"Of swap {free >> 20} MiB are free, and programs use {facts.anonymous >> 20} MiB of"
@@ -137,8 +146,18 @@ def swaps(text: str) -> tuple[Swap, ...]:
     for line in text.splitlines()[1:]:
         path, _kind, size, used, *_ = line.split()
         if not path.startswith("/dev/zram"):
-            found.append(Swap(int(size) << 10, int(used) << 10))
+            found.append(Swap(int(size) << 10, int(used) << 10, _device(path)))
     return tuple(found)
+
+
+def _device(path: str) -> str:
+    """Of a swap partition its own number, of a swap file that of its file system."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ""
+    number = found.st_rdev if stat.S_ISBLK(found.st_mode) else found.st_dev
+    return f"{os.major(number)}:{os.minor(number)}"
 
 
 def anonymous_memory(meminfo: str) -> int:
