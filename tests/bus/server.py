@@ -139,7 +139,8 @@ class World:
         return []
 
     def stock(self) -> Stock:
-        return Stock(resume="8:1", swaps=(Swap(1 << 30, 0, "8:1"),)) if self.has("stock") else Stock()
+        swaps = (Swap(1 << 30, 0, "8:1"),) if self.has("stock") else ()
+        return Stock(resume="8:1", swaps=swaps)
 
     def offer(self, possible: bool, settings: Settings) -> bool:
         yes = stock.offered(possible, settings.session.fallback, self.stock())

@@ -359,5 +359,23 @@ def sandbox(image: Image) -> None:
             require("the direct map is told", found.get("page_offset"), found.get("page_offset"))
 
 
+def other_release(suite: str) -> Scenario:
+    """The same on another release of Debian, with its systemd."""
+
+    def run(_image: Image) -> None:
+        from .run import guest_image
+
+        requests(guest_image(suite=suite))
+
+    run.__doc__ = f"What logind offers, inhibitors, hooks, the sandbox, falling back: on {suite}."
+    return run
+
+
 ALWAYS: dict[str, Scenario] = {"requests": requests}
-MORE: dict[str, Scenario] = {"noresume": noresume, "killed": killed, "sandbox": sandbox}
+MORE: dict[str, Scenario] = {
+    "noresume": noresume,
+    "killed": killed,
+    "sandbox": sandbox,
+    "requests-bookworm": other_release("bookworm"),
+    "requests-testing": other_release("forky"),
+}
