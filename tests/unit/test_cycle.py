@@ -14,7 +14,7 @@ import pytest
 from kjump import errors
 from kjump.session import cycle as cycles
 from kjump.session import history, hooks
-from kjump.session.cycle import Actions, Cycle, Step, Warming
+from kjump.session.cycle import Actions, Cycle, Operation, Step, Warming
 from kjump.session.daemon import Cleaning, clean_up, look_back
 from kjump.session.history import History, Mark
 from kjump.session.log import set_up
@@ -133,6 +133,10 @@ class World:
     def stock(self) -> Stock:
         return Stock()
 
+    def record(self, _operation: Operation, report: dict[str, Any]) -> None:
+        self.do("record")
+        self.recorded = dict(report)
+
     def offer(self, possible: bool, _settings: Settings) -> bool:
         return possible
 
@@ -187,7 +191,8 @@ def test_a_restored_cycle() -> None:
     assert cycle.error is None
     assert world.done == [
         "read", "mark", "prepare", "stage", "mark", "freeze", "mark", "pre", "lock", "sync",
-        "recheck", "jump", "report", "close", "unload", "retire", "post", "thaw", "clear",
+        "recheck", "jump", "report", "close", "unload", "retire", "post", "thaw", "mark", "record",
+        "clear",
     ]  # fmt: skip
     assert world.retired == [(DISK.path, None, ID)]
     assert (report["result"], report["where"]) == ("ok", "resume")
@@ -281,7 +286,7 @@ def test_a_reason_of_the_checks_stages_nothing() -> None:
     cycle = world.cycle()
     report = cycle.run()
     assert isinstance(cycle.error, errors.TargetInUse)  # the first of them
-    assert world.done == ["read"]
+    assert world.done == ["read", "record"]
     assert (report["error"], report["where"]) == ("TargetInUse", "session")
 
 
@@ -350,7 +355,7 @@ def test_getting_warm() -> None:
     assert warming.error is None and warming.warm is world and world.loaded
     assert world.done == [
         "read", "mark", "stage-warm", "mark", "pre", "sync", "recheck", "jump", "report",
-        "welcome", "post", "mark",
+        "welcome", "post", "mark", "record",
     ]  # fmt: skip
     # A daemon that is killed from now on leaves a mark by which it is unloaded, and nothing more.
     assert world.mark == Mark(str(ID), "/dev/vda3", hooks=False, kind="warm")
@@ -393,7 +398,8 @@ def test_a_cycle_with_a_warm_helper() -> None:
     assert cycle.run()["result"] == "ok"
     assert world.done == [
         "read", "mark", "prepare", "ask", "mark", "freeze", "mark", "pre", "lock", "sync",
-        "recheck", "jump", "report", "close", "unload", "retire", "post", "thaw", "clear",
+        "recheck", "jump", "report", "close", "unload", "retire", "post", "thaw", "mark", "record",
+        "clear",
     ]  # fmt: skip
     # What came back from a disk is used up: its pages are junk.
     assert cycle.warm is None and not world.loaded
@@ -409,7 +415,7 @@ def test_a_refused_request_leaves_the_helper_resting() -> None:
     world.facts = replace(READY, boot=None)
     cycle = world.cycle(warm=True)
     assert cycle.run()["error"] == "NoBootResume"
-    assert cycle.warm is world and world.loaded and world.done == ["read"]
+    assert cycle.warm is world and world.loaded and world.done == ["read", "record"]
 
 
 @pytest.mark.parametrize("point", ["prepare", "ask", "pre", "sync", "recheck", "jump", "report"])
@@ -458,6 +464,87 @@ def test_stale_is_said_once() -> None:
     world = World(STALE)
     assert world.cycle().run()["error"] == "StaleHelper"
     assert world.done.count("jump") == 1
+
+
+# -- killed at any moment
+
+
+class Killed(BaseException):
+    """What no handler sees: SIGKILL."""
+
+
+ALL = ["read", "prepare", "stage", "freeze", "pre", "lock", "sync", "recheck", "jump", "report",
+       "close", "unload", "retire", "post", "thaw", "record", "clear"]  # fmt: skip
+"""What a cycle does, once each."""
+
+
+class Mortal(World):
+    """Dies at an action, before or after it took effect."""
+
+    def __init__(self, at: str, *, after: bool) -> None:
+        super().__init__()
+        self.at, self.after = at, after
+        self.frozen = False
+
+    def do(self, name: str) -> None:
+        if name == self.at and not self.after:
+            raise Killed
+        super().do(name)
+        self.frozen = name == "freeze" or (self.frozen and name != "thaw")
+        if name == self.at:
+            raise Killed
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("at", ALL)
+def test_a_killed_daemon_leaves_nothing(tmp_path: Path, at: str, after: bool) -> None:
+    world, kept = Mortal(at, after=after), History(tmp_path / "history.jsonl")
+    path = tmp_path / "mark"
+
+    def write(mark: Mark) -> None:
+        world.mark = mark
+        history.write_mark(mark, path)
+
+    def record(operation: Operation, report: dict[str, Any]) -> None:
+        if not after:
+            world.do("record")
+        kept.add(report)
+        if after:
+            world.do("record")
+
+    actions = replace(
+        world.actions(), write_mark=write, clear_mark=lambda: history.clear_mark(path),
+        record=record,
+    )  # fmt: skip
+    if at == "clear":
+        actions = replace(actions, clear_mark=lambda: world.do("clear"))
+    cycle = Cycle(Settings(), actions=actions, cycle_id=ID)
+    with pytest.raises(Killed):
+        cycle.run()
+    world.at = ""
+
+    # What ExecStopPost= and the next daemon do.
+    def unload() -> None:
+        world.loaded = False
+
+    def post(_seconds: float) -> list[hooks.Result]:
+        world.done.append("post")
+        return []
+
+    def thaw() -> None:
+        world.frozen = False
+
+    cleaning = Cleaning(path, unload, post, thaw)
+    had_mark = path.exists()
+    assert clean_up(kept, cleaning=cleaning) is had_mark
+    assert not world.loaded and not world.frozen and not path.exists()
+    if "pre" in world.done:
+        assert "post" in world.done
+    told = [entry for entry in kept.entries() if entry["cycle"] == str(ID)]
+    # Before the mark nothing was begun: there is nothing to tell.
+    assert len(told) == (0 if at == "read" else 1), told
+    if at not in ("record", "clear", "read"):
+        assert told[0]["error"] == "Interrupted"
 
 
 # -- sessions of users
@@ -626,7 +713,8 @@ def test_what_is_held_is_given_back_after_the_image_was_spent() -> None:
     assert world.done == [
         "read", "mark", "prepare", "stage", "mark", "freeze", "mark", "pre", "lock", "sync",
         "recheck", "still there", "jump", "report", "close", "unload", "retire held", "give back",
-        "post", "thaw", "clear",
+        "post", "thaw", "mark", "record",
+        "clear",
     ]  # fmt: skip
 
 

@@ -40,7 +40,7 @@ from kjump.session.authority import Authority
 from kjump.session.cycle import IDLE, Actions, Cycle, Operation, Step, WarmHelper, Warming
 from kjump.session.devices import Device
 from kjump.session.history import History
-from kjump.session.log import bound, logger
+from kjump.session.log import logger
 from kjump.session.readiness import Facts
 from kjump.settings import STOCK, Settings
 
@@ -667,26 +667,36 @@ class Manager:
         self._look_back_once(facts)
         return facts
 
-    def _fall_back(self, request: _Request, cycle: Cycle, report: dict[str, Any]) -> None:
+    def _record(self, request: _Request, cycle: Operation, report: dict[str, Any]) -> None:
+        """Keep a cycle's report.  In the cycle's thread, `_machine` is held."""
+        self._fall_back(request, cycle, report)
+        try:
+            self._history.add(report)
+        except OSError as error:
+            log.error(f"the history could not be written: {error}")
+
+    def _fall_back(self, request: _Request, cycle: Operation, report: dict[str, Any]) -> None:
         """Decide what a request by way of systemd becomes that could not be served, and put it
-        into the report.  In the cycle's thread, `_machine` is held."""
+        into the report."""
         if cycle.error is None or not request.fallback:
             return
         wanted = cycle.settings.session.fallback
         decision = stock.decide(
             cycle.error, jumped=cycle.jumped, fallback=wanted, facts=self._actions.stock()
         )
-        with bound(KJUMP_CYCLE=str(cycle.id)):
-            if decision.fall_back:
-                self._drop()
-                report["fallback"] = STOCK
-                log.warning("the kernel's own hibernation is done instead")
-            elif decision.why_not:
-                report["no_fallback"] = decision.why_not
-                log.warning(f"no other hibernation is done instead: {decision.why_not}")
+        if decision.fall_back:
+            report["fallback"] = STOCK
+            log.warning("the kernel's own hibernation is done instead")
+        elif decision.why_not:
+            report["no_fallback"] = decision.why_not
+            log.warning(f"no other hibernation is done instead: {decision.why_not}")
 
     def _start(self, request: _Request) -> None:
-        actions = Actions(**{**self._actions.__dict__, "read": self._read_and_look_back})
+        actions = replace(
+            self._actions,
+            read=self._read_and_look_back,
+            record=lambda cycle, report: self._record(request, cycle, report),
+        )
         cycle = Cycle(
             self._settings,
             actions=actions,
@@ -700,11 +710,8 @@ class Manager:
             with self._machine:
                 report = cycle.run()
                 self._warm = cycle.warm
-                self._fall_back(request, cycle, report)
-            try:
-                self._history.add(report)
-            except OSError as error:
-                log.error(f"the history could not be written: {error}")
+                if "fallback" in report:
+                    self._drop()  # the kernel's own hibernation is to find nothing of ours
             _later(self._finished, request.call, cycle, report)
 
         log.info("cycle begins", KJUMP_CYCLE=str(cycle.id))

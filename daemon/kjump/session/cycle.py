@@ -173,6 +173,8 @@ class Actions:
     unload: Callable[[], None] = _unload
     write_mark: Callable[[history.Mark], None] = history.write_mark
     clear_mark: Callable[[], None] = history.clear_mark
+    record: Callable[[Operation, Report], None] = lambda operation, report: None
+    """Keep the report, which may be added to."""
     stock: Callable[[], stock.Stock] = stock.read
     offer: Callable[[bool, Settings], bool] = lambda possible, settings: True
     """Have logind offer hibernation or not, by whether a jump is possible; whether it is offered
@@ -333,7 +335,11 @@ class Operation:
                 log.exception("unexpected failure")
                 self.error = Internal(f"{type(error).__name__}: {error}")
             self._backward()
-            return self._document(started)
+            report = self._document(started)
+            # The mark goes last: where a daemon is killed before, the next one tells the history.
+            self._attempt("recording the report", lambda: self._do.record(self, report))
+            self._clear()
+            return report
 
     def _forward(self) -> None:
         """From the checks to the session running again.  Raises what fails."""
@@ -428,11 +434,13 @@ class Operation:
                 self._attempt("letting the sessions go on", do.thaw)
             self._thaw_owed = False
         self._tell(Step(REPORTING, 95, "Reporting"))
-        if self._clear_owed:
-            if self.warm is not None:
-                self._mark(hooks_owed=False)
-            else:
-                self._attempt("removing the mark of the cycle", do.clear_mark)
+        if self._post_owed:
+            self._mark(hooks_owed=False)
+
+    def _clear(self) -> None:
+        """Nothing is owed any more, but for a helper that rests."""
+        if self._clear_owed and self.warm is None:
+            self._attempt("removing the mark of the cycle", self._do.clear_mark)
 
     def _attempt(self, what: str, action: Callable[[], object]) -> None:
         try:

@@ -105,7 +105,8 @@ def clean_up(kept: History, *, cleaning: Cleaning | None = None, hook_timeout: f
         **error.report(),
     }
     try:
-        if mark.kind != "warm":
+        told = any(known.get("cycle") == mark.cycle for known in kept.entries())
+        if mark.kind != "warm" and not told:
             kept.add(entry)
         history.clear_mark(do.mark)
     except OSError as failure:
