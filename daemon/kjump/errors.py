@@ -86,7 +86,7 @@ class BadConfiguration(KjumpError):
 
 
 class Inhibited(KjumpError):
-    exit_code = 7
+    exit_code = 8
     advice = "Wait for its end; an administrator can do without: --ignore-inhibitors."
 
 

@@ -156,7 +156,7 @@ def who_inhibits(guest: Guest) -> None:
     said = hibernate_is_refused(guest, "a block inhibitor")
     require("systemctl says so", "rc 0" not in said, said)
     result = ctl(guest, "hibernate --json")
-    expect("exit code", result.rc, 7)
+    expect("exit code", result.rc, 8)
     require("the inhibitor is named", "Inhibited" in result.err and "Burner" in result.err, result)
     guest.check("systemctl stop blocker")
     offered(guest, True, "no inhibitor")

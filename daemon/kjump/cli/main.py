@@ -326,6 +326,9 @@ def disable(options: Options) -> int:
 def _tell_systemd(root: Path, changed: Sequence[Path]) -> None:
     if changed and dropins.systemd_runs(root):
         subprocess.run(["systemctl", "--system", "daemon-reload"], check=False)
+        # kjumpd tells logind what to offer, or does not any more; one that does not run will.
+        subprocess.run(["systemctl", "--quiet", "try-reload-or-restart", "kjumpd.service"],
+                       check=False)  # fmt: skip
 
 
 def setup(options: Options) -> int:
