@@ -55,6 +55,7 @@ FACTS: dict[str, dict[str, Any]] = {
     "NoKexecJump": {"jump": errors.NoKexecJump("No CONFIG_KEXEC_JUMP.")},
     "NoTarget": {"target": errors.NoTarget("No target is configured.")},
     "NoBootResume": {"boot": None},
+    "TooLittleMemory": {"available": 1 << 20},
 }
 
 
@@ -219,6 +220,7 @@ def main() -> int:
         status=manages.status,
         inhibitors=world.inhibitors,
         warm_delay=0.2,
+        look_again=1,
     )
     try:
         service = Service(connection, manager, manages)

@@ -154,6 +154,23 @@ def test_what_is_offered_follows_the_machine(client: Client, daemon: Daemon) -> 
     assert offer() == "no"
     daemon.unset("reasons")
     assert offer() == "yes"
+    # What comes and goes unseen is no reason to take the menu's entry away.
+    daemon.set("reasons", "TooLittleMemory")
+    assert client.call("CanHibernate")[0] == "no" and offer() == "yes"
+
+
+def test_while_nothing_is_offered_the_machine_is_looked_at_again(
+    client: Client, daemon: Daemon
+) -> None:
+    daemon.set("reasons", "NoTarget")
+    client.call("CanHibernate")
+    assert (daemon.folder / "offered").read_text() == "no"
+    # Nobody sends word of this, and nobody asks, as nothing is offered.
+    daemon.unset("reasons")
+    client.until(lambda: (daemon.folder / "offered").read_text() == "yes")
+    before = daemon.done.count("read")
+    time.sleep(2.5)
+    assert daemon.done.count("read") == before
 
 
 # -- systemd

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from kjump import errors
-from kjump.session import stock
+from kjump.session import daemon, stock, units
 from kjump.session.stock import Stock, Swap, decide, offered, why_not
+from kjump.settings import Settings
 
 GIB = 1 << 30
 GOOD = Stock(
@@ -102,3 +103,37 @@ def test_reading_swaps() -> None:
 
 def test_reading_this_machine() -> None:
     assert stock.read().command_line
+
+
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_only_where_requests_lead_to_kjump_logind_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken_over: bool
+) -> None:
+    drop_in = tmp_path / "drop-in"
+    if taken_over:
+        drop_in.touch()
+    offers: list[bool] = []
+
+    def offer(yes: bool) -> bool:
+        offers.append(yes)
+        return True
+
+    monkeypatch.setattr(daemon, "TAKEN_OVER", drop_in)
+    monkeypatch.setattr(stock, "read", Stock)
+    monkeypatch.setattr(stock, "offer", offer)
+    assert daemon.offer(False, Settings()) is not taken_over
+    assert daemon.offer(True, Settings())
+    assert offers == [not taken_over, True]
+
+
+def test_sessions_are_frozen_where_systemd_does_it_and_nobody_says_no(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(units.FREEZE_VARIABLE, raising=False)
+    monkeypatch.setattr(units, "freezes_sessions", lambda: True)
+    assert daemon.freezes() and daemon.actions_by(None).freeze is not None
+    monkeypatch.setenv(units.FREEZE_VARIABLE, "0")
+    assert not daemon.freezes() and daemon.actions_by(None).freeze is None
+    monkeypatch.delenv(units.FREEZE_VARIABLE)
+    monkeypatch.setattr(units, "freezes_sessions", lambda: False)
+    assert not daemon.freezes()

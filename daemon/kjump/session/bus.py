@@ -273,10 +273,11 @@ class Manager:
             lambda done: done([])
         ),
         warm_delay: float = WARM_DELAY,
+        look_again: int = LOOK_AGAIN,
     ) -> None:
         """``look_back`` is called in a thread before the first cycle can touch the target;
         ``status`` is told, on the main loop, what goes on; ``inhibitors`` calls back with who
-        inhibits something; ``warm_delay`` in seconds."""
+        inhibits something; ``warm_delay`` and ``look_again`` in seconds."""
         self._load = settings
         self._settings = settings()
         self._authority = authority
@@ -290,6 +291,7 @@ class Manager:
         self._warm: WarmHelper | None = None
         """The helper that rests.  Changed only by who holds `_machine`."""
         self._warm_delay = warm_delay
+        self._look_again = look_again
         self._warm_due = 0
         self._warm_failed = False
         """Getting warm has failed, and nothing has changed since."""
@@ -543,7 +545,7 @@ class Manager:
             return False
 
         if not self._look_due:
-            self._look_due = GLib.timeout_add_seconds(LOOK_AGAIN, due)
+            self._look_due = GLib.timeout_add_seconds(self._look_again, due)
 
     def _refuse_if_busy(self, *, but: type[Operation] | None = None) -> None:
         """``but``: an operation that is no reason."""
