@@ -228,9 +228,17 @@ self.EmitSignal('{units.MANAGER}', 'JobRemoved', 'uoss',
 def test_a_unit_is_started_and_its_job_waited_for(
     systemd: Client, address: str, result: str
 ) -> None:
-    plays(systemd, "Subscribe", "", "", "")
+    once = """
+if getattr(self, 'subscribed', False):
+    raise dbus.exceptions.DBusException('Client is already subscribed.',
+                                        name='org.freedesktop.systemd1.AlreadySubscribed')
+self.subscribed = True
+"""
+    plays(systemd, "Subscribe", "", "", once)
     plays(systemd, "StartUnit", "ss", "o", ENDS.replace("RESULT", result))
     connection = connect(address).con
+    # pre and post come from the same client.
+    assert in_thread(systemd, lambda: units.start(connection, "x.service", seconds=10)) == result
     assert in_thread(systemd, lambda: units.start(connection, "x.service", seconds=10)) == result
     found = in_thread(systemd, lambda: daemons.run_hooks(connection, "pre", 5))
     if result == "done":

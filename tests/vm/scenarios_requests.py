@@ -35,12 +35,12 @@ MESSAGES = {
 }
 """systemd's message ids for sleep (sd-messages.h)."""
 
-# Notes each call, and whether the sessions stood still meanwhile.
+# Notes each call, and whether the sessions stood still meanwhile; does what kjumpd may not.
 HOOK_TEXT = f"""#!/bin/sh
 frozen=$(sed -n 's/frozen //p' /sys/fs/cgroup/user.slice/cgroup.events)
 echo "$1 $2 $SYSTEMD_SLEEP_ACTION $frozen" >>{HOOKS_TOLD}
 echo "the hook says $1"
-case $1 in pre) modprobe dummy;; esac
+case $1 in pre) touch /etc/hook-was-here;; esac
 """
 
 
@@ -191,7 +191,7 @@ def comes_back_in_order(guest: Guest, image: Image) -> None:
     wanted = [f"pre hibernate hibernate {state}", f"post hibernate hibernate {state}", ""]
     expect("what the hooks saw", told, wanted)
     expect("sessions", frozen(guest), "0")
-    require("a hook may load modules", "dummy" in guest.check("cat /proc/modules"))
+    guest.check("test -e /etc/hook-was-here")
     cycle_id = done[-1]["cycle"]
     lines = guest.check(f"journalctl -b --no-pager -t kjumpd KJUMP_CYCLE={cycle_id}")
     for text in ("the hook says pre", "the hook says post", "cycle begins", "cycle ends"):
@@ -299,7 +299,7 @@ def killed(image: Image) -> None:
         before = len(ctl_json(guest, "history"))
 
         # A hook that waits: the sessions are frozen then, and the helper is staged.
-        hook = HOOK_TEXT.replace("case $1 in pre) modprobe dummy", "case $1 in pre) sleep 20")
+        hook = HOOK_TEXT.replace("touch /etc/hook-was-here", "sleep 20")
         guest.check(f"mkdir -p {HOOK.rpartition('/')[0]}")
         guest.put(hook.encode(), HOOK, mode=0o755)
         begin("hooks")

@@ -33,6 +33,11 @@ POLL = 0.02
 class BusError(Exception):
     """A call that was not served; the text says why."""
 
+    def __init__(self, text: str, name: str = "") -> None:
+        """``name``: the D-Bus error's, empty where there is none."""
+        super().__init__(text)
+        self.name = name
+
 
 def _call(
     connection: Any,
@@ -50,7 +55,8 @@ def _call(
             *place, interface, method, arguments, None, flags, int(seconds * 1000), None
         )
     except GLib.Error as error:
-        raise BusError(f"{method}: {error.message}") from error
+        name = Gio.DBusError.get_remote_error(error) or ""
+        raise BusError(f"{method}: {error.message}", name) from error
     return answer.unpack()
 
 
@@ -73,7 +79,7 @@ def start(connection: Any, unit: str, *, seconds: float) -> str:
         SYSTEMD[0], MANAGER, "JobRemoved", SYSTEMD[1], None, Gio.DBusSignalFlags.NONE, removed
     )
     try:
-        _call(connection, SYSTEMD, MANAGER, "Subscribe")
+        _subscribe(connection)
         arguments = GLib.Variant("(ss)", (unit, "replace"))
         (job,) = _call(connection, SYSTEMD, MANAGER, "StartUnit", arguments)
         end = time.monotonic() + seconds
@@ -87,6 +93,15 @@ def start(connection: Any, unit: str, *, seconds: float) -> str:
     finally:
         connection.signal_unsubscribe(watch)
         context.pop_thread_default()
+
+
+def _subscribe(connection: Any) -> None:
+    """Have systemd send signals, for as long as the connection lasts."""
+    try:
+        _call(connection, SYSTEMD, MANAGER, "Subscribe")
+    except BusError as error:
+        if error.name != "org.freedesktop.systemd1.AlreadySubscribed":
+            raise
 
 
 def freezes_sessions(program: Path = stock.PROGRAM) -> bool:
@@ -121,9 +136,7 @@ def lock_homes(connection: Any) -> None:
     try:
         _call(connection, HOMED, HOMED_MANAGER, "LockAllHomes", seconds=HOMES_SECONDS, start=False)
     except BusError as error:
-        cause = error.__cause__
-        name = Gio.DBusError.get_remote_error(cause) if isinstance(cause, GLib.Error) else ""
-        if name not in (
+        if error.name not in (
             "org.freedesktop.DBus.Error.ServiceUnknown",
             "org.freedesktop.DBus.Error.NameHasNoOwner",
         ):
