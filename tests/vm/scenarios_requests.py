@@ -15,9 +15,7 @@ from .steps import (
     expect,
     last_cycle,
     nothing_staged,
-    power_off,
     ready,
-    request,
     require,
     work_holds,
 )
@@ -260,81 +258,82 @@ def noresume(image: Image) -> None:
 
 
 def killed(image: Image) -> None:
-    """kjumpd killed while staging, during hooks, with a warm helper, and after the return: what
-    was staged is gone, the sessions run, hooks got post, the history tells."""
+    """kjumpd killed while staging, during hooks, with a warm helper, and restarted: what was
+    staged is gone, the sessions run, hooks got post, the history tells."""
     with Guest(image, Shape()) as guest:
         ready(guest)
         guest.start_work(50)
-
-        def kill(where: str) -> None:
-            guest.check("systemctl kill --signal=KILL --kill-whom=main kjumpd.service")
-            end = time.monotonic() + 120
-            while True:
-                state = guest.check("systemctl show -P ActiveState kjumpd.service").strip()
-                told = guest.run("kjumpctl status", timeout=100)
-                if state == "active" and told.rc == 0:
-                    break
-                require(f"killed {where}: it is back", time.monotonic() < end, (state, told))
-                time.sleep(1)
-            nothing_staged(guest)
-            expect(f"killed {where}: sessions", frozen(guest), "0")
-            expect(f"killed {where}: the mark", guest.run("test -e /run/kjump/staged").rc, 1)
-            expect(f"killed {where}: can", ctl_json(guest, "can-hibernate")["answer"], "yes")
-            work_holds(guest)
-
-        def interrupted(where: str, before: int) -> None:
-            entries = ctl_json(guest, "history")
-            expect(f"killed {where}: entries", len(entries), before + 1)
-            expect(f"killed {where}: told", entries[-1]["error"], "Interrupted")
-
-        def begin(state: str) -> None:
-            """The user asks; the daemon comes to this state."""
-            guest.check("systemctl reset-failed; rm -f /root/hooks")
-            guest.spawn("systemctl hibernate", user=True)
-            end = time.monotonic() + 100
-            while ctl_json(guest, "status")["State"] != state:
-                require(f"it comes to {state}", time.monotonic() < end)
-
-        kill("while idle")
-        before = len(ctl_json(guest, "history"))
-
-        # A hook that waits: the sessions are frozen then, and the helper is staged.
-        hook = HOOK_TEXT.replace("touch /etc/hook-was-here", "sleep 20")
-        guest.check(f"mkdir -p {HOOK.rpartition('/')[0]}")
-        guest.put(hook.encode(), HOOK, mode=0o755)
-        begin("hooks")
-        time.sleep(2)
-        expect("staged", guest.check("cat /sys/kernel/kexec_loaded").strip(), "1")
-        kill("during hooks")
-        interrupted("during hooks", before)
-        require("post was run", "post hibernate" in guest.check(f"cat {HOOKS_TOLD}"))
-        guest.check(f"rm {HOOK}")
-
-        # While the helper is staged: at once, and then again a little later each time.
-        for number, wait in enumerate((0.0, 0.3, 0.8), 1):
-            begin("staging")
-            time.sleep(wait)
-            kill(f"while staging, after {wait} s")
-            interrupted("while staging", before + number)
-
-        require("a helper gets warm", ctl(guest, "stage --warm").rc == 0)
-        kill("with a warm helper")
-        expect("no cycle was lost", len(ctl_json(guest, "history")), before + 4)
-
-        # Upgraded: stopped and started again, as the package does.
-        begin("staging")
-        guest.check("systemctl restart kjumpd.service", timeout=150)
-        nothing_staged(guest)
-        entries = ctl_json(guest, "history")
-        expect("restarted", (len(entries), entries[-1]["error"]), (before + 5, "Interrupted"))
-
+        kill_it(guest)
         # And it still hibernates.
-        request(guest)
-        power_off(guest)
-        with guest.again() as again:
-            again.wait_ready(400)
+        with cycle(guest) as again:
             work_holds(again)
             expect("result", last_cycle(again)["result"], "ok")
+
+
+def kill_it(guest: Guest) -> None:
+    """At each of these moments."""
+
+    def kill(where: str) -> None:
+        guest.check("systemctl kill --signal=KILL --kill-whom=main kjumpd.service")
+        end = time.monotonic() + 120
+        while True:
+            state = guest.check("systemctl show -P ActiveState kjumpd.service").strip()
+            told = guest.run("kjumpctl status", timeout=100)
+            if state == "active" and told.rc == 0:
+                break
+            require(f"killed {where}: it is back", time.monotonic() < end, (state, told))
+            time.sleep(1)
+        nothing_staged(guest)
+        expect(f"killed {where}: sessions", frozen(guest), "0")
+        expect(f"killed {where}: the mark", guest.run("test -e /run/kjump/staged").rc, 1)
+        expect(f"killed {where}: can", ctl_json(guest, "can-hibernate")["answer"], "yes")
+        work_holds(guest)
+
+    def interrupted(where: str, before: int) -> None:
+        entries = ctl_json(guest, "history")
+        expect(f"killed {where}: entries", len(entries), before + 1)
+        expect(f"killed {where}: told", entries[-1]["error"], "Interrupted")
+
+    def begin(state: str) -> None:
+        """The user asks; the daemon comes to this state."""
+        guest.check("systemctl reset-failed; rm -f /root/hooks")
+        guest.spawn("systemctl hibernate", user=True)
+        # In the guest: the state lasts for a second or two.
+        state_of = "busctl get-property org.kjump1 /org/kjump1 org.kjump1.Manager State"
+        guest.check(f"until {state_of} | grep -q {state}; do sleep 0.05; done", timeout=100)
+
+    kill("while idle")
+    before = len(ctl_json(guest, "history"))
+
+    # A hook that waits: the sessions are frozen then, and the helper is staged.
+    hook = HOOK_TEXT.replace("touch /etc/hook-was-here", "sleep 20")
+    guest.check(f"mkdir -p {HOOK.rpartition('/')[0]}")
+    guest.put(hook.encode(), HOOK, mode=0o755)
+    begin("hooks")
+    time.sleep(2)
+    expect("staged", guest.check("cat /sys/kernel/kexec_loaded").strip(), "1")
+    kill("during hooks")
+    interrupted("during hooks", before)
+    require("post was run", "post hibernate" in guest.check(f"cat {HOOKS_TOLD}"))
+    guest.check(f"rm {HOOK}")
+
+    # While the helper is staged: at once, and then again a little later each time.
+    for number, wait in enumerate((0.0, 0.3, 0.8), 1):
+        begin("staging")
+        time.sleep(wait)
+        kill(f"while staging, after {wait} s")
+        interrupted("while staging", before + number)
+
+    require("a helper gets warm", ctl(guest, "stage --warm").rc == 0)
+    kill("with a warm helper")
+    expect("no cycle was lost", len(ctl_json(guest, "history")), before + 4)
+
+    # Upgraded: stopped and started again, as the package does.
+    begin("staging")
+    guest.check("systemctl restart kjumpd.service", timeout=150)
+    nothing_staged(guest)
+    entries = ctl_json(guest, "history")
+    expect("restarted", (len(entries), entries[-1]["error"]), (before + 5, "Interrupted"))
 
 
 CAPABILITIES = {
