@@ -85,6 +85,11 @@ class BadConfiguration(KjumpError):
     advice = "Correct the named line; see kjump.conf(5)."
 
 
+class Inhibited(KjumpError):
+    exit_code = 8
+    advice = "Wait for its end; an administrator can do without: --ignore-inhibitors."
+
+
 # -- readiness: this kernel or machine cannot -------------------------------------------------
 
 
@@ -212,6 +217,11 @@ class NoWarmHelper(KjumpError):
 class StaleHelper(KjumpError):
     exit_code = 49
     advice = "Nothing was written; kjumpctl stage --warm starts a new one."
+
+
+class HooksFailed(KjumpError):
+    exit_code = 47
+    advice = "See: systemctl status kjump-hooks@pre.service."
 
 
 # -- the jump and the helper ---------------------------------------------------------------------

@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 MAIN = Path("etc/kjump/kjump.conf")
 DROP_INS = (Path("usr/lib/kjump/kjump.conf.d"), Path("etc/kjump/kjump.conf.d"))
 """Least important first; below the root directory."""
+STOCK, NONE = "stock", "none"
+"""``Fallback=``: the kernel's own hibernation, or nothing."""
 HELPER_INITRD = "/var/lib/kjump/helper-{release}.img"
 
 
@@ -78,6 +80,8 @@ class Session:
 
     hook_timeout: int = 30
     """Seconds the system-sleep hooks may take, each time."""
+    fallback: str = STOCK
+    """``stock`` or ``none``: what is done where a jump is not possible."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +201,7 @@ KEYS = (
     Key("Image", "Compression", "compression", _one_of("auto", "zstd", "lz4", "none")),
     Key("Image", "CompressionLevel", "compression_level", _whole(1, 19)),
     Key("Session", "HookTimeoutSec", "hook_timeout", _seconds(1, 3600)),
+    Key("Session", "Fallback", "fallback", _one_of(STOCK, NONE)),
     Key("Resume", "WaitSec", "wait", _seconds(0, 3600)),
 )
 """The whole configuration, in the order of kjump.conf(5)."""

@@ -26,7 +26,7 @@ AUTHORITY = "org.freedesktop.PolicyKit1.Authority"
 PATIENCE = 20.0
 
 # Like the system bus: all users may connect, nobody may own a name or call a method unless a
-# policy file says so; the tests' own user may play polkit.
+# policy file says so; the tests' own user may play polkit and systemd.
 CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>
@@ -49,6 +49,8 @@ CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configurat
   <policy user="{user}">
     <allow own="org.freedesktop.PolicyKit1"/>
     <allow send_destination="org.freedesktop.PolicyKit1"/>
+    <allow own="org.freedesktop.systemd1"/>
+    <allow send_destination="org.freedesktop.systemd1"/>
     {ours}
   </policy>
   <include>{policy}</include>
@@ -114,8 +116,9 @@ class Client:
             raise Refused(box[0])
         return box[0]
 
-    def hibernate(self, **options: Any) -> list[Any]:
-        return self.start("Hibernate", GLib.Variant("(a{sv})", ({},)), **options)
+    def hibernate(self, wanted: dict[str, bool] | None = None, **options: Any) -> list[Any]:
+        given = {name: GLib.Variant("b", value) for name, value in (wanted or {}).items()}
+        return self.start("Hibernate", GLib.Variant("(a{sv})", (given,)), **options)
 
     def get(self, name: str) -> Any:
         arguments = GLib.Variant("(ss)", (MANAGER, name))

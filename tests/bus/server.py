@@ -8,6 +8,9 @@ what the machine does:
 - ``fail``: name of the error the jump fails with;
 - ``stale``: a warm helper does not fit any more;
 - ``cold``: the helper cannot be kept;
+- ``inhibited``: somebody inhibits sleep; its text is the mode;
+- ``stock``: the kernel's own hibernation is possible;
+- ``offered``: is there while hibernation is offered to logind;
 - ``slow``: while it is there, reading the machine does not return;
 - ``done``: what was done, one word a line, is written here.
 """
@@ -18,6 +21,7 @@ import signal
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,7 @@ from typing import Any
 from gi.repository import GLib
 
 from kjump import errors
+from kjump.session import stock
 from kjump.session.authority import Polkit
 from kjump.session.bus import Manager
 from kjump.session.connection import connect
@@ -34,6 +39,8 @@ from kjump.session.history import History, Mark, clear_mark, write_mark
 from kjump.session.hooks import Result
 from kjump.session.log import set_up
 from kjump.session.readiness import Facts
+from kjump.session.stock import Stock, Swap
+from kjump.session.units import Inhibitor
 from kjump.settings import Settings, parse
 from tests.unit.test_readiness import DISK, READY
 
@@ -48,6 +55,7 @@ FACTS: dict[str, dict[str, Any]] = {
     "NoKexecJump": {"jump": errors.NoKexecJump("No CONFIG_KEXEC_JUMP.")},
     "NoTarget": {"target": errors.NoTarget("No target is configured.")},
     "NoBootResume": {"boot": None},
+    "TooLittleMemory": {"available": 1 << 20},
 }
 
 
@@ -131,6 +139,28 @@ class World:
         self.done(when)
         return []
 
+    def stock(self) -> Stock:
+        swaps = (Swap(1 << 30, 0, "8:1"),) if self.has("stock") else ()
+        return Stock(resume="8:1", swaps=swaps)
+
+    def offer(self, possible: bool, settings: Settings) -> bool:
+        yes = stock.offered(possible, settings.session.fallback, self.stock())
+        (self.folder / "offered").write_text("yes" if yes else "no")
+        return yes
+
+    def inhibitors(self, done: Callable[[list[Inhibitor]], None]) -> None:
+        found = []
+        if self.has("inhibited"):
+            mode = (self.folder / "inhibited").read_text()
+            found = [Inhibitor("shutdown:sleep", "Burner", "burning", mode, 0, 1)]
+        done(found)
+
+    def has(self, name: str) -> bool:
+        return (self.folder / name).exists()
+
+    def freeze(self) -> None:
+        self.done("freeze")
+
     def retire(self, *_arguments: object) -> None:
         self.done("retire")
 
@@ -169,6 +199,10 @@ def main() -> int:
         ask=world.ask,
         misfit=world.misfit,
         hooks=world.hooks,
+        freeze=world.freeze,
+        thaw=lambda: world.done("thaw"),
+        stock=world.stock,
+        offer=world.offer,
         sync=lambda: world.done("sync"),
         retire=world.retire,
         unload=world.unload,
@@ -184,7 +218,9 @@ def main() -> int:
         actions=actions,
         look_back=lambda facts: world.done("look-back"),
         status=manages.status,
+        inhibitors=world.inhibitors,
         warm_delay=0.2,
+        look_again=1,
     )
     try:
         service = Service(connection, manager, manages)

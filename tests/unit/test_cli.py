@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from kjump import errors
 from kjump.cli import dropins, show
 from kjump.cli import main as kjumpctl
 from kjump.cli.client import error_of
+from kjump.session import stock
 from kjump.session.history import History
 
 ROOT = Path(__file__).parents[2]
@@ -201,7 +204,10 @@ def test_enable_without_an_installation(tmp_path: Path) -> None:
 
 def test_the_drop_in_replaces_what_hibernation_starts() -> None:
     text = (ROOT / "units/dropins/systemd-hibernate.service.d/50-kjump.conf").read_text()
-    assert "ExecStart=\nExecStart=/usr/bin/kjumpctl hibernate --quiet\n" in text
+    assert re.search(r"^ExecStart=\n(#.*\n)*ExecStart=/usr/bin/kjumpctl hibernate ", text, re.M)
+    words = text.rpartition("ExecStart=/usr/bin/kjumpctl ")[2].splitlines()[0].split()
+    options = kjumpctl.parser().parse_args(words)
+    assert options.quiet and options.fallback and options.ignore_inhibitors
 
 
 def test_no_update_initrds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -212,3 +218,109 @@ def test_no_update_initrds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     script.chmod(0o755)
     monkeypatch.setattr(kjumpctl, "UPDATE_INITRDS", str(script))
     assert kjumpctl.main(["update-initrd"]) == 1
+
+
+class Kjumpd:
+    """The daemon, as the command line sees it: answers with a report, or is not there."""
+
+    def __init__(self, report: dict[str, Any] | None) -> None:
+        self.report = report
+        self.asked: list[dict[str, bool]] = []
+
+    def properties(self) -> dict[str, Any]:
+        if self.report is None:
+            raise errors.ServiceUnreachable("kjumpd does not answer: gone.")
+        return {}
+
+    def hibernate(self, **options: bool) -> dict[str, Any]:
+        self.asked.append(options)
+        return {"json": json.dumps(self.report)}
+
+
+@pytest.fixture
+def became(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The programs that kjumpctl became."""
+    found: list[list[str]] = []
+
+    def become(_path: str, words: list[str]) -> None:
+        found.append(words)
+        raise SystemExit(0)
+
+    monkeypatch.setattr("os.execv", become)
+    return found
+
+
+def hibernated(monkeypatch: pytest.MonkeyPatch, daemon: Kjumpd, *words: str) -> int:
+    monkeypatch.setattr(kjumpctl, "Client", lambda: daemon)
+    try:
+        return kjumpctl.main(["hibernate", "--quiet", *words])
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+SLEEP = ["/usr/lib/systemd/systemd-sleep", "hibernate"]
+GOOD = stock.Stock(resume="8:1", swaps=(stock.Swap(1 << 30, 0, "8:1"),))
+
+
+def test_what_hibernate_asks_for(
+    monkeypatch: pytest.MonkeyPatch, became: list[list[str]]
+) -> None:
+    monkeypatch.delenv("SYSTEMD_SLEEP_FREEZE_USER_SESSIONS", raising=False)
+    daemon = Kjumpd({"result": "ok"})
+    hibernated(monkeypatch, daemon)
+    hibernated(monkeypatch, daemon, "--fallback", "--ignore-inhibitors")
+    monkeypatch.setenv("SYSTEMD_SLEEP_FREEZE_USER_SESSIONS", "false")
+    hibernated(monkeypatch, daemon)
+    assert daemon.asked == [
+        {}, {"fallback": True, "ignore_inhibitors": True}, {"freeze": False}
+    ]  # fmt: skip
+    assert not became
+
+
+def test_a_report_that_says_so_leads_to_systemd_sleep(
+    monkeypatch: pytest.MonkeyPatch, became: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = {"result": "failed", "what": "No CONFIG_KEXEC_JUMP.", "fallback": "stock"}
+    hibernated(monkeypatch, Kjumpd(report), "--fallback")
+    assert became == [SLEEP]
+    told = capsys.readouterr().err
+    assert "No CONFIG_KEXEC_JUMP.  The kernel's own hibernation is done instead." in told
+
+
+def test_without_the_daemon(
+    monkeypatch: pytest.MonkeyPatch, became: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = errors.ServiceUnreachable.exit_code
+    monkeypatch.setattr(stock, "read", lambda: GOOD)
+    assert hibernated(monkeypatch, Kjumpd(None)) == code and not became
+    hibernated(monkeypatch, Kjumpd(None), "--fallback")
+    assert became == [SLEEP]
+    monkeypatch.setattr(stock, "read", stock.Stock)
+    assert hibernated(monkeypatch, Kjumpd(None), "--fallback") == code
+    assert became == [SLEEP] and "No swap is in use." in capsys.readouterr().err
+
+
+def test_a_daemon_that_dies_meanwhile_is_no_reason_to_hibernate_again(
+    monkeypatch: pytest.MonkeyPatch, became: list[list[str]]
+) -> None:
+    class Dies(Kjumpd):
+        def hibernate(self, **options: bool) -> dict[str, Any]:
+            raise errors.ServiceUnreachable("kjumpd does not answer: no reply.")
+
+    monkeypatch.setattr(stock, "read", lambda: GOOD)
+    code = errors.ServiceUnreachable.exit_code
+    assert hibernated(monkeypatch, Dies({}), "--fallback") == code and not became
+
+
+def test_disable_has_logind_look_for_itself_again(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "units/dropins", tmp_path / "usr/share/kjump/dropins")
+    path = tmp_path / "run/systemd/sleep.conf.d/60-kjump.conf"
+    stock.offer(False, path)
+    assert path.exists()
+    assert kjumpctl.main(["disable", "--root", str(tmp_path)]) == 0
+    assert not path.exists()
+
+
+def test_a_report_tells_what_was_done_instead() -> None:
+    assert "was done instead" in show.report_text({**REPORT, "fallback": "stock"})
+    assert "No swap." in show.report_text({**REPORT, "no_fallback": "No swap."})

@@ -14,11 +14,12 @@ import pytest
 from kjump import errors
 from kjump.session import cycle as cycles
 from kjump.session import history, hooks
-from kjump.session.cycle import Actions, Cycle, Step, Warming
+from kjump.session.cycle import Actions, Cycle, Operation, Step, Warming
 from kjump.session.daemon import Cleaning, clean_up, look_back
 from kjump.session.history import History, Mark
 from kjump.session.log import set_up
 from kjump.session.readiness import Facts
+from kjump.session.stock import Stock
 from kjump.settings import Settings
 from tests.unit.test_readiness import DISK, READY
 
@@ -119,6 +120,26 @@ class World:
     def misfit(self, *_arguments: object) -> errors.StaleHelper | None:
         return None
 
+    def freeze(self) -> None:
+        assert self.mark is not None and self.mark.frozen  # a killed daemon must find it
+        self.do("freeze")
+
+    def thaw(self) -> None:
+        self.do("thaw")
+
+    def lock_homes(self) -> None:
+        self.do("lock")
+
+    def stock(self) -> Stock:
+        return Stock()
+
+    def record(self, _operation: Operation, report: dict[str, Any]) -> None:
+        self.do("record")
+        self.recorded = dict(report)
+
+    def offer(self, possible: bool, _settings: Settings) -> bool:
+        return possible
+
     def hooks(self, when: str, _seconds: float) -> list[hooks.Result]:
         self.do(when)
         return [hooks.Result(Path("/h"), 1, 0.1, "a line")]
@@ -169,8 +190,9 @@ def test_a_restored_cycle() -> None:
     report = cycle.run()
     assert cycle.error is None
     assert world.done == [
-        "read", "mark", "prepare", "stage", "mark", "pre", "sync", "recheck", "jump", "report",
-        "close", "unload", "retire", "post", "clear",
+        "read", "mark", "prepare", "stage", "mark", "freeze", "mark", "pre", "lock", "sync",
+        "recheck", "jump", "report", "close", "unload", "retire", "post", "thaw", "mark", "record",
+        "clear",
     ]  # fmt: skip
     assert world.retired == [(DISK.path, None, ID)]
     assert (report["result"], report["where"]) == ("ok", "resume")
@@ -181,8 +203,8 @@ def test_a_restored_cycle() -> None:
     assert report["target"] == "/dev/vda3"
     assert report["more"] == {"speed": 17}
     assert list(report["phases"]) == [
-        "check", "prepare", "stage", "hooks-pre", "sync", "jump", "copy", "resume check",
-        "unload", "hooks-post",
+        "check", "prepare", "stage", "freeze", "hooks-pre", "sync", "jump", "copy",
+        "resume check", "unload", "hooks-post", "thaw",
     ]  # fmt: skip
     assert report["finished"] >= report["started"]
     assert set(report["wall"]) == set(report["phases"]) - {"copy", "resume check"}
@@ -264,7 +286,7 @@ def test_a_reason_of_the_checks_stages_nothing() -> None:
     cycle = world.cycle()
     report = cycle.run()
     assert isinstance(cycle.error, errors.TargetInUse)  # the first of them
-    assert world.done == ["read"]
+    assert world.done == ["read", "record"]
     assert (report["error"], report["where"]) == ("TargetInUse", "session")
 
 
@@ -333,7 +355,7 @@ def test_getting_warm() -> None:
     assert warming.error is None and warming.warm is world and world.loaded
     assert world.done == [
         "read", "mark", "stage-warm", "mark", "pre", "sync", "recheck", "jump", "report",
-        "welcome", "post", "mark",
+        "welcome", "post", "mark", "record",
     ]  # fmt: skip
     # A daemon that is killed from now on leaves a mark by which it is unloaded, and nothing more.
     assert world.mark == Mark(str(ID), "/dev/vda3", hooks=False, kind="warm")
@@ -375,8 +397,9 @@ def test_a_cycle_with_a_warm_helper() -> None:
     cycle = world.cycle(warm=True)
     assert cycle.run()["result"] == "ok"
     assert world.done == [
-        "read", "mark", "prepare", "ask", "mark", "pre", "sync", "recheck", "jump", "report",
-        "close", "unload", "retire", "post", "clear",
+        "read", "mark", "prepare", "ask", "mark", "freeze", "mark", "pre", "lock", "sync",
+        "recheck", "jump", "report", "close", "unload", "retire", "post", "thaw", "mark", "record",
+        "clear",
     ]  # fmt: skip
     # What came back from a disk is used up: its pages are junk.
     assert cycle.warm is None and not world.loaded
@@ -392,7 +415,7 @@ def test_a_refused_request_leaves_the_helper_resting() -> None:
     world.facts = replace(READY, boot=None)
     cycle = world.cycle(warm=True)
     assert cycle.run()["error"] == "NoBootResume"
-    assert cycle.warm is world and world.loaded and world.done == ["read"]
+    assert cycle.warm is world and world.loaded and world.done == ["read", "record"]
 
 
 @pytest.mark.parametrize("point", ["prepare", "ask", "pre", "sync", "recheck", "jump", "report"])
@@ -441,6 +464,138 @@ def test_stale_is_said_once() -> None:
     world = World(STALE)
     assert world.cycle().run()["error"] == "StaleHelper"
     assert world.done.count("jump") == 1
+
+
+# -- killed at any moment
+
+
+class Killed(BaseException):
+    """What no handler sees: SIGKILL."""
+
+
+ALL = ["read", "prepare", "stage", "freeze", "pre", "lock", "sync", "recheck", "jump", "report",
+       "close", "unload", "retire", "post", "thaw", "record", "clear"]  # fmt: skip
+"""What a cycle does, once each."""
+
+
+class Mortal(World):
+    """Dies at an action, before or after it took effect."""
+
+    def __init__(self, at: str, *, after: bool) -> None:
+        super().__init__()
+        self.at, self.after = at, after
+        self.frozen = False
+
+    def do(self, name: str) -> None:
+        if name == self.at and not self.after:
+            raise Killed
+        super().do(name)
+        self.frozen = name == "freeze" or (self.frozen and name != "thaw")
+        if name == self.at:
+            raise Killed
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("at", ALL)
+def test_a_killed_daemon_leaves_nothing(tmp_path: Path, at: str, after: bool) -> None:
+    world, kept = Mortal(at, after=after), History(tmp_path / "history.jsonl")
+    path = tmp_path / "mark"
+
+    def write(mark: Mark) -> None:
+        world.mark = mark
+        history.write_mark(mark, path)
+
+    def record(operation: Operation, report: dict[str, Any]) -> None:
+        if not after:
+            world.do("record")
+        kept.add(report)
+        if after:
+            world.do("record")
+
+    actions = replace(
+        world.actions(), write_mark=write, clear_mark=lambda: history.clear_mark(path),
+        record=record,
+    )  # fmt: skip
+    if at == "clear":
+        actions = replace(actions, clear_mark=lambda: world.do("clear"))
+    cycle = Cycle(Settings(), actions=actions, cycle_id=ID)
+    with pytest.raises(Killed):
+        cycle.run()
+    world.at = ""
+
+    # What ExecStopPost= and the next daemon do.
+    def unload() -> None:
+        world.loaded = False
+
+    def post(_seconds: float) -> list[hooks.Result]:
+        world.done.append("post")
+        return []
+
+    def thaw() -> None:
+        world.frozen = False
+
+    cleaning = Cleaning(path, unload, post, thaw)
+    had_mark = path.exists()
+    assert clean_up(kept, cleaning=cleaning) is had_mark
+    assert not world.loaded and not world.frozen and not path.exists()
+    if "pre" in world.done:
+        assert "post" in world.done
+    told = [entry for entry in kept.entries() if entry["cycle"] == str(ID)]
+    # Before the mark nothing was begun: there is nothing to tell.
+    assert len(told) == (0 if at == "read" else 1), told
+    if at not in ("record", "clear", "read"):
+        assert told[0]["error"] == "Interrupted"
+
+
+# -- sessions of users
+
+
+@pytest.mark.parametrize("fails", ["freeze", "pre", "lock", "sync", "recheck", "jump", "report",
+                                   "close", "unload", "retire", "post"])  # fmt: skip
+def test_what_was_frozen_is_let_go_on(fails: str) -> None:
+    world = World()
+    world.fail[fails] = RuntimeError("no")
+    world.cycle().run()
+    assert world.done.count("freeze") == world.done.count("thaw") == 1
+    assert world.done.index("freeze") < world.done.index("pre") < world.done.index("thaw")
+    assert world.mark is None
+
+
+def test_that_sessions_cannot_be_frozen_or_homes_not_locked_stops_nothing() -> None:
+    world = World()
+    world.fail |= {"freeze": RuntimeError("no"), "lock": RuntimeError("no")}
+    assert world.cycle().run()["result"] == "ok"
+
+
+def test_sessions_are_left_alone_where_that_is_wanted() -> None:
+    world = World()
+    cycle = Cycle(Settings(), actions=world.actions(), cycle_id=ID, freeze=False)
+    assert cycle.run()["result"] == "ok"
+    assert not {"freeze", "thaw"} & set(world.done) and "lock" in world.done
+    world = World()
+    cycle = Cycle(Settings(), actions=replace(world.actions(), freeze=None), cycle_id=ID)
+    assert cycle.run()["result"] == "ok" and "thaw" not in world.done
+    world = World({"by": "helper", "result": "warm"})
+    world.warming().run()
+    assert "jump" in world.done and not {"freeze", "thaw", "lock"} & set(world.done)
+
+
+def test_hooks_that_cannot_be_run_end_the_cycle_before_the_jump() -> None:
+    world = World()
+    world.fail["pre"] = errors.HooksFailed("No bus.")
+    cycle = world.cycle()
+    assert cycle.run()["error"] == "HooksFailed"
+    assert not cycle.jumped and "jump" not in world.done
+    assert not world.loaded and "post" in world.done
+
+
+def test_how_far_it_came() -> None:
+    for fails, jumped in (("stage", False), ("recheck", False), ("jump", True)):
+        world = World()
+        world.fail[fails] = errors.StagingFailed("no")
+        cycle = world.cycle()
+        cycle.run()
+        assert cycle.jumped is jumped, fails
 
 
 # -- after a daemon that was killed
@@ -497,6 +652,23 @@ def test_cleaning_up_a_warm_helper(
     assert kept.last() is None and history.read_mark(cleaning.mark) is None
 
 
+def test_cleaning_up_lets_sessions_go_on(
+    kept: History, cleaning: Cleaning, done: list[str]
+) -> None:
+    def post(_seconds: float) -> list[hooks.Result]:
+        done.append("post")
+        raise errors.HooksFailed("systemd is about to end.")
+
+    frozen = replace(cleaning, post_hooks=post, thaw=lambda: done.append("thaw"))
+    history.write_mark(Mark(str(ID), "/dev/vda3", hooks=True, frozen=True), frozen.mark)
+    assert clean_up(kept, cleaning=frozen)
+    assert done == ["unload", "post", "thaw"]
+    assert history.read_mark(frozen.mark) is None
+    # A mark that cannot be read owes everything.
+    frozen.mark.write_text("{")
+    assert clean_up(kept, cleaning=frozen) and done[-1] == "thaw"
+
+
 def test_cleaning_up_is_tried_again_where_unloading_failed(
     kept: History, cleaning: Cleaning
 ) -> None:
@@ -539,8 +711,10 @@ def test_what_is_held_is_given_back_after_the_image_was_spent() -> None:
     world = Holding()
     world.cycle().run()
     assert world.done == [
-        "read", "mark", "prepare", "stage", "mark", "pre", "sync", "recheck", "still there",
-        "jump", "report", "close", "unload", "retire held", "give back", "post", "clear",
+        "read", "mark", "prepare", "stage", "mark", "freeze", "mark", "pre", "lock", "sync",
+        "recheck", "still there", "jump", "report", "close", "unload", "retire held", "give back",
+        "post", "thaw", "mark", "record",
+        "clear",
     ]  # fmt: skip
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kjump.session import hooks
+from kjump.session import history, hooks
+from kjump.session.history import Mark
 
 
 @pytest.fixture
@@ -99,3 +100,19 @@ def test_long_output_is_kept_from_its_end(folders: tuple[Path, Path]) -> None:
     hook(folders[0], "a", "yes | head -c 100000; echo end")
     (only,) = hooks.run("pre", seconds=10, folders=folders)
     assert len(only.output) <= hooks.KEPT_OUTPUT and only.output.endswith("end")
+
+
+def test_the_units_program_tells_the_journal_of_the_cycle(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hook(folders[0], "good", 'echo "hello from $1"')
+    hook(folders[0], "bad", "exit 3")
+    found = hooks.find(folders)
+    monkeypatch.setattr(hooks, "find", lambda _folders: found)
+    monkeypatch.setattr(history, "read_mark", lambda: Mark("12345678-aaaa", hooks=True))
+    assert hooks.main(["post"]) == 0  # exit codes are noted, not obeyed
+    told = capsys.readouterr().err
+    assert "kjumpd [12345678 hooks-post]: good: hello from post" in told
+    assert "bad ended with 3" in told
+    with pytest.raises(SystemExit):
+        hooks.main(["meanwhile"])

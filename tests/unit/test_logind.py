@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kjump.errors import NoTarget, TargetMapped
-from kjump.session import devices, files, logind
+from kjump.session import devices, files, logind, stock
 from kjump.session.devices import SwapArea
 
 from .test_readiness import DISK, SWAP
@@ -17,12 +17,17 @@ NONE = NoTarget("none")
 
 
 def test_only_where_logind_waits_for_it() -> None:
-    def told(*, efi: bool = False, resume: str = "0:0\n", words: tuple[str, ...] = ()) -> bool:
-        return logind.must_be_told(efi=efi, resume=resume, command_line=words)
+    def told(
+        *, efi: bool = False, resume: str = "0:0\n", words: tuple[str, ...] = (), ours: str = ""
+    ) -> bool:
+        return logind.must_be_told(efi=efi, resume=resume, command_line=words, told=ours)
 
     assert told()
     assert not told(efi=True)
     assert not told(resume="254:5\n")
+    assert not told(resume="254:5\n", ours="254:6")
+    # What was named by us may be swapped off by now.
+    assert told(resume="254:5\n", ours="254:5")
     assert not told(words=("noresume",))
 
 
@@ -56,9 +61,18 @@ def test_the_kernel_is_told_once(
     monkeypatch.setattr(logind, "POWER", tmp_path)
     monkeypatch.setattr(logind, "EFI", tmp_path / "none")
     monkeypatch.setattr(devices, "swaps", list)
+    monkeypatch.setattr(stock, "TOLD", tmp_path / "run/told")
     assert logind.tell(NONE, ()) is None
     target = replace(SWAP, locator=page * 4096)
     assert logind.tell(target, ()) == (DISK.number, page)
     assert (tmp_path / "resume").read_text() == DISK.number
     assert (tmp_path / "resume_offset").exists() == bool(page)
+    assert (tmp_path / "run/told").read_text() == DISK.number
+    assert logind.tell(target, ()) is None
+    # Another area is in use instead.
+    other = replace(target, number="8:3", locator=3 * 4096)
+    assert logind.tell(other, ()) == ("8:3", 3)
+    assert (tmp_path / "resume").read_text() == (tmp_path / "run/told").read_text() == "8:3"
+    # The boot's own word is left alone.
+    (tmp_path / "resume").write_text("254:9\n")
     assert logind.tell(target, ()) is None

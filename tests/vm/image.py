@@ -1,4 +1,5 @@
-"""Builds the disk of a test guest: Debian 13, a kernel that can kexec-jump, a stock one, and kjump.
+"""Builds the disk of a test guest: Debian 13 or another release, a kernel that can kexec-jump, a
+stock one, and kjump.
 
 Three layers, each cached under a hash of all that decides its content: the base system (slow,
 rarely changes), the kernels on top of it, and the disk with the kjump package.  A disk is never
@@ -7,7 +8,7 @@ written to once it is there; guests run on qcow2 overlays of it.
 Nothing is downloaded but Debian packages, from where this machine's own apt gets them.  Needs root
 (mounts in a namespace of its own), no loop devices.
 
-usage: python3 -m tests.vm.image [--deb kjump.deb] [--swap] --kernel linux-image.deb
+usage: python3 -m tests.vm.image [--deb kjump.deb] [--swap] [--suite NAME] --kernel linux-image.deb
 """
 
 from __future__ import annotations
@@ -241,7 +242,7 @@ def unpack(archive: Path, root: Path) -> None:
     )  # fmt: skip
 
 
-def build_base(root: Path, packages: list[str]) -> None:
+def build_base(root: Path, packages: list[str], suite: str = SUITE) -> None:
     # The stock kernel's initrd is made here too, so how to make it must be there first.
     conf = f'"$1"{INITRAMFS_CONF}'
     early = f'mkdir -p "$(dirname {conf})"; printf %s "{FILES[INITRAMFS_CONF]}" >{conf}'
@@ -249,7 +250,7 @@ def build_base(root: Path, packages: list[str]) -> None:
         "mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(packages)}",
         *apt_options(), f"--keyring={KEYRING}", "--dpkgopt=force-unsafe-io",
         *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in UNREAD),
-        f"--essential-hook={early}", SUITE, root, *sources(),
+        f"--essential-hook={early}", suite, root, *sources(suite),
     )  # fmt: skip
 
 
@@ -420,10 +421,12 @@ def prune_snapshots(cache: Path) -> None:
             folder.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def build(kernel: Path, deb: Path | None, *, swap: bool = False) -> Image:
+def build(
+    kernel: Path, deb: Path | None, *, swap: bool = False, suite: str = SUITE
+) -> Image:
     """The guest disk for this kernel package and this kjump package, from the cache or built.
 
-    ``swap``: for the kernel's own hibernation, see `use_swap`.
+    ``swap``: for the kernel's own hibernation, see `use_swap`.  ``suite``: Debian's release.
     """
     if os.geteuid() != 0:
         raise SystemExit("the guest image is built by root: it mounts and it makes device nodes")
@@ -431,14 +434,16 @@ def build(kernel: Path, deb: Path | None, *, swap: bool = False) -> Image:
         # Copies: what a build is named by is what it contains, even if a package is remade now.
         kernel = Path(shutil.copy(kernel, name))
         deb = Path(shutil.copy(deb, name)) if deb else None
-        return build_cached(cache_dir(), kernel, deb, swap)
+        return build_cached(cache_dir(), kernel, deb, swap, suite)
 
 
-def build_cached(cache: Path, kernel: Path, deb: Path | None, swap: bool) -> Image:
+def build_cached(
+    cache: Path, kernel: Path, deb: Path | None, swap: bool, suite: str = SUITE
+) -> Image:
     wanted = {*PACKAGES.split(), STOCK_KERNEL, *(dependencies(deb) if deb else ())}
     packages = sorted(name for name in wanted if name != "dracut")
     base_key = digest(
-        build_base, SUITE, " ".join(packages), " ".join(UNREAD), FILES[INITRAMFS_CONF]
+        build_base, suite, " ".join(packages), " ".join(UNREAD), FILES[INITRAMFS_CONF]
     )
     kernels_key = digest(base_key, kernel, build_kernels, in_root)
     guest = (json.dumps(FILES), MASKED, GRUB_CFG, GRUB_MODULES)
@@ -450,7 +455,7 @@ def build_cached(cache: Path, kernel: Path, deb: Path | None, swap: bool) -> Ima
     )  # fmt: skip
     base = cache / f"base-{base_key}.tar.zst"
     kernels = cache / f"kernels-{kernels_key}.tar.zst"
-    kind = "swap" if swap else "guest"
+    kind = "swap" if swap else "guest" if suite == SUITE else f"{suite}-guest"
     image = cache / f"{kind}-{image_key}.qcow2"
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -461,7 +466,7 @@ def build_cached(cache: Path, kernel: Path, deb: Path | None, swap: bool) -> Ima
             if not base.exists():
                 log("guest image: the base system (Debian packages)")
                 with scratch_root(cache, None) as root:
-                    build_base(root, packages)
+                    build_base(root, packages, suite)
                     pack(root, base)
             log("guest image: the kernel")
             with scratch_root(cache, base) as root:
@@ -484,9 +489,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Build the disk of a test guest.")
     parser.add_argument("--deb", type=Path, help="the kjump package; without it: a bare guest")
     parser.add_argument("--swap", action="store_true", help="for the kernel's own hibernation")
+    parser.add_argument("--suite", default=SUITE, help="Debian's release, by its code name")
     parser.add_argument("--kernel", type=Path, required=True, help="kernel with KEXEC_JUMP")
     arguments = parser.parse_args()
-    print(build(arguments.kernel, arguments.deb, swap=arguments.swap).path)
+    built = build(
+        arguments.kernel, arguments.deb, swap=arguments.swap, suite=arguments.suite
+    )
+    print(built.path)
     return 0
 
 

@@ -37,12 +37,13 @@ def our_package() -> Path:
     return Path(said("make", "--no-print-directory", "-C", ROOT, "deb"))
 
 
-def guest_image(kernel: Path | None = None) -> image.Image:
+def guest_image(kernel: Path | None = None, suite: str = image.SUITE) -> image.Image:
     """The guest with this tree's package installed, from the cache or built; one that
-    KJUMP_GUEST_IMAGE names is taken as it is.  ``kernel``: with another kernel's package."""
-    if kernel is None and "KJUMP_GUEST_IMAGE" in os.environ:
+    KJUMP_GUEST_IMAGE names is taken as it is.  ``kernel``: with another kernel's package;
+    ``suite``: of another release of Debian."""
+    if kernel is None and suite == image.SUITE and "KJUMP_GUEST_IMAGE" in os.environ:
         return image.Image.load(Path(os.environ["KJUMP_GUEST_IMAGE"]))
-    return built(kernel or kernel_package(), our_package())
+    return built(kernel or kernel_package(), our_package(), suite)
 
 
 def swap_image() -> image.Image:
@@ -53,13 +54,14 @@ def swap_image() -> image.Image:
     return built(kernel_package(), None)
 
 
-def built(kernel: Path, package: Path | None) -> image.Image:
+def built(kernel: Path, package: Path | None, suite: str = image.SUITE) -> image.Image:
     """From the cache, or built; without a package the one that hibernates to swap."""
     if os.geteuid() == 0:
-        return image.build(kernel, package, swap=package is None)
+        return image.build(kernel, package, swap=package is None, suite=suite)
     # Building mounts file systems and makes device nodes; running the guests needs no rights.
     cache = image.cache_dir().parent
     what: list[str | Path] = ["--deb", package] if package else ["--swap"]
+    what += ["--suite", suite]
     path = said(
         "sudo", "env", f"KJUMP_CACHE={cache}", f"PYTHONPATH={ROOT}", sys.executable,
         "-m", "tests.vm.image", "--kernel", kernel, *what,

@@ -16,6 +16,7 @@ from . import (
     scenarios_debuggers,
     scenarios_full,
     scenarios_oracle,
+    scenarios_requests,
     scenarios_targets,
     scenarios_warm,
 )
@@ -356,6 +357,7 @@ for more in (
     scenarios_targets,
     scenarios_warm,
     scenarios_debuggers,
+    scenarios_requests,
 ):
     ALWAYS |= more.ALWAYS
     MORE |= more.MORE

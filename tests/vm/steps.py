@@ -14,6 +14,24 @@ SAVE = 400.0
 """Seconds until the machine is off or the session runs again, at the slowest, in emulation."""
 
 
+REFUSED = "kjtest: hibernation was refused:"
+
+
+def watch(asked: str) -> str:
+    """A script that tells the console of a request that has come to nothing: the job has failed,
+    or logind has not even made one, which the file then says.  After a cycle that succeeded it
+    goes on, and sees the next request."""
+    failed = "systemctl -q is-failed systemd-hibernate.service"
+    return f"""\
+while sleep 1; do
+    if grep -qs '^rc' {asked} || {failed}; then
+        echo "{REFUSED} $(cat {asked})" >/dev/ttyS0
+        break
+    fi
+done
+"""
+
+
 def expect(what: str, found: object, wanted: object) -> None:
     if found != wanted:
         raise GuestError(f"{what}: {found!r}, expected {wanted!r}")
@@ -61,7 +79,11 @@ def nothing_staged(guest: Guest) -> None:
 def request(guest: Guest) -> int:
     """The user's ``systemctl hibernate``, in her session; not waited for."""
     guest.seen = len(guest.console())
-    return guest.spawn("systemctl hibernate", user=True)
+    asked = f"/tmp/asked-{time.time_ns()}"
+    guest.check("systemctl reset-failed systemd-hibernate.service || true")
+    guest.spawn(watch(asked))
+    script = f"systemctl hibernate >{asked} 2>&1 || echo \"rc $?\" >>{asked}"
+    return guest.spawn(script, user=True)
 
 
 def power_off(guest: Guest, deadline: float = SAVE) -> None:
@@ -73,6 +95,10 @@ def power_off(guest: Guest, deadline: float = SAVE) -> None:
         if "jumping back to the session" in guest.console()[guest.seen :]:
             journal = guest.run("journalctl -b -n 40 --no-pager -u kjumpd", timeout=120).out
             raise guest.error(f"came back instead of going off:\n{journal}")
+        if REFUSED in guest.console()[guest.seen :]:
+            units = "-u kjumpd -u systemd-hibernate -u systemd-logind"
+            journal = guest.run(f"journalctl -b -n 40 --no-pager {units}", timeout=120).out
+            raise guest.error(f"hibernation was refused:\n{journal}")
         time.sleep(0.2)
     expect("how the machine ended", guest.wait_exit(10), "poweroff")
 

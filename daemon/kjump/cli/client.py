@@ -85,11 +85,17 @@ class Client:
         answer, reasons = self._call(INTERFACE, "CanHibernate")
         return str(answer), [(str(code), str(sentence)) for code, sentence in reasons]
 
-    def hibernate(self) -> dict[str, Any]:
-        """Hibernate; returns the report when the session runs again.  Raises how it failed."""
+    def hibernate(self, **options: bool) -> dict[str, Any]:
+        """Hibernate; returns the report when the session runs again.  Raises how it failed.
+
+        ``options``: as the interface has them, with ``_`` for ``-``.
+        """
         from gi.repository import GLib
 
-        arguments = GLib.Variant("(a{sv})", ({},))
+        given = {
+            name.replace("_", "-"): GLib.Variant("b", value) for name, value in options.items()
+        }
+        arguments = GLib.Variant("(a{sv})", (given,))
         (report,) = self._call(INTERFACE, "Hibernate", arguments, forever=True)
         return dict(report)
 

@@ -83,6 +83,18 @@ def disable(root: Path) -> list[Path]:
     return changed
 
 
+def offer_again(root: Path) -> None:
+    """logind looks for itself again whether hibernation is possible."""
+    from kjump.session import stock
+
+    try:
+        stock.offer(True, root / stock.OFFER.relative_to("/"))
+    except OSError as error:
+        raise BadRequest(
+            f"{error.filename} cannot be removed.", advice="Do it as root."
+        ) from error
+
+
 def are_enabled(root: Path) -> bool:
     """Whether all of them are in place."""
     return all(drop_in.destination.exists() for drop_in in shipped(root))

@@ -26,6 +26,7 @@ from kjump.errors import (
     KjumpError,
     NoImage,
     NoTarget,
+    ServiceUnreachable,
     TargetMapped,
     UnsuitableFile,
     table,
@@ -103,9 +104,46 @@ def can_hibernate(options: Options) -> int:
 
 
 def hibernate(options: Options) -> int:
-    report = _whole(Client().hibernate())
+    from kjump.session import stock, units
+
+    wanted = {}
+    if options.fallback:
+        wanted["fallback"] = True
+    if options.ignore_inhibitors:
+        wanted["ignore_inhibitors"] = True
+    # Set for systemd-hibernate.service, which is where it is looked for with systemd-sleep as well.
+    if units.says_no(os.environ.get(units.FREEZE_VARIABLE, "")):
+        wanted["freeze"] = False
+    try:
+        client = Client()
+        # Whether anyone is there: from now on only kjumpd knows how far it came.
+        client.properties()
+    except ServiceUnreachable as error:
+        if not options.fallback:
+            raise
+        chosen = configuration.load().session.fallback
+        decision = stock.decide(error, jumped=False, fallback=chosen, facts=stock.read())
+        if not decision.fall_back:
+            raise ServiceUnreachable(f"{error.what}  {decision.why_not}") from error
+        return _hibernate_by_systemd(error.what)
+    report = _whole(client.hibernate(**wanted))
+    if report.get("fallback"):
+        return _hibernate_by_systemd(str(report.get("what", "")))
     put(options, report, lambda: show.report_text(report, colour=_colour()))
     return 0
+
+
+def _hibernate_by_systemd(what: str) -> int:
+    """Become systemd-sleep; its exit status is ours."""
+    from kjump.session import stock
+
+    print(f"kjumpctl: {what}  The kernel's own hibernation is done instead.", file=sys.stderr)
+    sys.stderr.flush()
+    program, *arguments = stock.command()
+    try:
+        os.execv(program, [program, *arguments])
+    except OSError as error:
+        raise Internal(f"{program} cannot be started: {error.strerror}.") from error
 
 
 def stage(options: Options) -> int:
@@ -274,6 +312,7 @@ def enable(options: Options) -> int:
 def disable(options: Options) -> int:
     root = Path(options.root)
     changed = dropins.disable(root)
+    dropins.offer_again(root)
     _tell_systemd(root, changed)
     document = {"changed": [str(path) for path in changed]}
     put(
@@ -287,6 +326,9 @@ def disable(options: Options) -> int:
 def _tell_systemd(root: Path, changed: Sequence[Path]) -> None:
     if changed and dropins.systemd_runs(root):
         subprocess.run(["systemctl", "--system", "daemon-reload"], check=False)
+        # kjumpd tells logind what to offer, or does not any more; one that does not run will.
+        subprocess.run(["systemctl", "--quiet", "try-reload-or-restart", "kjumpd.service"],
+                       check=False)  # fmt: skip
 
 
 def setup(options: Options) -> int:
@@ -359,6 +401,10 @@ def parser() -> argparse.ArgumentParser:
             " not.")
     sub = command("hibernate", hibernate, "Hibernate, and report when the session runs again.")
     sub.add_argument("-q", "--quiet", action="store_true", help="print only what went wrong")
+    sub.add_argument("--ignore-inhibitors", action="store_true",
+                     help="also while a program blocks sleep")  # fmt: skip
+    sub.add_argument("--fallback", action="store_true",
+                     help="by systemd-sleep where kjump cannot; as root")  # fmt: skip
     sub = command("stage", stage, "Start the helper kernel ahead of the next hibernation.")
     sub.add_argument("--warm", action="store_true", help="keep it running (the only kind there is)")
     command("unstage", unstage, "Unload a helper that was started ahead.")

@@ -95,6 +95,10 @@ def report_text(report: Mapping[str, Any], *, colour: bool = False) -> str:
     if report.get("error"):
         what = "  ".join(str(report[key]) for key in ("what", "todo") if report.get(key))
         parts.append(f"{report['error']} ({report.get('where', '?')}): {what}")
+    if report.get("fallback"):
+        parts.append("The kernel's own hibernation was done instead.")
+    elif report.get("no_fallback"):
+        parts.append(f"The kernel's own hibernation was not done instead: {report['no_fallback']}")
     rows = phases(report) + figures(report)
     if rows:
         parts.append(table(rows))

@@ -19,6 +19,7 @@ from kjump.errors import KexecDisabled, KjumpError, Lockdown, NoKexecJump
 
 SYS_KEXEC_LOAD = 246
 SYS_REBOOT = 169
+SYS_BPF = 321
 KEXEC_PRESERVE_CONTEXT = 0x2
 KEXEC_ARCH_X86_64 = 62 << 16
 KEXEC_SEGMENT_MAX = 16
@@ -158,6 +159,13 @@ def power_off() -> None:
 def restart() -> None:
     """Restart the machine, at once."""
     _reboot(REBOOT_RESTART)
+
+
+def bpf(command: int, attributes: bytes) -> int:
+    """bpf(2), with a ``union bpf_attr``; zeros behind it mean what was always meant.  Raises
+    OSError."""
+    attr = ctypes.create_string_buffer(attributes, len(attributes))
+    return _call(SYS_BPF, ctypes.c_int(command), attr, ctypes.c_uint(len(attributes)))
 
 
 def mlock(address: int, size: int) -> None:

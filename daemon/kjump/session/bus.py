@@ -22,16 +22,27 @@ from pydbus.generic import signal
 from pydbus.registration import ObjectRegistration, ObjectWrapper
 
 from kjump import VERSION
-from kjump.errors import BadRequest, Busy, Internal, KjumpError, NotAuthorized
+from kjump.errors import (
+    BadRequest,
+    Busy,
+    ForeignKexecImage,
+    Inhibited,
+    Internal,
+    KjumpError,
+    NotAuthorized,
+    NoWindow,
+    TargetTooSmall,
+    TooLittleMemory,
+)
 from kjump.session import authority as polkit
-from kjump.session import readiness
+from kjump.session import readiness, stock, units
 from kjump.session.authority import Authority
 from kjump.session.cycle import IDLE, Actions, Cycle, Operation, Step, WarmHelper, Warming
 from kjump.session.devices import Device
 from kjump.session.history import History
 from kjump.session.log import logger
 from kjump.session.readiness import Facts
-from kjump.settings import Settings
+from kjump.settings import STOCK, Settings
 
 NAME = "org.kjump1"
 PATH = "/org/kjump1"
@@ -45,6 +56,12 @@ WARM_DELAY = 10
 """Seconds from when a warm helper is missing until one is started: that stops the session for as
 long as a kernel takes to boot, and whoever just came back has something else to do first."""
 
+LOOK_AGAIN = 60
+"""Seconds between looks at a machine where nothing can hibernate: logind offers nothing there, so
+that nobody asks, and not everything that may change sends word."""
+PASSING = (TooLittleMemory, NoWindow, ForeignKexecImage, TargetTooSmall)
+"""Reasons that come and go unseen: for these logind is not told to offer nothing."""
+
 log = logger()
 
 
@@ -56,7 +73,10 @@ def interface_xml() -> str:
 
 # -- values for the bus ------------------------------------------------------------------------
 
-_TEXTS = ("cycle", "result", "where", "error", "what", "todo", "sentence", "target")
+_TEXTS = (
+    "cycle", "result", "where", "error", "what", "todo", "sentence", "target", "fallback",
+    "no_fallback",
+)  # fmt: skip
 _TIMES = ("started", "finished")
 _SECONDS = ("phases", "wall")
 _COUNTS = ("pages", "image", "memory", "window")
@@ -207,6 +227,30 @@ class Wrapper(ObjectWrapper):  # type: ignore[misc]
 class _Assessment:
     facts: Facts
     reasons: list[KjumpError]
+    offered: bool = True
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A call of Hibernate: its options."""
+
+    call: Call
+    fallback: bool = False
+    ignore_inhibitors: bool = False
+    freeze: bool = True
+
+    @classmethod
+    def read(cls, call: Call, options: Mapping[str, Any]) -> _Request:
+        """Raises `BadRequest`."""
+        known = {"fallback": "fallback", "ignore-inhibitors": "ignore_inhibitors",
+                 "freeze": "freeze"}  # fmt: skip
+        unknown = sorted(options.keys() - known.keys())
+        if unknown:
+            raise BadRequest(f"Unknown option: {', '.join(unknown)}.")
+        for name, value in options.items():
+            if not isinstance(value, bool):
+                raise BadRequest(f"The option {name} is a boolean.")
+        return cls(call, **{known[name]: value for name, value in options.items()})
 
 
 class Manager:
@@ -225,10 +269,15 @@ class Manager:
         actions: Actions | None = None,
         look_back: Callable[[Facts], None] = lambda facts: None,
         status: Callable[[str], None] = lambda text: None,
+        inhibitors: Callable[[Callable[[list[units.Inhibitor]], None]], None] = (
+            lambda done: done([])
+        ),
         warm_delay: float = WARM_DELAY,
+        look_again: int = LOOK_AGAIN,
     ) -> None:
         """``look_back`` is called in a thread before the first cycle can touch the target;
-        ``status`` is told, on the main loop, what goes on; ``warm_delay`` in seconds."""
+        ``status`` is told, on the main loop, what goes on; ``inhibitors`` calls back with who
+        inhibits something; ``warm_delay`` and ``look_again`` in seconds."""
         self._load = settings
         self._settings = settings()
         self._authority = authority
@@ -236,15 +285,17 @@ class Manager:
         self._actions = actions or Actions()
         self._look_back = look_back
         self._status = status
+        self._inhibitors = inhibitors
         self._looked_back = False
         self._cycle: Operation | None = None
         self._warm: WarmHelper | None = None
         """The helper that rests.  Changed only by who holds `_machine`."""
         self._warm_delay = warm_delay
+        self._look_again = look_again
         self._warm_due = 0
         self._warm_failed = False
         """Getting warm has failed, and nothing has changed since."""
-        self._after: list[Call] = []
+        self._after: list[_Request] = []
         """Requests that came while a helper got warm."""
         self._thread: threading.Thread | None = None
         self._machine = threading.Lock()
@@ -253,6 +304,7 @@ class Manager:
         self._assessing = False
         self._waiting: list[Callable[[_Assessment], None]] = []
         self._again = False
+        self._look_due = 0
         self._values: dict[str, Any] = {
             "Version": VERSION,
             "State": IDLE,
@@ -309,29 +361,43 @@ class Manager:
 
     def Hibernate(self, call: Call, options: dict[str, Any]) -> None:
         """See the interface."""
-        if options:
-            raise BadRequest(f"Unknown option: {', '.join(sorted(options))}.")
+        request = _Request.read(call, options)
         self._refuse_if_busy(but=Warming)
+
+        def go() -> None:
+            self._refuse_if_busy(but=Warming)
+            if self._cycle is None:
+                self._start(request)
+            else:
+                # Getting warm ends soon, or has not jumped yet and need not do so now.
+                self._cycle.interrupt()
+                self._after.append(request)
+
+        def listed(inhibitors: list[units.Inhibitor]) -> None:
+            try:
+                self._refuse_if_inhibited(inhibitors)
+                go()
+            except KjumpError as error:
+                call.fail(error)
 
         def decided(answer: str) -> None:
             if answer != polkit.YES:
                 call.fail(NotAuthorized("You may not hibernate this machine."))
-                return
-            try:
-                self._refuse_if_busy(but=Warming)
-            except Busy as busy:
-                call.fail(busy)
-                return
-            if self._cycle is None:
-                self._start(call)
+            elif request.ignore_inhibitors:
+                self._manage(call, go)
             else:
-                # Getting warm ends soon, or has not jumped yet and need not do so now.
-                self._cycle.interrupt()
-                self._after.append(call)
+                self._inhibitors(listed)
 
         self._authority.check(
             call.sender, polkit.HIBERNATE, interactive=call.interactive, done=decided
         )
+
+    def _refuse_if_inhibited(self, inhibitors: list[units.Inhibitor]) -> None:
+        """As logind does for requests that come to it."""
+        found = units.blocking(inhibitors)
+        if found:
+            told = ", ".join(f"{one.who} ({one.why})" for one in found)
+            raise Inhibited(f"Sleep is inhibited by {told}.")
 
     def Stage(self, call: Call, options: dict[str, Any]) -> None:
         """See the interface."""
@@ -452,7 +518,9 @@ class Manager:
                     log.exception("the machine could not be read")
                     facts = Facts()
                     reasons = [Internal(f"{type(error).__name__}: {error}")]
-            GLib.idle_add(finish, _Assessment(facts, reasons))
+            lasting = [reason for reason in reasons if not isinstance(reason, PASSING)]
+            offered = self._actions.offer(not lasting, settings)
+            GLib.idle_add(finish, _Assessment(facts, reasons, offered))
 
         def finish(assessment: _Assessment) -> bool:
             self._assessing = False
@@ -461,11 +529,23 @@ class Manager:
                 tell(assessment)
             if self._again:
                 self.assess()
+            elif not assessment.offered:
+                self._look_again_later()
             return False
 
         threading.Thread(target=work, name="readiness", daemon=True).start()
 
     # -- inside
+
+    def _look_again_later(self) -> None:
+        def due() -> bool:
+            self._look_due = 0
+            if self._cycle is None:
+                self.assess()
+            return False
+
+        if not self._look_due:
+            self._look_due = GLib.timeout_add_seconds(self._look_again, due)
 
     def _refuse_if_busy(self, *, but: type[Operation] | None = None) -> None:
         """``but``: an operation that is no reason."""
@@ -580,7 +660,7 @@ class Manager:
         if after:
             self._start(after[0])
             for late in after[1:]:
-                late.fail(Busy("A cycle is running."))
+                late.call.fail(Busy("A cycle is running."))
         else:
             self.assess()
 
@@ -589,13 +669,42 @@ class Manager:
         self._look_back_once(facts)
         return facts
 
-    def _start(self, call: Call) -> None:
-        actions = Actions(**{**self._actions.__dict__, "read": self._read_and_look_back})
+    def _record(self, request: _Request, cycle: Operation, report: dict[str, Any]) -> None:
+        """Keep a cycle's report.  In the cycle's thread, `_machine` is held."""
+        self._fall_back(request, cycle, report)
+        try:
+            self._history.add(report)
+        except OSError as error:
+            log.error(f"the history could not be written: {error}")
+
+    def _fall_back(self, request: _Request, cycle: Operation, report: dict[str, Any]) -> None:
+        """Decide what a request by way of systemd becomes that could not be served, and put it
+        into the report."""
+        if cycle.error is None or not request.fallback:
+            return
+        wanted = cycle.settings.session.fallback
+        decision = stock.decide(
+            cycle.error, jumped=cycle.jumped, fallback=wanted, facts=self._actions.stock()
+        )
+        if decision.fall_back:
+            report["fallback"] = STOCK
+            log.warning("the kernel's own hibernation is done instead")
+        elif decision.why_not:
+            report["no_fallback"] = decision.why_not
+            log.warning(f"no other hibernation is done instead: {decision.why_not}")
+
+    def _start(self, request: _Request) -> None:
+        actions = replace(
+            self._actions,
+            read=self._read_and_look_back,
+            record=lambda cycle, report: self._record(request, cycle, report),
+        )
         cycle = Cycle(
             self._settings,
             actions=actions,
             tell=lambda step: _later(self._stepped, step),
             warm=self._warm,
+            freeze=request.freeze,
         )
         self._cycle = cycle
 
@@ -603,11 +712,9 @@ class Manager:
             with self._machine:
                 report = cycle.run()
                 self._warm = cycle.warm
-            try:
-                self._history.add(report)
-            except OSError as error:
-                log.error(f"the history could not be written: {error}")
-            _later(self._finished, call, cycle, report)
+                if "fallback" in report:
+                    self._drop()  # the kernel's own hibernation is to find nothing of ours
+            _later(self._finished, request.call, cycle, report)
 
         log.info("cycle begins", KJUMP_CYCLE=str(cycle.id))
         self._set(Operation="hibernate")
@@ -633,7 +740,7 @@ class Manager:
         )
         self._set(State=IDLE, Operation="none", Progress=(100, ""), LastCycle=flat)
         self.CycleFinished(str(cycle.id), flat)
-        if cycle.error is not None:
+        if cycle.error is not None and "fallback" not in report:
             call.fail(cycle.error)
         else:
             call.reply(flat)

@@ -35,7 +35,7 @@ from kjump.errors import (
     StaleHelper,
     from_report,
 )
-from kjump.session import history, hooks, readiness
+from kjump.session import history, hooks, readiness, stock
 from kjump.session.devices import Device
 from kjump.session.log import bound, logger
 from kjump.session.readiness import Facts
@@ -163,12 +163,22 @@ class Actions:
     stage_warm: Callable[[Settings, Facts], WarmHelper] = _stage_warm
     ask: Callable[[WarmHelper, Settings, Facts, uuid.UUID], None] = _ask
     misfit: Callable[[WarmHelper, Settings, Facts], StaleHelper | None] = _misfit
+    freeze: Callable[[], None] | None = None
+    """Stop the sessions of users; None where systemd does not do that when it sleeps."""
+    thaw: Callable[[], None] = lambda: None
     hooks: Callable[[str, float], Sequence[hooks.Result]] = _hooks
+    lock_homes: Callable[[], None] = lambda: None
     sync: Callable[[], None] = os.sync
     retire: Callable[[Path, KjumpError | None, uuid.UUID | None], None] = _retire
     unload: Callable[[], None] = _unload
     write_mark: Callable[[history.Mark], None] = history.write_mark
     clear_mark: Callable[[], None] = history.clear_mark
+    record: Callable[[Operation, Report], None] = lambda operation, report: None
+    """Keep the report, which may be added to."""
+    stock: Callable[[], stock.Stock] = stock.read
+    offer: Callable[[bool, Settings], bool] = lambda possible, settings: True
+    """Have logind offer hibernation or not, by whether a jump is possible; whether it is offered
+    now."""
 
 
 @dataclass(frozen=True)
@@ -275,8 +285,10 @@ class Operation:
         tell: Callable[[Step], None] = lambda step: None,
         cycle_id: uuid.UUID | None = None,
         warm: WarmHelper | None = None,
+        freeze: bool = True,
     ) -> None:
-        """``warm``: a helper that rests; it is this operation's from now on."""
+        """``warm``: a helper that rests; it is this operation's from now on.  ``freeze``: whether
+        sessions may be stopped."""
         self.id = cycle_id or uuid.uuid4()
         self.error: KjumpError | None = None
         self.warm = warm
@@ -284,6 +296,7 @@ class Operation:
         self._settings = settings
         self._do = actions or Actions()
         self._tell = tell
+        self._freezing = freeze
         self._clock = _Clock()
         self._stop = threading.Event()
         self._report: Report | None = None
@@ -293,7 +306,18 @@ class Operation:
         self._facts: Facts | None = None
         self._described: dict[str, Any] = {}
         self._unload_owed = self._post_owed = self._retire_owed = self._clear_owed = False
+        self._thaw_owed = False
         self._jumped = False
+
+    @property
+    def settings(self) -> Settings:
+        """Those that it was started with."""
+        return self._settings
+
+    @property
+    def jumped(self) -> bool:
+        """Whether it came as far as the jump."""
+        return self._jumped
 
     def interrupt(self) -> None:
         """Ask the operation to end at the next step before the jump; thread-safe."""
@@ -311,7 +335,11 @@ class Operation:
                 log.exception("unexpected failure")
                 self.error = Internal(f"{type(error).__name__}: {error}")
             self._backward()
-            return self._document(started)
+            report = self._document(started)
+            # The mark goes last: where a daemon is killed before, the next one tells the history.
+            self._attempt("recording the report", lambda: self._do.record(self, report))
+            self._clear()
+            return report
 
     def _forward(self) -> None:
         """From the checks to the session running again.  Raises what fails."""
@@ -330,12 +358,26 @@ class Operation:
                 raise reason
         return facts
 
+    def _freeze(self) -> None:
+        """Stop the sessions of users, as systemd-sleep does: nothing of theirs runs while hooks
+        and devices get ready.  A jump needs it not, so that it fails is told and no more."""
+        freeze = self._do.freeze
+        if freeze is None or not self._freezing:
+            return
+        self._step(HOOKS, 25, "Stopping the sessions of users")
+        with self._clock.phase("freeze"):
+            self._thaw_owed = True
+            self._mark(hooks_owed=False)
+            self._attempt("stopping the sessions", freeze)
+
     def _pre_hooks_and_sync(self) -> None:
         self._step(HOOKS, 30, "Running system-sleep hooks")
         with self._clock.phase("hooks-pre"):
             self._mark(hooks_owed=True)
             self._post_owed = True
             self._log_hooks("pre", self._do.hooks("pre", self._settings.session.hook_timeout))
+            if self.kind == Cycle.kind:
+                self._attempt("locking home directories", self._do.lock_homes)
         self._step(JUMPING, 40, "Writing out file systems")
         with self._clock.phase("sync"):
             self._do.sync()
@@ -387,12 +429,18 @@ class Operation:
                 self._attempt("running the hooks", lambda: self._log_hooks(
                     "post", do.hooks("post", self._settings.session.hook_timeout)
                 ))
+        if self._thaw_owed:
+            with clock.phase("thaw"):
+                self._attempt("letting the sessions go on", do.thaw)
+            self._thaw_owed = False
         self._tell(Step(REPORTING, 95, "Reporting"))
-        if self._clear_owed:
-            if self.warm is not None:
-                self._mark(hooks_owed=False)
-            else:
-                self._attempt("removing the mark of the cycle", do.clear_mark)
+        if self._post_owed:
+            self._mark(hooks_owed=False)
+
+    def _clear(self) -> None:
+        """Nothing is owed any more, but for a helper that rests."""
+        if self._clear_owed and self.warm is None:
+            self._attempt("removing the mark of the cycle", self._do.clear_mark)
 
     def _attempt(self, what: str, action: Callable[[], object]) -> None:
         try:
@@ -406,15 +454,14 @@ class Operation:
         path = str(target.path) if isinstance(target, Device) else ""
         self._clear_owed = True
         try:
-            self._do.write_mark(history.Mark(str(self.id), path, hooks_owed, self.kind))
+            self._do.write_mark(
+                history.Mark(str(self.id), path, hooks_owed, self.kind, self._thaw_owed)
+            )
         except OSError as error:
             log.warning(f"the mark of the cycle could not be written: {error}")
 
     def _log_hooks(self, when: str, results: Sequence[hooks.Result]) -> None:
-        for result in results:
-            for line in result.output.splitlines():
-                log.info(f"{result.path.name}: {line}")
-            (log.warning if result.failed else log.debug)(f"{when} hook: {result.sentence()}")
+        hooks.tell(when, results)
 
     def _document(self, started: float) -> Report:
         report, error = self._report, self.error
@@ -464,6 +511,7 @@ class Cycle(Operation):
             self._retire_owed = True
             self._held = do.prepare(facts, self.id)
         staged = self._ask(facts) or self._stage(facts)
+        self._freeze()
         self._pre_hooks_and_sync()
         error: KjumpError | None
         try:

@@ -16,22 +16,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from uuid import UUID
 
 from gi.repository import GLib
 
 from kjump import settings as configuration
-from kjump.errors import KjumpError
+from kjump.errors import HooksFailed, KjumpError
 from kjump.machine.identity import machine_identity
-from kjump.session import bus, devices, history, hooks, logind, readiness
+from kjump.session import bus, devices, history, hooks, logind, readiness, stock, units
 from kjump.session.authority import Polkit
 from kjump.session.bus import Manager
 from kjump.session.connection import connect
 from kjump.session.cycle import Actions
 from kjump.session.devices import FILE, Device
 from kjump.session.history import History
-from kjump.session.log import logger, set_up
+from kjump.session.log import bound, logger, set_up
 from kjump.session.readiness import Facts, read_text
 
 TAKEN_OVER = Path("/etc/systemd/system/systemd-hibernate.service.d/50-kjump.conf")
@@ -53,6 +53,15 @@ class Cleaning:
     unload: Callable[[], None] = field(default_factory=lambda: Actions().unload)
     post_hooks: Callable[[float], Sequence[hooks.Result]] = lambda seconds: hooks.run(
         "post", seconds=seconds
+    )
+    thaw: Callable[[], None] = lambda: None
+
+
+def cleaning_by(connection: Callable[[], Any]) -> Cleaning:
+    """Cleaning by way of systemd; the bus is connected to only where that is needed."""
+    return Cleaning(
+        post_hooks=lambda seconds: run_hooks(connection(), "post", seconds),
+        thaw=lambda: thaw(connection),
     )
 
 
@@ -76,9 +85,13 @@ def clean_up(kept: History, *, cleaning: Cleaning | None = None, hook_timeout: f
         log.error(f"the kexec image could not be unloaded: {failure}")
         return True  # the mark stays, so that it is tried again
     if mark.hooks:
-        for result in do.post_hooks(hook_timeout):
-            if result.failed:
-                log.warning(f"post hook: {result.sentence()}")
+        with bound(KJUMP_CYCLE=mark.cycle):
+            try:
+                hooks.tell("post", do.post_hooks(hook_timeout))
+            except (KjumpError, OSError, GLib.Error) as failure:
+                log.error(f"the hooks could not be run: {failure}")
+    if mark.frozen:
+        do.thaw()
     now = round(time.time(), 3)
     entry = {
         "cycle": mark.cycle,
@@ -92,7 +105,8 @@ def clean_up(kept: History, *, cleaning: Cleaning | None = None, hook_timeout: f
         **error.report(),
     }
     try:
-        if mark.kind != "warm":
+        told = any(known.get("cycle") == mark.cycle for known in kept.entries())
+        if mark.kind != "warm" and not told:
             kept.add(entry)
         history.clear_mark(do.mark)
     except OSError as failure:
@@ -162,6 +176,74 @@ def read(settings: configuration.Settings) -> Facts:
     return facts
 
 
+def offer(possible: bool, settings: configuration.Settings) -> bool:
+    """Have logind offer hibernation where kjump or the kernel can do it; whether it does now.
+
+    Only where requests are led to kjump: else logind looks for itself.
+    """
+    yes = not TAKEN_OVER.exists() or stock.offered(
+        possible, settings.session.fallback, stock.read()
+    )
+    try:
+        if stock.offer(yes):
+            log.info("logind is told to offer hibernation" if yes else
+                     "logind is told not to offer hibernation: nothing can do it here")  # fmt: skip
+    except OSError as error:
+        log.warning(f"what logind offers could not be set: {error}")
+    return yes
+
+
+# -- by way of systemd -----------------------------------------------------------------------------
+
+GRACE = 20
+"""Seconds that the unit of the hooks may take beside the hooks."""
+THAW_TRIES = 5
+FREEZER = Path("/sys/fs/cgroup") / units.SESSIONS / "cgroup.freeze"
+
+
+def run_hooks(connection: Any, when: str, seconds: float) -> Sequence[hooks.Result]:
+    """Run the hooks in their unit, which tells how they ended.  Raises `HooksFailed`."""
+    unit = f"kjump-hooks@{when}.service"
+    try:
+        result = units.start(connection, unit, seconds=seconds + GRACE)
+    except units.BusError as error:
+        raise HooksFailed(f"{unit} could not be started: {error}.") from error
+    if result != "done":
+        raise HooksFailed(f"{unit} ended with: {result}.")
+    return []
+
+
+def thaw(connection: Callable[[], Any]) -> None:
+    """Let the sessions go on.  Tried again and again, and at last past systemd: nobody can do
+    anything on a machine with frozen sessions."""
+    for _ in range(THAW_TRIES):
+        try:
+            units.thaw(connection())
+        except (units.BusError, GLib.Error) as error:
+            log.warning(f"the sessions could not be let go on: {error}")
+            time.sleep(1)
+        else:
+            return
+    FREEZER.write_text("0")
+
+
+def actions_by(connection: Any) -> Actions:
+    """What a cycle does, on the machine and over the bus."""
+    return Actions(
+        read=read,
+        freeze=(lambda: units.freeze(connection)) if freezes() else None,
+        thaw=lambda: thaw(lambda: connection),
+        hooks=lambda when, seconds: run_hooks(connection, when, seconds),
+        lock_homes=lambda: units.lock_homes(connection),
+        offer=offer,
+    )
+
+
+def freezes() -> bool:
+    """Whether sessions are stopped for a cycle: where systemd does it, and nobody said no."""
+    return units.freezes_sessions() and not units.says_no(os.environ.get(units.FREEZE_VARIABLE, ""))
+
+
 # -- talking to systemd ---------------------------------------------------------------------------
 
 
@@ -203,6 +285,7 @@ class Service:
         self._bus = connection
         self._settling = 0
         self._stop_watching: Callable[[], None] = lambda: None
+        self._swaps: IO[bytes] | None = None
         self._registration = bus.register(connection, manager)
         try:
             # After the object, so that whoever waits for the name finds it.
@@ -218,6 +301,10 @@ class Service:
                 self._stop_watching = devices.watch(self._devices_changed)
             except (ImportError, OSError) as error:
                 log.warning(f"devices cannot be watched: {error}")
+            try:
+                self._watch_swaps()
+            except OSError as error:
+                log.warning(f"swap cannot be watched: {error}")
         if self._manages.watchdog_ms:
             GLib.timeout_add(self._manages.watchdog_ms // 3, self._manages.pet)
         self.manager.assess()
@@ -249,6 +336,21 @@ class Service:
         self.manager.reload()
         return True
 
+    def _watch_swaps(self) -> None:
+        """/proc/swaps is exceptional after each swapon and swapoff until it is read (mm/swapfile.c,
+        swaps_poll); no device event tells of them."""
+        file = self._swaps = devices.SWAPS.open("rb", buffering=0)
+        file.read()
+
+        def changed(_fd: int, _condition: Any) -> bool:
+            file.seek(0)
+            file.read()
+            self._devices_changed()
+            return True
+
+        condition = GLib.IOCondition.PRI | GLib.IOCondition.ERR
+        GLib.unix_fd_add_full(GLib.PRIORITY_DEFAULT, file.fileno(), condition, changed)
+
     def _devices_changed(self) -> None:
         if not self._settling:
             self._settling = GLib.timeout_add(SETTLE_MS, self._settled)
@@ -273,8 +375,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_up(debug=options.debug)
     kept = History()
     settings = configuration.load()
-    clean_up(kept, hook_timeout=settings.session.hook_timeout)
+
+    def end() -> None:
+        """Leave nothing behind, also of what an earlier daemon left."""
+        clean_up(
+            kept,
+            cleaning=cleaning_by(lambda: connect(options.address).con),
+            hook_timeout=settings.session.hook_timeout,
+        )
+
+    end()
     if options.clean_up:
+        stock.offer(True)
         return 0
 
     for warning in settings.warnings:
@@ -286,9 +398,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings=configuration.load,
             authority=Polkit(connection.con),
             history=kept,
-            actions=Actions(read=read),
+            actions=actions_by(connection.con),
             look_back=lambda facts: look_back(kept, facts),
             status=manages.status,
+            inhibitors=lambda done: units.list_inhibitors(connection.con, done),
         )
         service = Service(connection, manager, manages)
     except (GLib.Error, RuntimeError) as error:
@@ -301,7 +414,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     service.run()
     # A staged helper would turn a reboot into a jump: it goes before anything else can happen.
     manager.close()
-    clean_up(kept, hook_timeout=settings.session.hook_timeout)
+    end()
     return 0
 
 

@@ -69,6 +69,7 @@ class History:
         torn = self._ends_torn()
         fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
+            os.fchmod(fd, 0o644)  # for all to read, whatever the service's umask
             os.write(fd, b"\n" + line if torn else line)
             os.fsync(fd)
         finally:
@@ -94,6 +95,7 @@ class History:
         with fresh.open("wb") as out:
             out.writelines(lines[-self.keep :])
             out.flush()
+            os.fchmod(out.fileno(), 0o644)
             os.fsync(out.fileno())
         fresh.replace(self.path)
 
@@ -111,6 +113,8 @@ class Mark:
     """Whether `pre` hooks were started and `post` is owed."""
     kind: str = "cycle"
     """"cycle", or "warm" for a helper that gets warm or rests: no cycle is lost with that."""
+    frozen: bool = False
+    """Whether the sessions of users were stopped and have to be let go on."""
 
 
 def write_mark(mark: Mark, path: Path = MARK) -> None:
@@ -134,9 +138,10 @@ def read_mark(path: Path = MARK) -> Mark | None:
             str(found["target"]),
             bool(found["hooks"]),
             str(found.get("kind", "cycle")),
+            bool(found.get("frozen", False)),
         )
     except (ValueError, KeyError, TypeError):
-        return Mark("", "", hooks=True)
+        return Mark("", "", hooks=True, frozen=True)
 
 
 def clear_mark(path: Path = MARK) -> None:

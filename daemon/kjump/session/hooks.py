@@ -1,14 +1,16 @@
 """The system-sleep hooks, run as systemd-sleep would run them.
 
-Runs in the session.  systemd-hibernate.service no longer starts systemd-sleep, so the hooks
-that other packages put in ``/usr/lib/systemd/system-sleep`` are ours to run: all at once, with
-arguments ``pre|post hibernate`` and SYSTEMD_SLEEP_ACTION=hibernate, exit codes noted but not
-obeyed (systemd-sleep(8), src/shared/exec-util.c in v252).  Unlike there, the output is kept for
-the journal.  A hook that takes too long is killed with all it started.
+Runs in the session, in a unit of its own that kjumpd starts (``kjump-hooks@pre.service`` and
+``@post``): hooks may do anything, and kjumpd.service may not.  systemd-hibernate.service no longer
+starts systemd-sleep, so the hooks that other packages put in ``/usr/lib/systemd/system-sleep`` are
+ours to run: all at once, with arguments ``pre|post hibernate`` and SYSTEMD_SLEEP_ACTION=hibernate,
+exit codes noted but not obeyed (systemd-sleep(8), src/shared/exec-util.c in v252).  Unlike there,
+the output is kept for the journal.  A hook that takes too long is killed with all it started.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
@@ -19,10 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from kjump import settings as configuration
+from kjump.session import history
+from kjump.session.log import bound, logger, set_up
+
 FOLDERS = (Path("/etc/systemd/system-sleep"), Path("/usr/lib/systemd/system-sleep"))
 """Most important first: a name in the first hides the same name in the second."""
 KEPT_OUTPUT = 16 << 10
 """Bytes of a hook's output that are kept, from its end."""
+
+log = logger()
 
 
 @dataclass(frozen=True)
@@ -144,3 +152,26 @@ def _finish(
         output.seek(max(0, size - KEPT_OUTPUT))
         text = output.read().decode("utf-8", "replace").strip()
         return Result(path, process.returncode, took, text, timed_out)
+
+
+def tell(when: str, results: Iterable[Result]) -> None:
+    """Log what hooks printed, and how those ended that failed."""
+    for result in results:
+        for line in result.output.splitlines():
+            log.info(f"{result.path.name}: {line}")
+        (log.warning if result.failed else log.debug)(f"{when} hook: {result.sentence()}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """What kjump-hooks@.service runs.  That a hook failed is told and no error."""
+    parser = argparse.ArgumentParser(description="Run the system-sleep hooks.")
+    parser.add_argument("when", choices=("pre", "post"))
+    when = parser.parse_args(arguments).when
+    set_up()
+    mark = history.read_mark()
+    fields = {"KJUMP_PHASE": f"hooks-{when}"}
+    if mark is not None and mark.cycle:
+        fields["KJUMP_CYCLE"] = mark.cycle
+    with bound(**fields):
+        tell(when, run(when, seconds=configuration.load().session.hook_timeout))
+    return 0

@@ -15,16 +15,19 @@ from pathlib import Path
 
 from kjump.errors import KjumpError
 from kjump.machine.ranges import PAGE
-from kjump.session import devices, files
+from kjump.session import devices, files, stock
 from kjump.session.devices import SWAP, Device, SwapArea
 
 EFI = Path("/sys/firmware/efi")
 POWER = Path("/sys/power")
 
 
-def must_be_told(*, efi: bool, resume: str, command_line: Sequence[str]) -> bool:
-    """Whether logind waits for a resume device.  ``resume``: text of /sys/power/resume."""
-    return not efi and resume.strip() == "0:0" and "noresume" not in command_line
+def must_be_told(
+    *, efi: bool, resume: str, command_line: Sequence[str], told: str = ""
+) -> bool:
+    """Whether logind waits for a resume device.  ``resume``: text of /sys/power/resume; ``told``:
+    what we wrote there, which may have changed since."""
+    return not efi and resume.strip() in ("0:0", told) and "noresume" not in command_line
 
 
 def resume_device(target: Device | KjumpError, areas: Sequence[SwapArea]) -> tuple[str, int] | None:
@@ -54,13 +57,26 @@ def tell(target: Device | KjumpError, command_line: Sequence[str]) -> tuple[str,
         resume = (POWER / "resume").read_text()
     except OSError:
         return None  # a kernel without hibernation
-    if not must_be_told(efi=EFI.exists(), resume=resume, command_line=command_line):
+    try:
+        told = stock.TOLD.read_text().strip()
+    except OSError:
+        told = "0:0"
+    if not must_be_told(efi=EFI.exists(), resume=resume, command_line=command_line, told=told):
         return None
     found = resume_device(target, devices.swaps())
     if found is None:
         return None
     number, page = found
-    if page:
+    try:
+        now = int((POWER / "resume_offset").read_text())
+    except (OSError, ValueError):
+        now = 0
+    if (resume.strip(), now) == (number, page):
+        return None
+    # First, so that nobody ever takes the number for one that the boot initrd has named.
+    stock.TOLD.parent.mkdir(parents=True, exist_ok=True)
+    stock.TOLD.write_text(number)
+    if page != now:
         (POWER / "resume_offset").write_text(str(page))
     try:
         (POWER / "resume").write_text(number)

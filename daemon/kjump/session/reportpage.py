@@ -11,19 +11,19 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import socket
 import struct
 from typing import Any
 
 from kjump.errors import StagingFailed
 from kjump.handoff import report, request
 from kjump.machine.ranges import PAGE, Range
-from kjump.machine.syscalls import mlock
+from kjump.machine.syscalls import bpf, mlock
 
 PRESENT = 1 << 63
 PFN = (1 << 55) - 1
-SOL_PACKET, PACKET_TX_RING = 263, 13
-"""uapi/linux/if_packet.h"""
+BPF_MAP_CREATE, MAP_ARRAY, MAP_MMAPABLE = 0, 2, 1 << 10
+MAP = struct.Struct("<5I")
+"""uapi/linux/bpf.h, ``union bpf_attr``: type, sizes of key and value, entries, flags."""
 
 
 def physical_address(address: int) -> int:
@@ -40,21 +40,18 @@ def physical_address(address: int) -> int:
     return int((entry & PFN) * PAGE + address % PAGE)
 
 
-def kernel_pages(count: int) -> tuple[mmap.mmap, socket.socket]:
-    """Writable pages that no compaction moves, and what they live as long as.  Raises OSError.
+def kernel_pages(count: int) -> mmap.mmap:
+    """Writable pages that no compaction moves.  Raises OSError.
 
-    The kernel has no system call for that.  It is a property of the ring from which a packet
-    socket sends (packet(7), PACKET_TX_RING): the kernel's own pages (net/packet/af_packet.c,
-    alloc_pg_vec), which it reads only when it is told to send, and it never is.
+    The kernel has no system call for that.  It is a property of an array map of BPF that can be
+    mapped (bpf(2); "bpf: Add mmap() support for BPF_MAP_TYPE_ARRAY", v5.5): the kernel's own pages
+    (kernel/bpf/arraymap.c), which nobody else knows of.  It takes CAP_SYS_ADMIN and no other.
     """
-    ring = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    descriptor = bpf(BPF_MAP_CREATE, MAP.pack(MAP_ARRAY, 4, PAGE, count, MAP_MMAPABLE))
     try:
-        # Blocks of a page, with one frame in each.
-        ring.setsockopt(SOL_PACKET, PACKET_TX_RING, struct.pack("4I", PAGE, count, PAGE, count))
-        return mmap.mmap(ring.fileno(), count * PAGE), ring
-    except BaseException:
-        ring.close()
-        raise
+        return mmap.mmap(descriptor, count * PAGE)
+    finally:
+        os.close(descriptor)
 
 
 class LockedPages:
@@ -62,17 +59,18 @@ class LockedPages:
 
     def __init__(self, count: int, *, for_long: bool = False) -> None:
         """``for_long``: not to be moved at all, where the kernel can do that."""
-        self._ring: socket.socket | None = None
+        self.are_the_kernels = for_long
         try:
             if not for_long:
                 raise OSError
-            self.memory, self._ring = kernel_pages(count)
+            self.memory = kernel_pages(count)
         except OSError:
+            self.are_the_kernels = False
             self.memory = mmap.mmap(-1, count * PAGE)
         self.memory[:] = bytes(count * PAGE)
         self._view = (ctypes.c_char * (count * PAGE)).from_buffer(self.memory)
         try:
-            if self._ring is None:
+            if not self.are_the_kernels:
                 mlock(ctypes.addressof(self._view), count * PAGE)
         except OSError as error:
             raise StagingFailed(f"A page cannot be locked: {error.strerror}.") from error
@@ -97,8 +95,6 @@ class LockedPages:
     def close(self) -> None:
         del self._view
         self.memory.close()
-        if self._ring is not None:
-            self._ring.close()
 
 
 class ReportPage:
