@@ -70,6 +70,7 @@ class Shape:
     kernel: str = "kjump"  # or stock
     words: str = ""  # more for the kernel command line
     sockets: int = 0  # for processors that are plugged in later
+    watchdog: str = ""  # i6300esb
 
     def command_line(self) -> str:
         # A panic must end the run at once, not hang until a deadline.  The kernel's check of its
@@ -257,6 +258,8 @@ class Guest:
         self.exit_reason: str | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.disk = self.folder / "disk.qcow2"
+        self.typing = self.folder / "typing"
+        self.typist = -1
         self.root, self.user, self.monitor = Channel(), Channel(), Channel(self.noted)
         self.ready: set[bool] = set()
         self.nodes = itertools.count(1)
@@ -303,8 +306,11 @@ class Guest:
         command += shape.nodes()
         command += ["-D", str(self.log("qemu")), "-blockdev", json.dumps(disk)]
         command += ["-smbios", f"type=1,sku={shape.kernel},family={words}"]
-        command += ["-chardev", f"file,id=console,path={self.log('console')},append=on"]
+        into = f",input-path={self.typing}"
+        command += ["-chardev", f"file,id=console,path={self.log('console')},append=on{into}"]
         command += ["-device", "isa-serial,chardev=console,index=0"]
+        if shape.watchdog:
+            devices.append(shape.watchdog)
         for device in devices:
             command += ["-device", device]
         # The third port's usual interrupt is the first one's: give it one of its own.
@@ -328,6 +334,10 @@ class Guest:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.boot = len(list(self.folder.glob("console-*.log"))) + 1
         self.log("console").touch()
+        if not self.typing.exists():
+            os.mkfifo(self.typing)
+        # Kept open, so that what reads from it never sees its end.
+        self.typist = os.open(self.typing, os.O_RDWR | os.O_NONBLOCK)
         if not self.disk.exists():
             below = self.snapshot / "disk.qcow2" if self.snapshot else self.image.path
             create_overlay(below, self.disk)
@@ -477,6 +487,9 @@ class Guest:
         self.kill()
         for channel in (self.root, self.user, self.monitor):
             channel.close()
+        if self.typist >= 0:
+            os.close(self.typist)
+            self.typist = -1
         if self.own_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -514,6 +527,14 @@ class Guest:
             if time.monotonic() > end:
                 raise self.error(f"the console did not say {pattern!r} in {deadline:.0f} s")
             time.sleep(0.1)
+
+    def type(self, text: str) -> None:
+        """Type on the terminal that is connected to the serial console."""
+        os.write(self.typist, text.encode())
+
+    def press(self, key: str) -> None:
+        """Press a key of the keyboard, by QEMU's name for it (``esc``, ``y``)."""
+        self.qmp("send-key", keys=[{"type": "qcode", "data": key}])
 
     def error(self, text: str) -> GuestError:
         said = tail(self.log("stderr"), 10)
