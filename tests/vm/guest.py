@@ -258,9 +258,9 @@ class Guest:
         self.exit_reason: str | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.disk = self.folder / "disk.qcow2"
-        self.typing = self.folder / "typing"
-        self.typist = -1
         self.root, self.user, self.monitor = Channel(), Channel(), Channel(self.noted)
+        # What the console says is in its log; this end of it only takes that, and types.
+        self.terminal = Channel()
         self.ready: set[bool] = set()
         self.nodes = itertools.count(1)
         self.seen = 0
@@ -306,8 +306,8 @@ class Guest:
         command += shape.nodes()
         command += ["-D", str(self.log("qemu")), "-blockdev", json.dumps(disk)]
         command += ["-smbios", f"type=1,sku={shape.kernel},family={words}"]
-        into = f",input-path={self.typing}"
-        command += ["-chardev", f"file,id=console,path={self.log('console')},append=on{into}"]
+        log = f"logfile={self.log('console')},logappend=on"
+        command += ["-chardev", f"socket,id=console,fd={self.terminal.far_end.fileno()},{log}"]
         command += ["-device", "isa-serial,chardev=console,index=0"]
         if shape.watchdog:
             devices.append(shape.watchdog)
@@ -334,14 +334,10 @@ class Guest:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.boot = len(list(self.folder.glob("console-*.log"))) + 1
         self.log("console").touch()
-        if not self.typing.exists():
-            os.mkfifo(self.typing)
-        # Kept open, so that what reads from it never sees its end.
-        self.typist = os.open(self.typing, os.O_RDWR | os.O_NONBLOCK)
         if not self.disk.exists():
             below = self.snapshot / "disk.qcow2" if self.snapshot else self.image.path
             create_overlay(below, self.disk)
-        channels = (self.root, self.user, self.monitor)
+        channels = (self.root, self.user, self.monitor, self.terminal)
         with self.log("stderr").open("wb") as stderr:
             self.process = subprocess.Popen(
                 self.command(),
@@ -485,11 +481,8 @@ class Guest:
 
     def close(self) -> None:
         self.kill()
-        for channel in (self.root, self.user, self.monitor):
+        for channel in (self.root, self.user, self.monitor, self.terminal):
             channel.close()
-        if self.typist >= 0:
-            os.close(self.typist)
-            self.typist = -1
         if self.own_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -530,7 +523,7 @@ class Guest:
 
     def type(self, text: str) -> None:
         """Type on the terminal that is connected to the serial console."""
-        os.write(self.typist, text.encode())
+        self.terminal.socket.sendall(text.encode())
 
     def press(self, key: str) -> None:
         """Press a key of the keyboard, by QEMU's name for it (``esc``, ``y``)."""
