@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from kjump.image.layout import COMPLETE, RESTORING
 from kjump.image.read import Image
 from kjump.machine import syscalls
 from kjump.machine.keys import ESC, POWER
-from kjump.resume import restore, skip
+from kjump.resume import restore, skip, splash
 
 from . import imaging
 
@@ -43,7 +44,7 @@ class Hand:
 
 
 def chance(hand: Hand, wait: float = 2) -> skip.Chance:
-    return skip.Chance(hand, wait, hand.clock)  # type: ignore[arg-type]
+    return skip.Chance(hand, wait, clock=hand.clock)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -164,3 +165,56 @@ def test_who_resumes_may_ask_again(image: Image) -> None:
     begin(image)
     with pytest.raises(ResumeSkipped):
         asks.last_look()
+
+
+# -- the splash screen -----------------------------------------------------------------------------
+
+
+def plymouth(folder: Path, script: str) -> splash.Splash:
+    client, said = folder / "plymouth", folder / "said"
+    client.write_text(f'#!/bin/sh\n{{ printf "%s|" "$@"; echo; }} >>{said}\n{script}\n')
+    client.chmod(0o755)
+    return splash.Splash((folder / "nonesuch", client))
+
+
+def test_what_the_console_says_is_on_the_splash_screen(tmp_path: Path) -> None:
+    screen = plymouth(tmp_path, "exit 0")
+    assert screen.is_there
+    screen.show("resuming 10 %")
+    screen.show("resuming 20 %")
+    hand = Hand((1, "r"))
+    asks = skip.Chance(hand, 2, screen, hand.clock)  # type: ignore[arg-type]
+    assert asks.decide() == skip.RESUME
+    assert (tmp_path / "said").read_text().splitlines() == [
+        "--ping|",
+        "display-message|--text=resuming 10 %|",
+        "hide-message|--text=resuming 10 %|",
+        "display-message|--text=resuming 20 %|",
+        "deactivate|",
+        "reactivate|",
+    ]
+
+
+def test_no_splash_screen_is_no_matter(tmp_path: Path) -> None:
+    screen = plymouth(tmp_path, "exit 1")  # installed, and not running
+    assert not screen.is_there
+    screen.show("resuming")
+    with screen.out_of_the_way():
+        pass
+    assert (tmp_path / "said").read_text() == "--ping|\n"
+    with splash.Splash((tmp_path / "nonesuch",)).out_of_the_way():
+        pass
+
+
+def test_a_splash_screen_that_hangs_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(splash, "PATIENCE", 1)
+    screen = plymouth(tmp_path, '[ "$1" = --ping ] || exec sleep 60')
+    assert screen.is_there
+    begun = time.monotonic()
+    screen.show("resuming 10 %")
+    screen.show("resuming 20 %")
+    assert time.monotonic() - begun < 10
+    assert not screen.is_there
+    assert "20 %" not in (tmp_path / "said").read_text()

@@ -29,6 +29,7 @@ from kjump.handoff.cell import Cell
 from kjump.handoff.note import Note
 from kjump.helper import copy
 from kjump.helper import warm as rests
+from kjump.helper.watch import Watch
 from kjump.machine.ranges import PAGE
 from kjump.session import warm
 from kjump.session.warm import Disk, Seen
@@ -200,7 +201,7 @@ class Core:
         pass
 
 
-class Unwatched(copy.Watch):
+class Unwatched(Watch):
     """Listens to nothing."""
 
     def begin(self, seconds: int) -> None:

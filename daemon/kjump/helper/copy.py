@@ -184,7 +184,7 @@ def describe(
     handoff: Handoff,
     facts: Mapping[str, str],
     file_systems: list[dict[str, Any]],
-    watchdog: str = "",
+    watchdog: str,
 ) -> dict[str, Any]:
     """The image's description: what the boot side needs and a person wants to know."""
     keep = (
@@ -198,7 +198,7 @@ def describe(
         "file_systems": file_systems,
         "vmcoreinfo": vmcoreinfo.text(facts),
         "saved": time.time(),
-        **({"watchdog": watchdog} if watchdog else {}),
+        "watchdog": watchdog,
     }
 
 

@@ -30,12 +30,13 @@ from kjump.image import target
 from kjump.image.device import Device
 from kjump.image.layout import EMPTY, SPENT
 from kjump.image.read import Image
-from kjump.machine import memory
+from kjump.machine import console, memory
 from kjump.machine.console import say
 from kjump.machine.identity import machine_identity
 from kjump.machine.keys import Keys
 from kjump.resume import restore
 from kjump.resume.skip import Chance
+from kjump.resume.splash import Splash
 
 RECORDED = Path("/var/lib/kjump/target.json")
 """Where a target that is a file lies, as update-initrds found it."""
@@ -70,6 +71,9 @@ def resume(device: Device, *, started: float, skip: bool, wait: float = 0) -> No
         _require_complete(image)
         if skip:
             raise ResumeSkipped("A saved session was not resumed.")
+        splash = Splash()
+        if splash.is_there:
+            console.also.append(splash.show)
         description = image.description()
         restore.check(description, machine())
         restore.check_file_systems(description)
@@ -77,8 +81,9 @@ def resume(device: Device, *, started: float, skip: bool, wait: float = 0) -> No
         say(f"resuming the session of {description.get('hostname')}, saved {saved};"
             " Esc: boot without it")  # fmt: skip
         keys = Keys()
+        chance = Chance(keys, wait, splash)
         try:
-            restore.restore(image, description, Chance(keys, wait), started=started, boot=started)
+            restore.restore(image, description, chance, started=started, boot=started)
         finally:
             keys.close()
     except OtherMachine:

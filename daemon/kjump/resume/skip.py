@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from kjump.machine.console import say
 from kjump.machine.keys import ESC, POWER, Keys
+from kjump.resume.splash import Splash
 
 GIVE_UP, SWITCH_OFF, RESUME = "give up", "switch off", "resume"
 ANSWERS = {"y": GIVE_UP, "p": SWITCH_OFF, "r": RESUME, POWER: SWITCH_OFF}
@@ -32,10 +33,16 @@ class Chance:
     """The chance to skip resuming; `asked` is called again and again, `last` before the jump."""
 
     def __init__(
-        self, keys: Keys, wait: float, clock: Callable[[], float] = time.monotonic
+        self,
+        keys: Keys,
+        wait: float,
+        splash: Splash | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``wait``: seconds, at the least, in which Esc is heard."""
+        """``wait``: seconds, at the least, in which Esc is heard; ``splash``: what hides the
+        console."""
         self._keys = keys
+        self._splash = splash
         self._clock = clock
         self._until = clock() + wait
 
@@ -54,6 +61,12 @@ class Chance:
 
     def decide(self) -> str:
         """Ask, and wait for the answer; one of `GIVE_UP`, `SWITCH_OFF`, `RESUME`."""
+        if self._splash is None:
+            return self._decide()
+        with self._splash.out_of_the_way():
+            return self._decide()
+
+    def _decide(self) -> str:
         for line in QUESTION:
             say(line)
         end = self._clock() + PATIENCE
