@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -72,6 +72,14 @@ def hangs(looks: Watch, seconds: float = 3) -> KjumpError | None:
     return None
 
 
+def until(holds: Callable[[], object], seconds: float = 20) -> None:
+    """Wait for it: the machine that runs this may be busy."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not come to it"
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize(("key", "name"), [(ESC, "Esc"), (POWER, "The power button")])
 def test_a_key_ends_the_copy(key: str, name: str) -> None:
     looks = Watch()
@@ -86,7 +94,8 @@ def test_other_keys_do_not() -> None:
     looks = Watch()
     looks.begin(0)
     FakeKeys.waiting = ["x", "\x03", "q"]
-    assert hangs(looks, 0.3) is None
+    until(lambda: not FakeKeys.waiting)
+    assert hangs(looks, 0.2) is None
 
 
 def test_at_the_commit_it_is_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +105,8 @@ def test_at_the_commit_it_is_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
     looks.begin(0)
     looks.too_late()
     FakeKeys.waiting = [ESC]
-    assert hangs(looks, 0.3) is None
+    until(lambda: said)
+    assert hangs(looks, 0.1) is None
     assert said == ["Esc was pressed too late: the image is being completed"]
 
 
@@ -105,7 +115,7 @@ def test_what_was_pressed_just_before_the_commit_counts() -> None:
     looks.begin(0)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # as if the signal was still on its way
     FakeKeys.waiting = [ESC]
-    time.sleep(0.2)
+    until(lambda: looks._error)
     with pytest.raises(Cancelled):
         looks.too_late()
     looks.end()
@@ -115,14 +125,14 @@ def test_no_progress_is_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = Watch()
     looks.begin(1)
     begun = time.monotonic()
-    error = hangs(looks)
+    error = hangs(looks, 20)
     assert isinstance(error, HelperHung)
-    assert 0.9 < time.monotonic() - begun < 2.5
+    assert 0.9 < time.monotonic() - begun < 15
 
 
 def test_progress_is_none() -> None:
     looks = Watch()
-    looks.begin(1)
+    looks.begin(3)
     stop = threading.Event()
 
     def work() -> None:
@@ -131,7 +141,7 @@ def test_progress_is_none() -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert hangs(looks, 1.6) is None
+    assert hangs(looks, 4) is None
     stop.set()
     thread.join()
 
@@ -164,12 +174,11 @@ def test_signs_of_life_stop_when_the_copy_does_not_follow(
         looks = Watch()
         looks.begin(1)
         assert looks.watchdog == "i6300esb, 60 s"
-        time.sleep(0.3)
+        until(lambda: dog.pets > 1)  # who does not listen does not stop it
         assert listens.recv(100) == b"WATCHDOG_USEC=1000000\nWATCHDOG=1"
         assert listens.recv(100) == b"WATCHDOG=1"
-        assert dog.pets > 1  # and who does not listen does not stop it
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it does not follow
-        time.sleep(1.5)
+        until(lambda: looks._raised and time.monotonic() - looks._raised > 0.5)
         pets = dog.pets
         time.sleep(0.3)
         assert dog.pets == pets
@@ -210,7 +219,7 @@ def test_whatever_comes_after_the_copy_is_not_raised(monkeypatch: pytest.MonkeyP
 
     def failure(error: KjumpError) -> dict[str, object]:
         FakeKeys.waiting = [ESC]
-        time.sleep(0.2)
+        until(lambda: looks._error)
         return {"error": error.name}
 
     monkeypatch.setattr(copy, "run", fail)
