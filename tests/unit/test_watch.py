@@ -123,8 +123,8 @@ def test_what_was_pressed_just_before_the_commit_counts() -> None:
 
 def test_no_progress_is_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = Watch()
-    looks.begin(1)
     begun = time.monotonic()
+    looks.begin(1)
     error = hangs(looks, 20)
     assert isinstance(error, HelperHung)
     assert 0.9 < time.monotonic() - begun < 15
