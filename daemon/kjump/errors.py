@@ -75,6 +75,11 @@ class Interrupted(KjumpError):
     advice = "Nothing is left staged; ask again."
 
 
+class Cancelled(KjumpError):
+    exit_code = 7
+    advice = "Nothing is lost, and the session goes on; ask again at any time."
+
+
 class BadRequest(KjumpError):
     exit_code = 2
     advice = "See kjumpctl(1)."
@@ -269,6 +274,13 @@ class HelperFailed(KjumpError):
     exit_code = 58
 
 
+class HelperHung(KjumpError):
+    exit_code = 80
+    advice = (
+        "Check the device (smartctl, kernel log); if it only is slow, raise [Helper] WatchdogSec=."
+    )
+
+
 class WrongTarget(KjumpError):
     exit_code = 59
     advice = (
@@ -335,7 +347,7 @@ class RestoreNoMemory(KjumpError):
 
 class ResumeSkipped(KjumpError):
     exit_code = 73
-    advice = "The boot was told not to resume (kjump.noresume)."
+    advice = "The boot was told not to resume (by kjump.noresume, or with a key)."
 
 
 class ExportFailed(KjumpError):

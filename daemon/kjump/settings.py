@@ -54,6 +54,8 @@ class Helper:
     """``console=`` values for the helper, blank-separated; empty: the running kernel's own."""
     deadline: int = 0
     """Seconds the helper may take; 0: derived from the memory's size."""
+    watchdog: int = 120
+    """Seconds without progress after which the helper is held to hang; 0: never."""
     cpu_count: int = 0
     """Processors the helper uses; 0: all, four at the most."""
     warm: bool = False
@@ -90,6 +92,8 @@ class Resume:
 
     wait: int = 10
     """Seconds to wait for the target to appear at boot."""
+    skip_wait: int = 2
+    """Seconds, at the least, in which Esc is heard before the session is resumed."""
 
 
 class Complaint(NamedTuple):
@@ -196,6 +200,7 @@ KEYS = (
     Key("Helper", "CommandLine", "command_line", str),
     Key("Helper", "Console", "console", _consoles),
     Key("Helper", "DeadlineSec", "deadline", _seconds(0, 86400)),
+    Key("Helper", "WatchdogSec", "watchdog", _seconds(0, 86400)),
     Key("Helper", "CpuCount", "cpu_count", _whole(0, 4096)),
     Key("Helper", "Warm", "warm", _yes_or_no),
     Key("Image", "Compression", "compression", _one_of("auto", "zstd", "lz4", "none")),
@@ -203,6 +208,7 @@ KEYS = (
     Key("Session", "HookTimeoutSec", "hook_timeout", _seconds(1, 3600)),
     Key("Session", "Fallback", "fallback", _one_of(STOCK, NONE)),
     Key("Resume", "WaitSec", "wait", _seconds(0, 3600)),
+    Key("Resume", "SkipWaitSec", "skip_wait", _seconds(0, 60)),
 )
 """The whole configuration, in the order of kjump.conf(5)."""
 

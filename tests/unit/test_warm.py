@@ -29,6 +29,7 @@ from kjump.handoff.cell import Cell
 from kjump.handoff.note import Note
 from kjump.helper import copy
 from kjump.helper import warm as rests
+from kjump.helper.watch import Watch
 from kjump.machine.ranges import PAGE
 from kjump.session import warm
 from kjump.session.warm import Disk, Seen
@@ -145,8 +146,13 @@ def test_a_request_for_another_machine_is_stale(key: str) -> None:
 def test_orders() -> None:
     found = rests.orders({"request_page": 0x5000, "devices": ["/dev/disk/by-partuuid/x"]})
     assert found == rests.Orders(0x5000, (Path("/dev/disk/by-partuuid/x"),))
-    for bad in ({}, {"request_page": "x", "devices": []}, {"request_page": 0, "devices": []},
-                {"request_page": 0x5001, "devices": []}, {"request_page": PAGE, "devices": 3}):
+    for bad in (
+        {},
+        {"request_page": "x", "devices": []},
+        {"request_page": 0, "devices": []},
+        {"request_page": 0x5001, "devices": []},
+        {"request_page": PAGE, "devices": 3},
+    ):
         with pytest.raises(DamagedHandoff):
             rests.orders(bad)
 
@@ -195,6 +201,13 @@ class Core:
         pass
 
 
+class Unwatched(Watch):
+    """Listens to nothing."""
+
+    def begin(self, seconds: int) -> None:
+        pass
+
+
 @pytest.mark.parametrize("error", [MemoryUnreadable, TargetMissing, WrongTarget, TargetWriteFailed])
 @pytest.mark.parametrize("phase", ["scan", "find target", "copy"])
 @pytest.mark.parametrize("is_warm", [False, True])
@@ -208,7 +221,9 @@ def test_what_a_warm_helper_cannot_see_makes_it_stale(
     }  # fmt: skip
     noted = {"mode": "warm", "request_page": PAGE, "devices": []} if is_warm else order
 
-    def fail(_core: object, _facts: object, _handoff: object, clock: copy.Clock) -> None:
+    def fail(
+        _core: object, _facts: object, _handoff: object, clock: copy.Clock, _watch: object
+    ) -> None:
         clock.phase(phase)
         raise error("It is so.")
 
@@ -221,7 +236,7 @@ def test_what_a_warm_helper_cannot_see_makes_it_stale(
     stale = is_warm and phase != "copy" and error is not TargetWriteFailed
     try:
         with pytest.raises(KjumpError) as raised:
-            copy.run(Cell(0, NONCE, WINDOW[0], WINDOW[1] - WINDOW[0]), copy.Clock())
+            copy.run(Cell(0, NONCE, WINDOW[0], WINDOW[1] - WINDOW[0]), copy.Clock(), Unwatched())
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -238,7 +253,7 @@ def test_an_unknown_mode_is_no_order_to_save(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(copy, "save", lambda *_: pytest.fail("it saves"))
     try:
         with pytest.raises(WrongHandoffVersion):
-            copy.run(Cell(0, NONCE, *WINDOW), copy.Clock())
+            copy.run(Cell(0, NONCE, *WINDOW), copy.Clock(), Unwatched())
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -71,6 +71,7 @@ class Shape:
     words: str = ""  # more for the kernel command line
     sockets: int = 0  # for processors that are plugged in later
     prealloc: bool = False  # all memory is there at power-on: for what is timed, see nodes()
+    watchdog: str = ""  # i6300esb
 
     def command_line(self) -> str:
         # A panic must end the run at once, not hang until a deadline.  The kernel's check of its
@@ -266,6 +267,8 @@ class Guest:
         self.process: subprocess.Popen[bytes] | None = None
         self.disk = self.folder / "disk.qcow2"
         self.root, self.user, self.monitor = Channel(), Channel(), Channel(self.noted)
+        # What the console says is in its log; this end of it only takes that, and types.
+        self.terminal = Channel()
         self.ready: set[bool] = set()
         self.nodes = itertools.count(1)
         self.seen = 0
@@ -315,8 +318,11 @@ class Guest:
         command += shape.nodes()
         command += ["-D", str(self.log("qemu")), "-blockdev", json.dumps(disk)]
         command += ["-smbios", f"type=1,sku={shape.kernel},family={words}"]
-        command += ["-chardev", f"file,id=console,path={self.log('console')},append=on"]
+        log = f"logfile={self.log('console')},logappend=on"
+        command += ["-chardev", f"socket,id=console,fd={self.terminal.far_end.fileno()},{log}"]
         command += ["-device", "isa-serial,chardev=console,index=0"]
+        if shape.watchdog:
+            devices.append(shape.watchdog)
         for device in devices:
             command += ["-device", device]
         # The third port's usual interrupt is the first one's: give it one of its own.
@@ -349,7 +355,7 @@ class Guest:
         if not self.disk.exists():
             below = self.snapshot / "disk.qcow2" if self.snapshot else self.image.path
             create_overlay(below, self.disk)
-        channels = (self.root, self.user, self.monitor)
+        channels = (self.root, self.user, self.monitor, self.terminal)
         with self.log("stderr").open("wb") as stderr:
             self.process = subprocess.Popen(
                 self.command(),
@@ -494,7 +500,7 @@ class Guest:
 
     def close(self) -> None:
         self.kill()
-        for channel in (self.root, self.user, self.monitor):
+        for channel in (self.root, self.user, self.monitor, self.terminal):
             channel.close()
         if self.own_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -533,6 +539,14 @@ class Guest:
             if time.monotonic() > end:
                 raise self.error(f"the console did not say {pattern!r} in {deadline:.0f} s")
             time.sleep(0.1)
+
+    def type(self, text: str) -> None:
+        """Type on the terminal that is connected to the serial console."""
+        self.terminal.socket.sendall(text.encode())
+
+    def press(self, key: str) -> None:
+        """Press a key of the keyboard, by QEMU's name for it (``esc``, ``y``)."""
+        self.qmp("send-key", keys=[{"type": "qcode", "data": key}])
 
     def error(self, text: str) -> GuestError:
         said = tail(self.log("stderr"), 10)

@@ -35,6 +35,7 @@ from kjump.handoff import note
 from kjump.handoff.cell import Cell
 from kjump.helper import leave, putback, warm
 from kjump.helper.states import Span, classify
+from kjump.helper.watch import Watch
 from kjump.image import fingerprint, superblocks, target
 from kjump.image.device import Device
 from kjump.image.layout import EMPTY, Superblock
@@ -105,6 +106,7 @@ class Handoff:
             if self.compression not in COMPRESSIONS:
                 raise ValueError(f"compression {self.compression!r}")
             self.deadline = float(document["deadline"])
+            self.watchdog = int(document.get("watchdog", 0))
             self.free_is_zero = document.get("free_pages") == "zero"
             self.file_systems = list(document.get("file_systems", ()))
             self.document: Mapping[str, Any] = document
@@ -179,7 +181,10 @@ def gatherer(core: Vmcore) -> Callable[[Span, pages.Bundle], None]:
 
 
 def describe(
-    handoff: Handoff, facts: Mapping[str, str], file_systems: list[dict[str, Any]]
+    handoff: Handoff,
+    facts: Mapping[str, str],
+    file_systems: list[dict[str, Any]],
+    watchdog: str,
 ) -> dict[str, Any]:
     """The image's description: what the boot side needs and a person wants to know."""
     keep = (
@@ -193,10 +198,13 @@ def describe(
         "file_systems": file_systems,
         "vmcoreinfo": vmcoreinfo.text(facts),
         "saved": time.time(),
+        "watchdog": watchdog,
     }
 
 
-def save(core: Vmcore, facts: Mapping[str, str], handoff: Handoff, clock: Clock) -> dict[str, Any]:
+def save(
+    core: Vmcore, facts: Mapping[str, str], handoff: Handoff, clock: Clock, watch: Watch
+) -> dict[str, Any]:
     """Write the image; the report.  Raises any `KjumpError`."""
     clock.phase("scan")
     states = classify(core, facts, handoff.ram, [handoff.window, *handoff.low])
@@ -208,17 +216,23 @@ def save(core: Vmcore, facts: Mapping[str, str], handoff: Handoff, clock: Clock)
         writer = Writer(
             device, _prepared(device), level=handoff.level, compression=handoff.compression
         )
-        writer.begin(describe(handoff, facts, fingerprint.take_all(handoff.file_systems)))
+        found = fingerprint.take_all(handoff.file_systems)
+        writer.begin(describe(handoff, facts, found, watch.watchdog))
         clock.phase("copy")
         say(f"saving {before['data'] * PAGE >> 20} MiB of {handoff.document.get('hostname')}"
-            f" to {device.path}")  # fmt: skip
+            f" to {device.path}; Esc or the power button: back to the session")  # fmt: skip
         threads = processors()
         progress = Progress("saving", before["data"] * PAGE)
+
+        def copied(pages: int) -> None:
+            progress.add(pages * PAGE)
+            watch.beat()
+
         writer.fill(
             states.spans(SPAN_PAGES),
             gatherer(core),
             processors=threads,
-            progress=lambda pages: progress.add(pages * PAGE),
+            progress=copied,
         )
         available = own_memory()
         after = states.counts()
@@ -232,6 +246,8 @@ def save(core: Vmcore, facts: Mapping[str, str], handoff: Handoff, clock: Clock)
             "processors": threads,
             "codecs": writer.codecs,
         }
+        watch.too_late()
+        watch.beat()
         done = writer.commit()
         clock.phase("")
         report["image"] = {"size": done.end, "data": done.data_pages * PAGE}
@@ -251,7 +267,7 @@ def _out_of_time(_signal: int, _frame: FrameType | None) -> None:
     raise HelperDeadline("The helper ran out of time.")
 
 
-def run(cell: Cell, clock: Clock) -> None:
+def run(cell: Cell, clock: Clock, watch: Watch) -> None:
     """Save and power off.  Raises any `KjumpError`; returns only in a dry run."""
     clock.phase("handoff")
     signal.signal(signal.SIGALRM, _out_of_time)
@@ -279,8 +295,9 @@ def run(cell: Cell, clock: Clock) -> None:
             return
         if mode is not None:
             raise WrongHandoffVersion(f"The handoff asks for {mode!r}, which is not known here.")
+        watch.begin(handoff.watchdog)
         try:
-            report = save(core, facts, handoff, clock)
+            report = save(core, facts, handoff, clock, watch)
         except (MemoryUnreadable, TargetMissing, WrongTarget) as error:
             if not since or clock.name not in BEFORE_WRITING:
                 raise
@@ -301,25 +318,36 @@ def main() -> int:
     if "kjump.restore" in putback.words_of(cmdline):
         return putback.main(cmdline)
     clock = Clock()
+    watch = Watch(putback.words_of(cmdline).get("kjump.inject", ""))
     say("the helper is running")
     try:
         cell = leave.find_cell()
     except DamagedHandoff as error:
         say(error.sentence)
         return error.exit_code
-    try:
-        run(cell, clock)
-        report: dict[str, Any] = {"by": "helper", "result": "returned"}
-    except KjumpError as error:
-        say(f"not saved: {error.sentence}")
-        report = leave.failure(error)
-    except Exception as error:  # anything at all must end in the session, with its reason
-        say(f"not saved: {error!r}")
-        report = leave.failure(Internal(f"The helper failed: {error!r}."))
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    report = attempt(cell, clock, watch)
+    watch.end()
     clock.phase("")
     report.update(phases=clock.phases, memory=own_memory())
     leave.tell(cell, report)
     say("jumping back to the session")
     leave.jump_back(cell)
     return None
+
+
+def attempt(cell: Cell, clock: Clock, watch: Watch) -> dict[str, Any]:
+    """`run`, and the report of what it came to."""
+    try:
+        try:
+            run(cell, clock, watch)
+        finally:
+            # What would be raised from here on must not keep the helper from going back.
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            watch.deafen()
+    except KjumpError as error:
+        say(f"not saved: {error.sentence}")
+        return leave.failure(error)
+    except Exception as error:  # anything at all must end in the session, with its reason
+        say(f"not saved: {error!r}")
+        return leave.failure(Internal(f"The helper failed: {error!r}."))
+    return {"by": "helper", "result": "returned"}

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kjump.errors import DamagedHandoff, HelperFailed, KjumpError, NoWarmHelper
+from kjump.errors import DamagedHandoff, HelperFailed, HelperHung, KjumpError, NoWarmHelper
 from kjump.handoff import cell as cells
 from kjump.handoff import report as reports
+from kjump.helper import watch, watchdog
 from kjump.machine import code, memory, syscalls
 from kjump.machine.console import say
 from kjump.machine.ranges import PAGE
@@ -105,5 +106,10 @@ def main() -> int:
     """``kjump-return``: the copy never began or its process died."""
     say("the helper could not do its work; jumping back to the session")
     cell = find_cell()
-    tell(cell, failure(HelperFailed("The helper's copy service did not start or was killed.")))
+    error: KjumpError = HelperFailed("The helper's copy service did not start or was killed.")
+    if watch.has_hung():
+        error = HelperHung("The program that copies hung, and was ended.")
+    if watch.ALIVE.exists():
+        watchdog.stop_all()
+    tell(cell, failure(error))
     jump_back(cell)

@@ -9,9 +9,13 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 PREFIX = "kjump: "
+
+also: list[Callable[[str], None]] = []
+"""What else is given each line, without the prefix: a splash screen."""
 
 
 def consoles() -> list[Path]:
@@ -36,6 +40,8 @@ def say(text: str) -> None:
             pass
         finally:
             os.close(fd)
+    for show in also:
+        show(text)
 
 
 class Progress:

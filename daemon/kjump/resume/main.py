@@ -30,10 +30,13 @@ from kjump.image import target
 from kjump.image.device import Device
 from kjump.image.layout import EMPTY, SPENT
 from kjump.image.read import Image
-from kjump.machine import memory
+from kjump.machine import console, memory
 from kjump.machine.console import say
 from kjump.machine.identity import machine_identity
+from kjump.machine.keys import Keys
 from kjump.resume import restore
+from kjump.resume.skip import Chance
+from kjump.resume.splash import Splash
 
 RECORDED = Path("/var/lib/kjump/target.json")
 """Where a target that is a file lies, as update-initrds found it."""
@@ -49,9 +52,10 @@ def machine() -> restore.Machine:
     )
 
 
-def resume(device: Device, *, started: float, skip: bool) -> None:
+def resume(device: Device, *, started: float, skip: bool, wait: float = 0) -> None:
     """Resume from the image on the device.  Returns where there is none to speak of.
 
+    ``skip``: pass it over; ``wait``: seconds, at the least, in which a key can still say so.
     Raises the `KjumpError` why not; the image is spent then.
     """
     try:
@@ -64,15 +68,24 @@ def resume(device: Device, *, started: float, skip: bool) -> None:
     try:
         if state == EMPTY:
             raise ImageIncomplete("The machine went down before the image was begun.")
-        image.require_complete()
+        _require_complete(image)
         if skip:
             raise ResumeSkipped("A saved session was not resumed.")
+        splash = Splash()
+        if splash.is_there:
+            console.also.append(splash.show)
         description = image.description()
         restore.check(description, machine())
         restore.check_file_systems(description)
         saved = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(description.get("saved", 0)))
-        say(f"resuming the session of {description.get('hostname')}, saved {saved}")
-        restore.restore(image, description, started=started, boot=started)
+        say(f"resuming the session of {description.get('hostname')}, saved {saved};"
+            " Esc: boot without it")  # fmt: skip
+        keys = Keys()
+        chance = Chance(keys, wait, splash)
+        try:
+            restore.restore(image, description, chance, started=started, boot=started)
+        finally:
+            keys.close()
     except OtherMachine:
         raise  # that machine may yet resume from it
     except KjumpError as error:
@@ -82,6 +95,23 @@ def resume(device: Device, *, started: float, skip: bool) -> None:
         wrapped = Internal(f"Resuming failed: {error!r}.")
         _retire(device, image, wrapped)
         raise wrapped from error
+
+
+def _require_complete(image: Image) -> None:
+    """Raises `ImageIncomplete`, which tells of a watchdog that was there, `ImageSpent`."""
+    try:
+        image.require_complete()
+    except ImageIncomplete as error:
+        try:
+            watchdog = image.description().get("watchdog")
+        except KjumpError:
+            watchdog = None
+        if not watchdog:
+            raise
+        raise ImageIncomplete(
+            f"{error.what}  A watchdog ({watchdog}) was there to restart the machine if the helper"
+            " hung."
+        ) from error
 
 
 def _retire(device: Device, image: Image, error: KjumpError) -> None:
@@ -123,7 +153,7 @@ def recorded_place() -> Mapping[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def look(path: Path, locator: int | None, *, started: float, skip: bool) -> None:
+def look(path: Path, locator: int | None, *, started: float, skip: bool, wait: float = 0) -> None:
     """Resume from what is there, if anything is.  Raises the `KjumpError` why not."""
     try:
         device = target.open_image(path, locator, writable=True)
@@ -136,7 +166,7 @@ def look(path: Path, locator: int | None, *, started: float, skip: bool) -> None
             pass  # said on the console
         raise
     with device:
-        resume(device, started=started, skip=skip)
+        resume(device, started=started, skip=skip, wait=wait)
 
 
 def main() -> int:
@@ -151,7 +181,7 @@ def main() -> int:
         paths, locator = place_to_look(words, settings.target.path, recorded_place())
         path = target.wait_for(paths, settings.resume.wait)
         skip = "kjump.noresume" in words or "noresume" in words
-        look(path, locator, started=started, skip=skip)
+        look(path, locator, started=started, skip=skip, wait=settings.resume.skip_wait)
     except (NoTarget, TargetMissing) as error:
         say(f"no image looked for: {error.sentence}")
         return error.exit_code

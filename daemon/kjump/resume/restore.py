@@ -20,17 +20,18 @@ from kjump.errors import (
     PagingModeDiffers,
     RestoreFailed,
     RestoreNoMemory,
+    ResumeSkipped,
 )
 from kjump.handoff import report as reports
 from kjump.image import fingerprint, superblocks
 from kjump.image.extents import Extents
-from kjump.image.layout import RESTORING
+from kjump.image.layout import COMPLETE, RESTORING
 from kjump.image.place import check_pages
 from kjump.image.read import Image
-from kjump.machine import code, memory
+from kjump.machine import code, memory, syscalls
 from kjump.machine.console import Progress, say
 from kjump.machine.ranges import PAGE
-from kjump.resume import inplace, snapshot
+from kjump.resume import inplace, skip, snapshot
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,63 @@ def report_page(description: Mapping[str, Any], outcome: Mapping[str, Any]) -> s
     return snapshot.Insert(int(description["report_page"]) // PAGE, page)
 
 
-def restore(image: Image, description: Mapping[str, Any], *, started: float, boot: float) -> None:
+class Skippable:
+    """Asks whether to skip resuming, where a key was pressed, and does as is answered.
+
+    The image is complete while the question stands: whatever happens to the machine meanwhile, the
+    next boot finds it as this one did.
+    """
+
+    def __init__(self, image: Image, chance: skip.Chance) -> None:
+        self._image = image
+        self._chance = chance
+        self._kept = image.superblock.outcome
+
+    def look(self) -> None:
+        """Raises `ResumeSkipped`; does not return where the machine is switched off."""
+        if self._chance.asked():
+            self._ask()
+
+    def last_look(self) -> None:
+        """The same, before nothing can be undone any more: there was time enough for the key."""
+        while self._chance.last():
+            self._ask()
+
+    def _ask(self) -> None:
+        image = self._image
+        before = image.superblock
+        if before.state != COMPLETE:
+            image.superblock = superblocks.store(
+                image.device, before, state=COMPLETE, outcome=self._kept
+            )
+        decided = self._chance.decide()
+        if decided == skip.GIVE_UP:
+            raise ResumeSkipped("A saved session was given up at the console.")
+        if decided == skip.SWITCH_OFF:
+            say("switching off; the saved session is kept")
+            syscalls.power_off()
+        say("resuming")
+        if before.state != COMPLETE:
+            image.superblock = superblocks.store(
+                image.device, image.superblock, state=before.state, outcome=before.outcome
+            )
+
+
+def restore(
+    image: Image,
+    description: Mapping[str, Any],
+    chance: skip.Chance,
+    *,
+    started: float,
+    boot: float,
+) -> None:
     """Mark the image as being restored, load it, and jump.  Does not return when it works.
 
     ``started``: monotonic time when this program began; ``boot``: seconds the kernel took up to
-    there.  Raises any `KjumpError` of the image and of the restore; nothing of the running system
-    is touched then.
+    there.  Raises any `KjumpError` of the image and of the restore, and `ResumeSkipped`; nothing
+    of the running system is touched then.
     """
+    skippable = Skippable(image, chance)
     index = image.index()
     check_pages(index, description)
     phases = {"boot kernel": round(boot, 3), "check": round(time.monotonic() - started, 3)}
@@ -112,11 +163,12 @@ def restore(image: Image, description: Mapping[str, Any], *, started: float, boo
             image.device, image.superblock, state=RESTORING, outcome=outcome
         )
         try:
-            _beside(image, index, description, outcome)
+            _beside(image, index, description, outcome, skippable)
         except RestoreNoMemory:
             if not restorer:
                 raise
     say("restoring in place: the image does not fit beside the boot kernel")
+    skippable.last_look()
     inplace.load(image, description, inplace.command_line())
     image.superblock = superblocks.store(
         image.device, image.superblock, state=RESTORING, outcome=outcome
@@ -129,6 +181,7 @@ def _beside(
     index: Extents,
     description: Mapping[str, Any],
     outcome: Mapping[str, Any],
+    skippable: Skippable,
 ) -> None:
     """Load through /dev/snapshot and jump.  Raises any `KjumpError`."""
     page = report_page(description, outcome)
@@ -142,7 +195,15 @@ def _beside(
     inserts = [page, snapshot.Insert(window // PAGE, trampoline)]
     for zero_pages in (True, False):
         try:
-            _load(image, index, inserts, window, zero_pages=zero_pages, title=description)
+            _load(
+                image,
+                index,
+                inserts,
+                window,
+                zero_pages=zero_pages,
+                title=description,
+                skippable=skippable,
+            )
         except _NoZeroPages:
             continue
     raise RestoreFailed("The kernel does not take the image's page list.")
@@ -160,6 +221,7 @@ def _load(
     *,
     zero_pages: bool,
     title: Mapping[str, Any],
+    skippable: Skippable,
 ) -> None:
     plan = snapshot.plan(index, inserts, zero_pages=zero_pages)
     numbers = plan.numbers()
@@ -191,7 +253,8 @@ def _load(
             device.write_pages(buffer, offset, length)
             done += length
             progress.at(done)
+            skippable.look()
         if done != data_pages * PAGE:
             raise ImageDamaged("The image holds another number of pages than its index says.")
+        skippable.last_look()
         device.restore()
-

@@ -335,6 +335,7 @@ def cycle_facts(
         "level": settings.image.compression_level,
         "compression": settings.image.compression,
         "deadline": deadline(settings, facts["ram"]),
+        "watchdog": settings.helper.watchdog,
         "file_systems": file_systems(),
     }
 

@@ -58,6 +58,13 @@ install() {
     inst_simple "$moddir/60-kjump.rules" /usr/lib/udev/rules.d/60-kjump.rules
     inst_rules 80-drivers.rules
 
+    # A watchdog that cannot be stopped would restart the session later.
+    local driver
+    mkdir -p "$initdir/etc/modprobe.d"
+    for driver in $KJUMP_WATCHDOGS; do
+        echo "options $driver nowayout=0"
+    done > "$initdir/etc/modprobe.d/kjump.conf"
+
     # A fixed one: asking the random generator this early can take long.
     echo 6b6a756d7068656c7065726b6a756d70 > "$initdir/etc/machine-id"
     echo kjump-helper > "$initdir/etc/hostname"

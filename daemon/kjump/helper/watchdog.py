@@ -1,0 +1,135 @@
+"""A watchdog that restarts the machine when the whole helper hangs.
+
+Runs in the helper.  A watchdog of the hardware is taken where there is one, else the kernel's own
+(softdog).  Only one that is known to stop when it is told to: one that went on ticking would
+restart the session later.  What it restarts is lost; what comes before it (`kjump.helper.watch`)
+is there so that it need not.
+
+Numbers are those of uapi/linux/watchdog.h.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+WDIOC_SETTIMEOUT = 0xC0045706
+WDIOC_GETTIMEOUT = 0x80045707
+DEVICES = Path("/dev")
+CLASS = Path("/sys/class/watchdog")
+SOFT = "softdog"
+
+
+def stops(node: Path) -> bool:
+    """Whether the watchdog stops when it is told to, as far as /sys tells.  ``node``: its folder in
+    /sys/class/watchdog.
+
+    The file is there with CONFIG_WATCHDOG_SYSFS.  Without, a module will do: modprobe.d in this
+    initrd has nowayout=0 for each driver that is in it.  softdog has no device to hang from; what
+    there is of it was loaded here.
+    """
+    try:
+        return (node / "nowayout").read_text().strip() == "0"
+    except OSError:
+        pass
+    device = node / "device"
+    if not device.exists():
+        return True
+    return (device / "driver" / "module" / "initstate").exists()
+
+
+def fits(granted: int, wanted: int, least: int) -> bool:
+    """Whether the seconds that a watchdog grants are of use: no fewer than the least, and, as some
+    drivers grant whatever they like, not many times what was asked for.  Pure."""
+    return least <= granted <= 4 * wanted
+
+
+class Watchdog:
+    """One that ticks; `pet` it more often than its time, `stop` it before anything else runs."""
+
+    def __init__(self, fd: int, name: str, seconds: int) -> None:
+        self._fd = fd
+        self.name = name
+        self.seconds = seconds
+
+    def pet(self) -> None:
+        try:
+            os.write(self._fd, b"\0")
+        except OSError:
+            pass  # it will bark; nothing better can be done
+
+    def stop(self) -> None:
+        """The magic close: only after this letter the driver stops it."""
+        try:
+            os.write(self._fd, b"V")
+        except OSError:
+            pass
+        finally:
+            os.close(self._fd)
+
+
+def take(wanted: int, least: int) -> Watchdog | None:
+    """Start a watchdog of the hardware; None where there is none of use.  Seconds."""
+    for path in _nodes():
+        if stops(CLASS / path.name) and (found := _start(path, wanted, least)) is not None:
+            return found
+    return None
+
+
+def take_soft(wanted: int, least: int) -> Watchdog | None:
+    """Load the kernel's own and start it; None where the kernel has none."""
+    before = set(_nodes())
+    command = ["modprobe", "-q", SOFT, "nowayout=0"]
+    try:
+        os.waitpid(os.posix_spawnp(command[0], command, os.environ), 0)
+    except OSError:
+        return None
+    for path in _nodes():
+        if path not in before and (found := _start(path, wanted, least)) is not None:
+            return found
+    return None
+
+
+def _nodes() -> Iterator[Path]:
+    """/dev/watchdog0 and so on; /dev/watchdog is the first of them again."""
+    yield from sorted(DEVICES.glob("watchdog[0-9]*"))
+
+
+def _start(path: Path, wanted: int, least: int) -> Watchdog | None:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.ioctl(fd, WDIOC_SETTIMEOUT, struct.pack("i", wanted))
+    except OSError:
+        pass  # it has a time of its own
+    try:
+        (granted,) = struct.unpack("i", fcntl.ioctl(fd, WDIOC_GETTIMEOUT, bytes(4)))
+    except OSError:
+        granted = 0
+    found = Watchdog(fd, _name(path), granted)
+    if fits(granted, wanted, least):
+        return found
+    found.stop()
+    return None
+
+
+def _name(path: Path) -> str:
+    driver = CLASS / path.name / "device" / "driver"
+    return driver.resolve().name if driver.exists() else SOFT
+
+
+def stop_all() -> None:
+    """Stop those that a killed copy left ticking.  Opening starts one that stood still, for a
+    moment."""
+    for path in _nodes():
+        if stops(CLASS / path.name):
+            try:
+                fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            except OSError:
+                continue
+            Watchdog(fd, "", 0).stop()

@@ -1,0 +1,78 @@
+"""A key to boot without the saved session, up to the moment at which it runs again.
+
+Runs in the boot initrd.  Esc alone gives nothing up: the person is asked, and who does not answer
+gets the session.  A session that is given up cannot be resumed later, as the file systems go on
+without it; so the other way out is to switch off, which keeps it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from kjump.machine.console import say
+from kjump.machine.keys import ESC, POWER, Keys
+from kjump.resume.splash import Splash
+
+GIVE_UP, SWITCH_OFF, RESUME = "give up", "switch off", "resume"
+ANSWERS = {"y": GIVE_UP, "p": SWITCH_OFF, "r": RESUME, POWER: SWITCH_OFF}
+PATIENCE = 60.0
+"""Seconds in which the question is to be answered."""
+QUESTION = (
+    "Boot without the saved session?  It cannot be resumed once this system has run.",
+    "[y] boot, and give it up   [p] switch off, and keep it   [r] resume it",
+)
+
+
+def answer(keys: list[str]) -> str | None:
+    """What the first key that is an answer says; capitals are the same.  Pure."""
+    return next((ANSWERS[key.lower()] for key in keys if key.lower() in ANSWERS), None)
+
+
+class Chance:
+    """The chance to skip resuming; `asked` is called again and again, `last` before the jump."""
+
+    def __init__(
+        self,
+        keys: Keys,
+        wait: float,
+        splash: Splash | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``wait``: seconds, at the least, in which Esc is heard; ``splash``: what hides the
+        console."""
+        self._keys = keys
+        self._splash = splash
+        self._clock = clock
+        self._until = clock() + wait
+
+    def asked(self) -> bool:
+        """Whether Esc was pressed since.  Does not wait."""
+        return ESC in self._keys.read(0)
+
+    def last(self) -> bool:
+        """The same, when there was time enough to press it."""
+        while True:
+            left = self._until - self._clock()
+            if ESC in self._keys.read(max(0.0, left)):
+                return True
+            if left <= 0:
+                return False
+
+    def decide(self) -> str:
+        """Ask, and wait for the answer; one of `GIVE_UP`, `SWITCH_OFF`, `RESUME`."""
+        if self._splash is None:
+            return self._decide()
+        with self._splash.out_of_the_way():
+            return self._decide()
+
+    def _decide(self) -> str:
+        for line in QUESTION:
+            say(line)
+        end = self._clock() + PATIENCE
+        while (left := end - self._clock()) > 0:
+            found = answer(self._keys.read(left))
+            if found is not None:
+                return found
+        say(f"nobody answered in {PATIENCE:.0f} s")
+        return RESUME

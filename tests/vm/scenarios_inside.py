@@ -1,0 +1,206 @@
+"""What a person can do in front of the machine, and what catches a helper that hangs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from .guest import Guest, Shape
+from .image import Image
+from .steps import (
+    SAVE,
+    ctl,
+    ctl_json,
+    cycle,
+    expect,
+    hibernate_fails,
+    last_cycle,
+    nothing_staged,
+    power_off,
+    ready,
+    request,
+    require,
+    work_holds,
+)
+
+MIB = 1 << 20
+Scenario = Callable[[Image], None]
+
+DROP_IN = "/etc/kjump/kjump.conf.d/90-test.conf"
+RATE = 3 * MIB
+"""Of the disk, in bytes a second: slow enough to press a key while it is written to."""
+
+
+def set_up(guest: Guest, *lines: str) -> None:
+    """Have these lines in the configuration; none: nothing but what was there before."""
+    if lines:
+        guest.put("".join(f"{line}\n" for line in lines).encode(), DROP_IN)
+    else:
+        guest.check(f"rm -f {DROP_IN}")
+    guest.check("kjumpctl reload")
+
+
+def cancelled(guest: Guest, press: Callable[[], None], name: str) -> None:
+    """Hibernate, press something while the disk is written to: the session is back."""
+    guest.seen = len(guest.console())
+    guest.slow_disk(RATE)
+    job = guest.spawn("kjumpctl hibernate --json")
+    guest.wait_console(r"kjump: saving +\d+ %", SAVE)
+    press()
+    guest.wait_console(rf"kjump: {name} was pressed: back to the session", 60)
+    guest.wait_console(r"kjump: jumping back to the session", 60)
+    guest.slow_disk(0)
+    # What is typed to an agent that is not back yet is lost.
+    guest.ready.clear()
+    guest.wait_ready()
+    while (result := guest.job(job)) is None:
+        time.sleep(0.5)
+    expect("exit code", result.rc, 7)
+    last = last_cycle(guest)
+    expect("error", last["error"], "Cancelled")
+    expect("where", last["where"], "helper")
+    require("what was pressed is told", name in last["what"], last)
+    expect("state of the image", ctl_json(guest, "image info")["state"], "spent")
+    nothing_staged(guest)
+    work_holds(guest)
+
+
+def press_serial(guest: Guest) -> None:
+    guest.type("\x1b[A")
+    time.sleep(3)
+    require("an arrow key is not Esc", "was pressed" not in guest.console()[guest.seen :])
+    guest.type("\x1b")
+
+
+def cancel(image: Image) -> None:
+    """Esc on the keyboard or the serial line, and the power button, bring the session back."""
+    with Guest(image, Shape()) as guest:
+        ready(guest)
+        guest.start_work(100)
+        cancelled(guest, lambda: guest.press("esc"), "Esc")
+        cancelled(guest, lambda: guest.qmp("system_powerdown"), "The power button")
+        # An arrow key begins like Esc, and is none; it comes first.
+        cancelled(guest, lambda: press_serial(guest), "Esc")
+        # The button was pressed for the helper: it does not switch the session off as well.
+        require("the session runs on", guest.running)
+        with cycle(guest) as again:
+            work_holds(again)
+            expect("result", last_cycle(again)["result"], "ok")
+
+
+def question(guest: Guest) -> None:
+    """Esc at boot, on the serial line; wait for the question."""
+    guest.wait_console(r"kjump: resuming the session of .*Esc: boot without it")
+    guest.type("\x1b")
+    guest.wait_console(r"kjump: .*\[r\] resume it", 60)
+
+
+def skip(image: Image) -> None:
+    """Esc at boot: [r] resumes, [p] switches off and keeps the session, [y] gives it up."""
+    with Guest(image, Shape()) as guest:
+        ready(guest)
+        guest.start_work(100)
+        request(guest)
+        power_off(guest)
+        with guest.again() as second:
+            question(second)
+            second.type("p")
+            second.wait_console("kjump: switching off; the saved session is kept", 60)
+            expect("end", second.wait_exit(60), "poweroff")
+            with second.again() as third:
+                question(third)
+                third.type("x\x1b[Ar")
+                third.wait_ready(SAVE)
+                work_holds(third)
+                expect("result", last_cycle(third)["result"], "ok")
+                request(third)
+                power_off(third)
+                with third.again() as fourth:
+                    fourth.wait_console(r"kjump: resuming the session of ")
+                    fourth.press("esc")
+                    fourth.wait_console(r"kjump: .*\[r\] resume it", 60)
+                    fourth.press("y")
+                    fourth.wait_console("kjump: not resumed: A saved session was given up", 60)
+                    ready(fourth)
+                    require("the work is gone", not fourth.work()["work"]["ok"])
+                    last = last_cycle(fourth)
+                    expect("error told by the daemon", last["error"], "ResumeSkipped")
+                    status = ctl(fourth, "status").out
+                    require("status tells why", "given up" in status, status)
+                    expect("state", ctl_json(fourth, "image info")["state"], "spent")
+
+
+def hang(image: Image) -> None:
+    """A copy that makes no progress, and one that is stopped, come back; a watchdog of the hardware
+    restarts the machine when nobody is left to do so."""
+    with Guest(image, Shape(watchdog="i6300esb")) as guest:
+        ready(guest)
+        guest.start_work(100)
+        for kind, told in (("stall", "no progress for 20 s"), ("stop", "hung, and was ended")):
+            set_up(guest, "[Helper]", "WatchdogSec=20", f"CommandLine=kjump.inject={kind}")
+            last = hibernate_fails(guest, "HelperHung")
+            require("how it hung is told", told in last["what"], last)
+            expect("where", last["where"], "helper")
+            work_holds(guest)
+            # Its watchdog was stopped: it would restart the session within 50 s.
+        guest.check("sleep 60", timeout=90)
+        work_holds(guest)
+        set_up(guest, "[Helper]", "WatchdogSec=20", "CommandLine=kjump.inject=freeze")
+        lost(guest, "i6300esb")
+
+
+def lost(guest: Guest, watchdog: str) -> None:
+    """The machine is restarted, boots, and tells of the watchdog."""
+    guest.seen = len(guest.console())
+    guest.spawn("kjumpctl hibernate")
+    guest.wait_console("kjump: stopped for a test: freeze", SAVE)
+    expect("how the machine ended", guest.wait_exit(200), "reset")
+    with guest.again() as again:
+        again.wait_console(rf"kjump: not resumed: .*watchdog \({watchdog}")
+        ready(again)
+        last = last_cycle(again)
+        expect("error told by the daemon", last["error"], "ImageIncomplete")
+        require("the watchdog is told", watchdog in last["what"], last)
+
+
+def soft_watchdog(image: Image) -> None:
+    """Without a watchdog in the hardware, the kernel's own restarts a helper that hangs."""
+    with Guest(image, Shape()) as guest:
+        ready(guest)
+        set_up(guest, "[Helper]", "WatchdogSec=20", "CommandLine=kjump.inject=freeze")
+        lost(guest, "softdog")
+
+
+def dracut(image: Image) -> None:
+    """The boot initrd is dracut's: a whole cycle, resumed before any file system is mounted."""
+    with Guest(image, Shape()) as guest:
+        ready(guest)
+        # dracut-core is there for the helper's initrd; only initramfs-tools must not be found.
+        guest.check("mv /usr/sbin/update-initramfs /usr/sbin/update-initramfs.away")
+        guest.put(b'compress="zstd -1 -T0"\n', "/etc/dracut.conf.d/test.conf")
+        release = image.kernels["kjump"]
+        guest.check(
+            f"/usr/libexec/kjump/update-initrds --boot-only --release {release}", timeout=900
+        )
+        guest.start_work(100)
+        with cycle(guest) as again:
+            console = again.console()
+            require("systemd ran in the initrd", "dracut" in console.lower(), console[-3000:])
+            mounted = console.find("Mounting sysroot.mount")
+            require("nothing was mounted before", mounted < 0, console[mounted - 200 :])
+            work_holds(again)
+            expect("result", last_cycle(again)["result"], "ok")
+            again.spawn("systemctl poweroff")
+            expect("end", again.wait_exit(120), "poweroff")
+            with again.again() as after:
+                ready(after)
+                require("nothing to resume", "not resumed" not in after.console())
+
+
+ALWAYS: dict[str, Scenario] = {"cancel": cancel}
+MORE: dict[str, Scenario] = {
+    "skip": skip,
+    "hang": hang,
+    "soft-watchdog": soft_watchdog,
+    "dracut": dracut,
+}
