@@ -70,6 +70,7 @@ class Shape:
     kernel: str = "kjump"  # or stock
     words: str = ""  # more for the kernel command line
     sockets: int = 0  # for processors that are plugged in later
+    slots: int = 0  # for memory that is plugged in later
 
     def command_line(self) -> str:
         # A panic must end the run at once, not hang until a deadline.  The kernel's check of its
@@ -293,11 +294,16 @@ class Guest:
         devices[-1] += ",id=hd,drive=disk,serial=kjump,bootindex=0"
         noted = "int,cpu_reset" if self.debug else "cpu_reset"  # resets name triple faults
         clock = moment if self.clock else "utc"
-        more = f",maxcpus={shape.cpus + shape.sockets}" if shape.sockets else ""
+        # One socket for each: where no hypervisor is known, a processor that is not there and shares
+        # its socket with one that is, is taken for a mistake of the firmware (kernel commit
+        # f0551af02130, in v6.9).
+        most = shape.cpus + shape.sockets
+        more = f",maxcpus={most},sockets={most},cores=1,threads=1" if shape.sockets else ""
+        slots = f",slots={shape.slots},maxmem=8G" if shape.slots else ""
         command = (
             f"setpriv --pdeathsig KILL {QEMU} -nodefaults -no-user-config -display none -vga std "
             f"-machine {shape.machine} -accel {accel} -cpu {cpu} -smp {shape.cpus}{more} "
-            f"-m {shape.memory} -rtc clock=host,base={clock} -device virtio-rng-pci "
+            f"-m {shape.memory}{slots} -rtc clock=host,base={clock} -device virtio-rng-pci "
             f"-d {noted} -action reboot=shutdown,shutdown=poweroff,panic=shutdown"
         ).split()
         command += shape.nodes()
