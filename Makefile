@@ -155,8 +155,8 @@ lint: setup
 	exit $$status
 
 test-python: setup build
-	@echo "test: tests/unit and tests/bus"
-	@$(RUN) -m pytest -q tests/unit $(wildcard tests/bus)
+	@echo "test: tests/unit, tests/packages and tests/bus"
+	@$(RUN) -m pytest -q tests/unit $(wildcard tests/packages) $(wildcard tests/bus)
 
 test-guests: setup build
 	@$(RUN) -m tests.vm.run
