@@ -294,11 +294,7 @@ class Guest:
         devices[-1] += ",id=hd,drive=disk,serial=kjump,bootindex=0"
         noted = "int,cpu_reset" if self.debug else "cpu_reset"  # resets name triple faults
         clock = moment if self.clock else "utc"
-        # One socket for each: where no hypervisor is known, a processor that is not there but in
-        # the socket of one that is, is taken for a mistake of the firmware (kernel commit
-        # f0551af02130, in v6.9).
-        most = shape.cpus + shape.sockets
-        more = f",maxcpus={most},sockets={most},cores=1,threads=1" if shape.sockets else ""
+        more = f",maxcpus={shape.cpus + shape.sockets}" if shape.sockets else ""
         slots = f",slots={shape.slots},maxmem=8G" if shape.slots else ""
         command = (
             f"setpriv --pdeathsig KILL {QEMU} -nodefaults -no-user-config -display none -vga std "

@@ -125,8 +125,8 @@ def unplug_disk(guest: Guest) -> None:
 
 
 def hotplug(image: Image) -> None:
-    """The target unplugged and back, a processor and memory plugged in: CanHibernate follows."""
-    with Guest(image, Shape(sockets=1, bus="scsi")) as guest:
+    """The target unplugged and back, a processor off and on, more memory: CanHibernate follows."""
+    with Guest(image, Shape(bus="scsi")) as guest:
         ready(guest)
         plug_disk(guest, "scsi-hd")
         target_is(guest, f"/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_{SERIAL}")
@@ -140,17 +140,17 @@ def hotplug(image: Image) -> None:
         watch.told("target back", "block add", lambda c: names(c) == set())
         expect("can-hibernate", ctl_json(guest, "can-hibernate")["answer"], "yes")
 
-        # The helper gets as many processors as the session has: a larger window.
-        before = ctl_json(guest, "status")["Window"]["size"]
-        (socket,) = (c for c in guest.qmp("query-hotpluggable-cpus") if "qom-path" not in c)
-        guest.qmp("device_add", driver=socket["type"], id="cpu", **socket["props"])
-        guest.check(
-            "cd /sys/devices/system/cpu;"
-            " for n in $(seq 100); do test -e cpu2 && break; sleep .2; done;"
-            " test $(cat cpu2/online) = 1 || echo 1 >cpu2/online"
-        )
-        watch.told("processor online", "cpu online",
-                   lambda c: c.get("Window", {}).get("size", 0) > before)  # fmt: skip
+        # The helper gets as many processors as the session has, and memory for each.  QEMU can plug
+        # one in, but a kernel since v6.9 takes it for a mistake of the firmware where it knows no
+        # hypervisor (f0551af02130), so here one is switched off and on.
+        size = ctl_json(guest, "status")["Window"]["size"]
+        online = "/sys/devices/system/cpu/cpu1/online"
+        guest.check(f"echo 0 >{online}")
+        watch.told("processor off", "cpu offline",
+                   lambda c: 0 < c.get("Window", {}).get("size", 0) < size)  # fmt: skip
+        guest.check(f"echo 1 >{online}")
+        watch.told("processor on", "cpu online",
+                   lambda c: c.get("Window", {}).get("size", 0) == size)  # fmt: skip
         guest.spawn("systemctl poweroff")
         guest.wait_exit(120)
 
@@ -185,8 +185,9 @@ def hotplug(image: Image) -> None:
             "for block in /sys/devices/system/memory/memory*/state; do"
             " grep -q online $block || echo online >$block; done"
         )
+        scarce = {"TooLittleMemory"}
         watch.told("memory online", "memory online",
-                   lambda c: "TooLittleMemory" not in (names(c) or {"TooLittleMemory"}))  # fmt: skip
+                   lambda c: scarce.isdisjoint(names(c) or scarce))  # fmt: skip
 
 
 ALWAYS: dict[str, Scenario] = {}
