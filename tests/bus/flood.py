@@ -6,10 +6,13 @@ a JSON object: how often each answer came (an error's name, or "ok"), and how ma
 needed, so that any user can run it.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 from collections import Counter
+from typing import Any
 
 from gi.repository import Gio, GLib
 
@@ -19,7 +22,7 @@ UNDER_WAY = 100  # the bus lets one client wait for 128 answers
 PATIENCE = 120
 
 
-def options(**keys):
+def options(**keys: GLib.Variant) -> GLib.Variant:
     return GLib.Variant("(a{sv})", (keys,))
 
 
@@ -37,7 +40,7 @@ KINDS = {
 }
 
 
-def main():
+def main() -> None:
     address, connections, calls = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     mix = sys.argv[4].split(",")
     flags = (Gio.DBusConnectionFlags.AUTHENTICATION_CLIENT
@@ -46,11 +49,11 @@ def main():
         Gio.DBusConnection.new_for_address_sync(address, flags, None, None)
         for _ in range(connections)
     ]
-    answers = Counter()
+    answers: Counter[str] = Counter()
     loop = GLib.MainLoop()
     sent = 0
 
-    def send(bus):
+    def send(bus: Any) -> None:
         nonlocal sent
         if sent == calls:
             return
@@ -70,7 +73,7 @@ def main():
             message, Gio.DBusSendMessageFlags.NONE, PATIENCE * 1000, None, answered, kind
         )
 
-    def answered(bus, result, kind):
+    def answered(bus: Any, result: Any, kind: str) -> None:
         try:
             reply = bus.send_message_with_reply_finish(result)
             answers[f"{kind} {reply.get_error_name() or 'ok'}"] += 1
