@@ -267,10 +267,10 @@ def test_an_answer_that_does_not_fit_is_an_error(values: tuple[Any, ...]) -> Non
 
 def test_an_error_with_a_strange_file_name_is_told() -> None:
     invocation = Invocation()
-    ours.Call(invocation, ":1.1", "").fail(BadRequest("/srv/\udcff\0 is no file."))
+    ours.Call(invocation, ":1.1", "").fail(BadRequest("/media/\udcff\0 is no file."))
     ((name, sentence),) = invocation.answers
     assert name == "org.kjump1.Error.BadRequest"
-    assert sentence.startswith("/srv/?? is no file.")
+    assert sentence.startswith("/media/?? is no file.")
 
 
 def test_a_call_that_everybody_forgot_is_answered() -> None:
