@@ -21,8 +21,8 @@ exec "$1" -c "$2"
 """
 
 # In a network namespace of its own, where no udevd talks: plays one that talks too fast.
-SCRIPT = """
-import os, socket
+SCRIPT = r"""
+import os, socket, struct
 import pyudev
 from gi.repository import GLib
 from kjump.session import devices
@@ -57,7 +57,45 @@ for time in range(3):
     count = len(heard)
     run(0.5)
     assert len(heard) == count, "and then it is quiet"
+
+# One that is whole, as systemd's device-monitor.c sends it (struct monitor_netlink_header).
+def murmur2(data):
+    "MurmurHash2 with seed 0: the filter for subsystems goes by it."
+    m, mask = 0x5BD1E995, 0xFFFFFFFF
+    h = len(data)
+    at = 0
+    while len(data) - at >= 4:
+        k = int.from_bytes(data[at:at + 4], "little") * m & mask
+        k = (k ^ k >> 24) * m & mask
+        h = (h * m & mask) ^ k
+        at += 4
+    if at < len(data):
+        h = (h ^ int.from_bytes(data[at:], "little")) * m & mask
+    h = (h ^ h >> 13) * m & mask
+    return h ^ h >> 15
+
+def event(subsystem):
+    words = ["ACTION=change", f"DEVPATH=/devices/virtual/{subsystem}/x", f"SUBSYSTEM={subsystem}",
+             "SEQNUM=1", ""]
+    properties = "\0".join(words).encode()
+    numbers = struct.pack("=III", 40, 40, len(properties))
+    filters = struct.pack(">IIII", murmur2(subsystem.encode()), 0, 0, 0)
+    magic = struct.pack(">I", 0xFEEDCAFE)
+    return b"libudev\0" + magic + numbers + filters + properties
+
+heard.clear()
+udevd.sendto(event("net"), (0, UDEV))
+run(0.2)
+assert not heard, "of no concern"
+for subsystem in ("block", "memory", "cpu"):
+    heard.clear()
+    udevd.sendto(event(subsystem), (0, UDEV))
+    run(0.2)
+    assert len(heard) == 1, (subsystem, heard)
 stop()
+udevd.sendto(event("block"), (0, UDEV))
+run(0.2)
+assert len(heard) == 1, "stopped"
 print("good")
 """
 
