@@ -2,7 +2,8 @@
 #
 #   make build          native parts (daemon/kjump/machine/built/)
 #   make install        everything into $(DESTDIR); serves the deb and the rpm
-#   make deb            build/deb/kjump.deb
+#   make deb            build/deb/kjump.deb, and the source package beside it
+#   make rpm            build/rpm/kjump.rpm
 #   make setup          what the tests need, with apt and pip
 #   make test           linters, unit tests, private-bus tests, guest tests in QEMU
 #   make test-all       the same, with every guest shape
@@ -33,9 +34,14 @@ BINDIR ?= /usr/bin
 LIBEXECDIR ?= /usr/libexec/kjump
 UNITDIR ?= /usr/lib/systemd/system
 DATADIR ?= /usr/share
+DOCDIR ?= $(DATADIR)/doc/kjump
+ZSHDIR ?= $(DATADIR)/zsh/vendor-completions
 KERNELHOOKDIR ?= /etc/kernel
+# What makes the boot initrds here, and what tells of new kernels.
+INITRDS ?= initramfs-tools dracut mkinitcpio
+KERNELHOOKS ?= postinst.d kernel-install
 
-.PHONY: all build install deb setup lint test test-all test-python test-guests bench demo kernel kernel-debug clean
+.PHONY: all build install deb rpm setup lint test test-all test-python test-guests bench demo kernel kernel-debug clean
 all: build
 
 # -- native parts ---------------------------------------------------------------------------
@@ -101,19 +107,35 @@ install: build
 		name=$$(basename $$page .md); folder=$(D)$(DATADIR)/man/man$${name##*.}; \
 		install -d $$folder; packaging/md2man $$page >$$folder/$$name; \
 	done
-	@$(call into,$(DATADIR)/bash-completion/completions,644,$(wildcard completions/kjumpctl))
-	@$(call into,$(DATADIR)/zsh/vendor-completions,644,$(wildcard completions/_kjumpctl))
+	@$(call into,$(DOCDIR),644,README.md $(filter-out %.1.md %.5.md %.8.md,$(wildcard docs/*.md)) $(wildcard docs/*.svg docs/*.png))
+	@$(call into,$(DATADIR)/bash-completion/completions,644,$(wildcard packaging/completions/kjumpctl))
+	@$(call into,$(ZSHDIR),644,$(wildcard packaging/completions/_kjumpctl))
 	@install -d $(D)/usr/lib/dracut/modules.d
-	@cp -r --no-preserve=ownership,timestamps packaging/dracut/95kjump-helper packaging/dracut/96kjump-resume $(D)/usr/lib/dracut/modules.d/
+# The helper's initrd is made by dracut everywhere.
+	@cp -r --no-preserve=ownership,timestamps packaging/dracut/95kjump-helper $(if $(filter dracut,$(INITRDS)),packaging/dracut/96kjump-resume) $(D)/usr/lib/dracut/modules.d/
+ifneq ($(filter initramfs-tools,$(INITRDS)),)
 	@$(call into,$(DATADIR)/initramfs-tools/hooks,755,packaging/initramfs-tools/hooks/kjump)
 	@$(call into,$(DATADIR)/initramfs-tools/scripts/local-premount,755,packaging/initramfs-tools/scripts/local-premount/kjump)
+endif
+ifneq ($(filter mkinitcpio,$(INITRDS)),)
+	@$(call into,/usr/lib/initcpio/install,644,packaging/mkinitcpio/install/kjump)
+	@$(call into,/usr/lib/initcpio/hooks,644,packaging/mkinitcpio/hooks/kjump)
+endif
+ifneq ($(filter postinst.d,$(KERNELHOOKS)),)
 	@install -D -m 755 packaging/kernel-hooks/postinst.d $(D)$(KERNELHOOKDIR)/postinst.d/zz-kjump
 	@install -D -m 755 packaging/kernel-hooks/postrm.d $(D)$(KERNELHOOKDIR)/postrm.d/zz-kjump
+endif
+ifneq ($(filter kernel-install,$(KERNELHOOKS)),)
+	@install -D -m 755 packaging/kernel-hooks/kernel-install $(D)/usr/lib/kernel/install.d/95-kjump.install
+endif
 
-# -- the Debian package ---------------------------------------------------------------------
+# -- packages -------------------------------------------------------------------------------
 
 deb:
 	@packaging/build-deb
+
+rpm:
+	@packaging/build-rpm
 
 # -- tests ----------------------------------------------------------------------------------
 
@@ -133,8 +155,8 @@ lint: setup
 	exit $$status
 
 test-python: setup build
-	@echo "test: tests/unit and tests/bus"
-	@$(RUN) -m pytest -q tests/unit $(wildcard tests/bus)
+	@echo "test: tests/unit, tests/packages and tests/bus"
+	@$(RUN) -m pytest -q tests/unit $(wildcard tests/packages) $(wildcard tests/bus)
 
 test-guests: setup build
 	@$(RUN) -m tests.vm.run

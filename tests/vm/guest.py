@@ -70,6 +70,7 @@ class Shape:
     kernel: str = "kjump"  # or stock
     words: str = ""  # more for the kernel command line
     sockets: int = 0  # for processors that are plugged in later
+    slots: int = 0  # for memory that is plugged in later
     prealloc: bool = False  # all memory is there at power-on: for what is timed, see nodes()
     watchdog: str = ""  # i6300esb
 
@@ -309,10 +310,11 @@ class Guest:
         noted = "int,cpu_reset" if self.debug else "cpu_reset"  # resets name triple faults
         clock = moment if self.clock else "utc"
         more = f",maxcpus={shape.cpus + shape.sockets}" if shape.sockets else ""
+        slots = f",slots={shape.slots},maxmem=8G" if shape.slots else ""
         command = (
             f"setpriv --pdeathsig KILL {QEMU} -nodefaults -no-user-config -display none -vga std "
             f"-machine {shape.machine} -accel {accel} -cpu {cpu} -smp {shape.cpus}{more} "
-            f"-m {shape.memory} -rtc clock=host,base={clock} -device virtio-rng-pci "
+            f"-m {shape.memory}{slots} -rtc clock=host,base={clock} -device virtio-rng-pci "
             f"-d {noted} -action reboot=shutdown,shutdown=poweroff,panic=shutdown"
         ).split()
         command += shape.nodes()

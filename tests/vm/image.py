@@ -44,7 +44,7 @@ PACKAGES = (
     "systemd systemd-sysv udev dbus libpam-systemd polkitd login passwd util-linux procps kmod "
     "iproute2 python3 initramfs-tools zstd dmsetup cryptsetup-bin tmux nano less dracut-core "
     "python3-gi python3-pydbus gir1.2-glib-2.0 python3-pyudev python3-sdnotify python3-structlog "
-    "python3-systemd python3-zstandard e2fsprogs xfsprogs btrfs-progs kexec-tools "
+    "python3-systemd e2fsprogs xfsprogs btrfs-progs kexec-tools "
     "default-dbus-system-bus libc-bin libc6 xz-utils"
 )
 

@@ -15,6 +15,7 @@ from . import (
     oracle,
     scenarios_debuggers,
     scenarios_full,
+    scenarios_hotplug,
     scenarios_inside,
     scenarios_oracle,
     scenarios_requests,
@@ -354,6 +355,7 @@ MORE: dict[str, Scenario] = {"distribution-kernel": distribution_kernel} | {
 
 for more in (
     scenarios_full,
+    scenarios_hotplug,
     scenarios_inside,
     scenarios_oracle,
     scenarios_targets,

@@ -40,6 +40,7 @@ from kjump.session.authority import Authority
 from kjump.session.cycle import IDLE, Actions, Cycle, Operation, Step, WarmHelper, Warming
 from kjump.session.devices import Device
 from kjump.session.history import History
+from kjump.session.invocation import close_descriptors, forget, is_too_large, text
 from kjump.session.log import logger
 from kjump.session.readiness import Facts
 from kjump.settings import STOCK, Settings
@@ -161,15 +162,33 @@ class Call:
 
     def reply(self, *values: Any) -> None:
         """Answer with the method's results."""
+        try:
+            answer = GLib.Variant(f"({self._signature})", values)
+        except (TypeError, ValueError, OverflowError) as error:
+            log.exception("an answer does not fit the bus")
+            self.fail(Internal(f"{type(error).__name__}: {error}"))
+            return
         invocation, self._invocation = self._invocation, None
         if invocation is not None:
-            invocation.return_value(GLib.Variant(f"({self._signature})", values))
+            invocation.return_value(answer)
+            forget(invocation)
 
     def fail(self, error: KjumpError) -> None:
         """Answer with a named error."""
         invocation, self._invocation = self._invocation, None
         if invocation is not None:
-            invocation.return_dbus_error(error.dbus_name, error.sentence)
+            refuse(invocation, error.dbus_name, error.sentence)
+
+    def __del__(self) -> None:
+        # Whoever should have answered has failed; that is in the journal.
+        if self._invocation is not None:
+            self.fail(Internal("The call was dropped."))
+
+
+def refuse(invocation: Any, name: str, sentence: str) -> None:
+    """Answer a call with an error, by its D-Bus name."""
+    invocation.return_dbus_error(name, text(sentence))
+    forget(invocation)
 
 
 class Wrapper(ObjectWrapper):  # type: ignore[misc]
@@ -186,6 +205,10 @@ class Wrapper(ObjectWrapper):  # type: ignore[misc]
         invocation: Any,
     ) -> None:
         """What GDBus calls for every call; the arguments' types were checked by then."""
+        close_descriptors(invocation.get_message())
+        if is_too_large(parameters):
+            refuse(invocation, BadRequest("").dbus_name, "The arguments are too large.")
+            return
         if interface_name == PROPERTIES:
             self._property(method_name, parameters, invocation)
             return
@@ -210,14 +233,17 @@ class Wrapper(ObjectWrapper):  # type: ignore[misc]
             else:
                 raise KeyError(method)
         except KeyError:
-            invocation.return_dbus_error(
-                "org.freedesktop.DBus.Error.PropertyReadOnly", "No property here can be set."
+            refuse(
+                invocation,
+                "org.freedesktop.DBus.Error.PropertyReadOnly",
+                "No property here can be set.",
             )
         except Exception as error:
             log.exception("a property could not be read")
-            invocation.return_dbus_error(Internal("").dbus_name, str(error))
+            refuse(invocation, Internal("").dbus_name, str(error))
         else:
             invocation.return_value(value)
+            forget(invocation)
 
 
 # -- the object --------------------------------------------------------------------------------
@@ -524,9 +550,13 @@ class Manager:
 
         def finish(assessment: _Assessment) -> bool:
             self._assessing = False
-            self._show(assessment)
-            for tell in waiting:
-                tell(assessment)
+            # Nobody goes without an answer because of another.
+            for tell in (self._show, *waiting):
+                try:
+                    tell(assessment)
+                except Exception:
+                    log.exception("an assessment could not be told")
+            waiting.clear()
             if self._again:
                 self.assess()
             elif not assessment.offered:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -333,22 +334,42 @@ def watch(changed: Callable[[], None]) -> Callable[[], None]:
     Returns what stops it.
     """
     import pyudev
-    from pyudev.glib import MonitorObserver
+    from gi.repository import GLib
 
     monitor = pyudev.Monitor.from_netlink(pyudev.Context())
     for subsystem in ("block", "memory", "cpu"):
         monitor.filter_by(subsystem)
-    observer = MonitorObserver(monitor)
-    handler = observer.connect("device-event", lambda *_arguments: changed())
     monitor.start()
+
+    # Not pyudev's MonitorObserver: that stops for good when events came faster than they were read
+    # (ENOBUFS, netlink(7)), as they can where we may not have as much memory for them as libudev
+    # asks for (SO_RCVBUFFORCE takes CAP_NET_ADMIN).
+    def woken(*_arguments: object) -> bool:
+        lost = _pending_error(monitor.fileno()) != 0
+        device = None
+        try:
+            device = monitor.poll(timeout=0)
+        except OSError:
+            lost = True
+        # Which were lost is not known, so all is looked at again.
+        if lost or device is not None:
+            changed()
+        return True
+
+    source = GLib.io_add_watch(monitor.fileno(), GLib.IO_IN | GLib.IO_ERR, woken)
     swap = _watch_swaps(changed)
 
     def stop() -> None:
         swap()
-        observer.disconnect(handler)
-        observer.enabled = False
+        GLib.source_remove(source)
 
     return stop
+
+
+def _pending_error(descriptor: int) -> int:
+    """The error a socket waits to tell, and will not tell again (SO_ERROR, socket(7))."""
+    with socket.socket(fileno=os.dup(descriptor)) as same:
+        return same.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 def _watch_swaps(changed: Callable[[], None]) -> Callable[[], None]:
