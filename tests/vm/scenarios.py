@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from . import (
     oracle,
+    scenarios_cli,
     scenarios_debuggers,
     scenarios_full,
     scenarios_oracle,
@@ -351,6 +352,7 @@ MORE: dict[str, Scenario] = {"distribution-kernel": distribution_kernel} | {
 }
 
 for more in (
+    scenarios_cli,
     scenarios_full,
     scenarios_oracle,
     scenarios_targets,

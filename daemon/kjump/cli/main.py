@@ -103,15 +103,60 @@ def can_hibernate(options: Options) -> int:
 
 
 def hibernate(options: Options) -> int:
-    report = _whole(Client().hibernate())
+    with _watched(options):
+        report = _whole(Client().hibernate())
     put(options, report, lambda: show.report_text(report, colour=_colour()))
     return 0
+
+
+def diagnose(options: Options) -> int:
+    from kjump.cli import doctor
+    from kjump.session.doctor import FAILED, SKIPPED, Finding, failed
+
+    found = doctor.look()
+    trial: dict[str, Any] | None = None
+    if any(finding.state == FAILED for finding in found):
+        found.append(Finding("dry-run", SKIPPED, "Not tried: correct what failed first."))
+    elif not _may_jump(options):
+        found.append(Finding("dry-run", SKIPPED, "Not tried.", advice="Try it with: --jump."))
+    else:
+        try:
+            with _watched(options):
+                trial = _whole(Client().dry_run())
+            found.append(doctor.of_dry_run(trial))
+        except KjumpError as error:
+            found.append(failed("dry-run", error))
+    put(options, doctor.document(found, trial), lambda: doctor.text(found, colour=_colour()))
+    return doctor.exit_code(found)
+
+
+def _may_jump(options: Options) -> bool:
+    """Whether the person wants the dry run; asked on a terminal only."""
+    if options.jump is not None:
+        return bool(options.jump)
+    if options.json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    return _asked(
+        "Jump to the helper and straight back? The session stands still for some seconds, and if"
+        " the jump does not work on this machine, it is lost. Save your work first."
+    )
+
+
+def _asked(question: str) -> bool:
+    """A yes or no; the end of the input is a no."""
+    try:
+        answer = input(f"{question} [y/N] ")
+    except EOFError:
+        print()
+        return False
+    return answer.strip().lower() in ("y", "yes")
 
 
 def stage(options: Options) -> int:
     if not options.warm:
         raise BadRequest("Only a warm helper can be staged ahead.", advice="Say: --warm.")
-    report = _whole(Client().stage(warm=True))
+    with _watched(options):
+        report = _whole(Client().stage(warm=True))
     put(options, report, lambda: show.report_text(report, colour=_colour()) if report
         else "A warm helper was there already.")  # fmt: skip
     return 0
@@ -173,10 +218,29 @@ def _bar(options: Options, total: int) -> Callable[[int], None]:
 
     def draw(done: int) -> None:
         percent = min(100, done * 100 // max(total, 1))
-        filled = "#" * (percent * 40 // 100)
-        print(f"\r[{filled:40}] {percent:3d} %", end="\n" if done >= total else "", file=sys.stderr)
+        print(f"\r{show.bar(percent)}", end="\n" if done >= total else "", file=sys.stderr)
 
     return draw
+
+
+@contextmanager
+def _watched(options: Options) -> Iterator[None]:
+    """While kjumpd works: how far it is, on standard error, where that is a terminal."""
+    if options.json or getattr(options, "quiet", False) or not sys.stderr.isatty():
+        yield
+        return
+    from kjump.cli.client import watch
+
+    def draw(percent: int, message: str) -> None:
+        # To the end of the line: what stood there before may have been longer.
+        print(f"\r{show.bar(percent)}  {message}\x1b[K", end="", file=sys.stderr, flush=True)
+
+    stop = watch(draw)
+    try:
+        yield
+    finally:
+        stop()
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _place(options: Options) -> tuple[Path, int | None]:
@@ -361,6 +425,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("-q", "--quiet", action="store_true", help="print only what went wrong")
     sub = command("stage", stage, "Start the helper kernel ahead of the next hibernation.")
     sub.add_argument("--warm", action="store_true", help="keep it running (the only kind there is)")
+    sub = command("doctor", diagnose, "Check everything, and say what to do about it.")
+    jumps = sub.add_mutually_exclusive_group()
+    jumps.add_argument("--jump", "--yes", dest="jump", action="store_true", default=None,
+                       help="jump to the helper and back as a dry run, without asking")
+    jumps.add_argument("--no-jump", dest="jump", action="store_false", help="do not, nor ask")
     command("unstage", unstage, "Unload a helper that was started ahead.")
     image = commands.add_parser("image", help="Look at an image.")
     images = image.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)

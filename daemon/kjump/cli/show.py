@@ -37,6 +37,11 @@ def size(count: float) -> str:
     return ""
 
 
+def bar(percent: int) -> str:
+    """How far something is."""
+    return f"[{'#' * (percent * 40 // 100):40}] {percent:3d} %"
+
+
 def moment(seconds: float | None) -> str:
     """A time in seconds since 1970, local."""
     if not seconds:

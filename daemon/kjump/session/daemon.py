@@ -92,7 +92,7 @@ def clean_up(kept: History, *, cleaning: Cleaning | None = None, hook_timeout: f
         **error.report(),
     }
     try:
-        if mark.kind != "warm":
+        if mark.kind not in ("warm", "dry-run"):
             kept.add(entry)
         history.clear_mark(do.mark)
     except OSError as failure:
