@@ -101,8 +101,8 @@ install: build
 		name=$$(basename $$page .md); folder=$(D)$(DATADIR)/man/man$${name##*.}; \
 		install -d $$folder; packaging/md2man $$page >$$folder/$$name; \
 	done
-	@$(call into,$(DATADIR)/bash-completion/completions,644,$(wildcard completions/kjumpctl))
-	@$(call into,$(DATADIR)/zsh/vendor-completions,644,$(wildcard completions/_kjumpctl))
+	@$(call into,$(DATADIR)/bash-completion/completions,644,packaging/completions/kjumpctl)
+	@$(call into,$(DATADIR)/zsh/vendor-completions,644,packaging/completions/_kjumpctl)
 	@install -d $(D)/usr/lib/dracut/modules.d
 	@cp -r --no-preserve=ownership,timestamps packaging/dracut/95kjump-helper packaging/dracut/96kjump-resume $(D)/usr/lib/dracut/modules.d/
 	@$(call into,$(DATADIR)/initramfs-tools/hooks,755,packaging/initramfs-tools/hooks/kjump)
