@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from gi.repository import GLib
 
+from kjump.cli.client import watch
 from tests.bus.conftest import Client, Daemon, Refused
 
 
@@ -86,3 +87,16 @@ def test_a_daemon_killed_in_a_dry_run_cleans_up_and_tells_of_no_lost_cycle(
     assert daemon.done[-1] != "jump" and "unload" in daemon.done and "post" in daemon.done
     assert not (daemon.folder / "staged").exists()
     assert not (daemon.folder / "history.jsonl").exists()
+
+
+def test_progress_can_be_watched(client: Client, daemon: Daemon, address: str) -> None:
+    told: list[tuple[int, str]] = []
+    stop = watch(lambda percent, message: told.append((percent, message)), address)
+    try:
+        client.call("DryRun")
+        client.until(lambda: any(percent >= 95 for percent, _ in told))
+    finally:
+        stop()
+    assert [percent for percent, _ in told] == sorted(percent for percent, _ in told)
+    assert any("Jumping into the helper" in message for _, message in told)
+    watch(lambda *_: None, "unix:path=/nonexistent")()  # no bus is no error

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from kjump.cli import dropins, setup
 from kjump.cli import main as kjumpctl
-from kjump.cli import setup
 from kjump.errors import (
     BadConfiguration,
     BadRequest,
@@ -185,7 +185,7 @@ def test_nothing_is_done_unasked(
     monkeypatch.setattr(setup, "survey", lambda: setup.Survey(None, (candidate("PARTUUID=1"),)))
     for name in ("make", "configure"):
         monkeypatch.setattr(setup, name, never)
-    monkeypatch.setattr(kjumpctl.subprocess, "run", never)
+    monkeypatch.setattr(subprocess, "run", never)
     monkeypatch.setattr("sys.stdin", io.StringIO())
     assert kjumpctl.main(["setup", "--size", "1G", "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["target"] == "PARTUUID=1"
@@ -202,6 +202,10 @@ def test_all_of_it_with_yes(
         def reload(self) -> None:
             done.append("reload")
 
+    def enabled(_root: Path) -> list[Path]:
+        done.append("enable")
+        return []
+
     def ran(words: list[str], **_more: object) -> subprocess.CompletedProcess[bytes]:
         done.append(Path(words[0]).name)
         return subprocess.CompletedProcess(words, 0)
@@ -209,11 +213,11 @@ def test_all_of_it_with_yes(
     monkeypatch.setattr(setup, "survey", lambda: setup.Survey(None, (), (), (candidate("/k"),)))
     monkeypatch.setattr(setup, "make", lambda path, size: done.append((str(path), size)))
     monkeypatch.setattr(setup, "configure", done.append)
-    monkeypatch.setattr(kjumpctl.subprocess, "run", ran)
+    monkeypatch.setattr(subprocess, "run", ran)
     monkeypatch.setattr(kjumpctl, "Client", Told)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(kjumpctl.dropins, "are_enabled", lambda root: False)
-    monkeypatch.setattr(kjumpctl.dropins, "enable", lambda root: done.append("enable") or [])
+    monkeypatch.setattr(dropins, "are_enabled", lambda root: False)
+    monkeypatch.setattr(dropins, "enable", enabled)
     found = [Finding("a", "failed", "Bad.", "NoTarget")]
     monkeypatch.setattr("kjump.cli.doctor.look", lambda: found)
     assert kjumpctl.main(["setup", "--size", "1G", "--yes", "--json"]) == 30

@@ -8,7 +8,17 @@ from typing import Any
 
 from .guest import Guest, Shape
 from .image import Image
-from .steps import ctl, ctl_json, expect, nothing_staged, ready, require, work_holds
+from .steps import (
+    ctl,
+    ctl_json,
+    cycle,
+    expect,
+    last_cycle,
+    nothing_staged,
+    ready,
+    require,
+    work_holds,
+)
 
 Scenario = Callable[[Image], None]
 CONFIGURATION = "/etc/kjump/kjump.conf.d/95-test.conf"
@@ -78,5 +88,33 @@ def doctor(image: Image) -> None:
         expect("exit code without kjumpd", result.rc, 69)
 
 
+def setup(image: Image) -> None:
+    """kjumpctl setup from nothing: it finds the partition, makes the initrds, and all is well."""
+    with Guest(image, Shape()) as guest:
+        ready(guest)
+        guest.check("swapoff -a; rm /etc/kjump/kjump.conf.d/*.conf; kjumpctl disable;"
+                    " rm /var/lib/kjump/helper-* /var/lib/kjump/boot.json; kjumpctl reload")
+        plan = ctl_json(guest, "setup --dry-run --size 256M")
+        require("it says what it would do", plan["target"].startswith("PARTUUID="), plan)
+        require("unasked it does nothing", ctl(guest, "setup --size 256M </dev/null").rc == 2)
+        require("nothing was written", guest.run("ls /etc/kjump/kjump.conf.d/*.conf").rc != 0)
+        result = ctl(guest, "setup --yes --size 256M", timeout=1500)
+        print(result.out, result.err, flush=True)
+        expect("exit code of setup", result.rc, 0)
+        for words in ("helper initrd of", "boot initrd of"):
+            require("progress is shown", words in result.err, result.err)
+        require("it ends with the doctor", "next-boot" in result.out, result.out)
+        guest.check("systemctl restart systemd-logind")
+        found = ctl_json(guest, "doctor --yes")
+        expect("doctor", found["result"], "ok")
+        guest.start_work(60)
+        with cycle(guest) as again:
+            work_holds(again)
+            last = last_cycle(again)
+            expect("result", last["result"], "ok")
+            require("the map came through the restore", len(last["map"]["data"]) == 128, last)
+            again.check("kjumpctl plot -o /run/cycle.svg; test -s /run/cycle.svg")
+
+
 ALWAYS: dict[str, Scenario] = {"doctor": doctor}
-MORE: dict[str, Scenario] = {}
+MORE: dict[str, Scenario] = {"setup": setup}
