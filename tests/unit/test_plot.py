@@ -100,6 +100,8 @@ def test_one_cycle_by_its_id(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "Cycle 11111111-2222: restored" in capsys.readouterr().out
     assert kjumpctl.main(["history", "show", "last", "--json", *file]) == 0
     assert json.loads(capsys.readouterr().out)["cycle"] == "11112222-3333"
+    assert kjumpctl.main(["history", "--json", *file, "show", "last"]) == 0
+    assert json.loads(capsys.readouterr().out)["cycle"] == "11112222-3333"
     assert kjumpctl.main(["history", "show", "1111", *file]) == 2
     assert "2 cycles begin" in capsys.readouterr().err
     assert kjumpctl.main(["history", "show", "9", *file]) == 2

@@ -504,11 +504,15 @@ def parser() -> argparse.ArgumentParser:
     commands = out.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def command(
-        name: str, function: Callable[[Options], int], text: str, where: Any = commands
+        name: str,
+        function: Callable[[Options], int],
+        text: str,
+        where: Any = commands,
+        default: Any = False,
     ) -> argparse.ArgumentParser:
         sub: argparse.ArgumentParser = where.add_parser(name, help=text, description=text)
         sub.set_defaults(function=function)
-        sub.add_argument("--json", action="store_true", help="print JSON")
+        sub.add_argument("--json", action="store_true", default=default, help="print JSON")
         return sub
 
     command("status", status, "Show state, target, window and the last cycle.")
@@ -545,10 +549,11 @@ def parser() -> argparse.ArgumentParser:
     sub = command("history", history, "Show all cycles, or one.")
     sub.add_argument("--file", help=argparse.SUPPRESS)
     one = sub.add_subparsers(dest="subcommand", metavar="COMMAND")
-    sub = command("show", history_show, "Show one cycle.", one)
+    # What was said before "show" holds, too.
+    sub = command("show", history_show, "Show one cycle.", one, argparse.SUPPRESS)
     which = "of a cycle, or as much of it as tells it apart; or: last"
     sub.add_argument("id", metavar="ID", help=which)
-    sub.add_argument("--file", help=argparse.SUPPRESS)
+    sub.add_argument("--file", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     text = "Draw a cycle as an SVG: its phases, and its memory."
     sub = commands.add_parser("plot", help=text, description=text)
     sub.set_defaults(function=plot)

@@ -238,7 +238,7 @@ def next_boot(facts: Facts, more: Surroundings) -> Finding:
         if releases[release] != facts.fingerprint:
             what = f"The boot initrd of {release}, which boots next, has another configuration."
             return failed(name, NoBootResume(what))
-    return Finding(name, OK, f"The newest kernel, {release}, is the one to boot next.")
+    return Finding(name, OK, f"The newest kernel, {release}, which should boot next, can resume.")
 
 
 def swap(facts: Facts, more: Surroundings) -> Finding:
