@@ -74,11 +74,17 @@ class States:
         """
         end = max((end for _, end, _ in self.ranges), default=0)
         size = max(1, -(-end // cells))
-        told = {name: [0] * cells for name in NAMES}
+        # Looking for a byte that is nowhere is quick, counting it is not.
+        there = [
+            (kind, name)
+            for kind, name in enumerate(NAMES)
+            if any(kind in kinds for _, _, kinds in self.ranges)
+        ]
+        told = {name: [0] * cells for _, name in there}
         for first, last, kinds in self.ranges:
             for cell in range(first // size, -(-last // size)):
                 a, b = max(first, cell * size), min(last, (cell + 1) * size)
-                for kind, name in enumerate(NAMES):
+                for kind, name in there:
                     told[name][cell] += kinds.count(kind, a - first, b - first)
         top = len(SHARES) - 1
         return {
@@ -86,7 +92,6 @@ class States:
             **{
                 name: "".join(SHARES[-(-count * top // size)] for count in counts)
                 for name, counts in told.items()
-                if any(counts)
             },
         }
 
