@@ -13,8 +13,10 @@ import pytest
 from kjump.errors import TargetMissing
 from kjump.handoff.cell import Cell
 from kjump.handoff.note import DRY_RUN, Note
-from kjump.helper import copy
+from kjump.helper import copy, leave
 from kjump.helper.states import WINDOW, States
+from kjump.image import target
+from kjump.image.device import Device
 
 NONCE = bytes(range(16))
 ORDER = {
@@ -46,7 +48,7 @@ def helper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     monkeypatch.setattr(copy, "read_notes", lambda _core: ({}, Note(1, ORDER)))
     monkeypatch.setattr(copy, "classify", classified)
     monkeypatch.setattr(copy, "save", lambda *_: pytest.fail("it saves"))
-    monkeypatch.setattr(copy.target, "wait_for", lambda links, wait: disk)
+    monkeypatch.setattr(target, "wait_for", lambda links, wait: disk)
     yield disk
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -74,7 +76,7 @@ def test_a_target_that_the_helper_cannot_open_or_read_is_found_out(
         raise OSError(5, "Input/output error")
 
     helper.write_bytes(bytes(4096))
-    monkeypatch.setattr(copy.Device, "read", broken)
+    monkeypatch.setattr(Device, "read", broken)
     with pytest.raises(TargetMissing, match="cannot be read: Input/output error"):
         run()
 
@@ -83,9 +85,9 @@ def test_the_figures_reach_the_session(helper: Path, monkeypatch: pytest.MonkeyP
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(Path, "read_text", lambda *_: "quiet")
     cell = Cell(0, NONCE, 0x100000, 0x100000)
-    monkeypatch.setattr(copy.leave, "find_cell", lambda: cell)
-    monkeypatch.setattr(copy.leave, "tell", lambda _cell, report: told.append(report))
-    monkeypatch.setattr(copy.leave, "jump_back", lambda _cell: told.append({"jumped": True}))
+    monkeypatch.setattr(leave, "find_cell", lambda: cell)
+    monkeypatch.setattr(leave, "tell", lambda _cell, report: told.append(report))
+    monkeypatch.setattr(leave, "jump_back", lambda _cell: told.append({"jumped": True}))
     monkeypatch.setattr(copy, "own_memory", lambda: {"available": 1})
     copy.main()
     assert told[-1] == {"jumped": True}
