@@ -62,7 +62,7 @@ FACTS: dict[str, dict[str, Any]] = {
 class World:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.warming = False
+        self.warming = self.trying = False
 
     def done(self, word: str) -> None:
         with (self.folder / "done").open("a") as stream:
@@ -91,6 +91,11 @@ class World:
     def stage_warm(self, *_arguments: object) -> World:
         self.done("stage-warm")
         self.warming = True
+        return self
+
+    def stage_dry(self, *_arguments: object) -> World:
+        self.done("stage-dry")
+        self.trying = True
         return self
 
     def welcome(self, _report: object) -> None:
@@ -127,6 +132,9 @@ class World:
                 error = errors.NoWarmHelper("It cannot.")
                 return {"by": "helper", "result": "failed", **error.report()}
             return {"by": "helper", "result": "warm", "phases": {"helper boot": 2.5}}
+        if self.trying:
+            self.trying = False
+            return {"by": "helper", "result": "returned", "phases": {"helper boot": 2.5}}
         return REPORT
 
     def close(self) -> None:
@@ -196,6 +204,7 @@ def main() -> int:
         prepare=world.prepare,
         stage=world.stage,
         stage_warm=world.stage_warm,
+        stage_dry=world.stage_dry,
         ask=world.ask,
         misfit=world.misfit,
         hooks=world.hooks,

@@ -14,7 +14,7 @@ import pytest
 from kjump import errors
 from kjump.session import cycle as cycles
 from kjump.session import history, hooks
-from kjump.session.cycle import Actions, Cycle, Operation, Step, Warming
+from kjump.session.cycle import Actions, Cycle, Operation, Step, Trial, Warming
 from kjump.session.daemon import Cleaning, clean_up, look_back
 from kjump.session.history import History, Mark
 from kjump.session.log import set_up
@@ -111,6 +111,13 @@ class World:
         self.do("stage-warm")
         return self
 
+    def stage_dry(self, _settings: Settings, _facts: Facts, cycle: uuid.UUID) -> World:
+        assert self.mark is not None and self.mark.kind == "dry-run" and cycle == ID
+        assert not self.loaded  # there is room for one only
+        self.loaded = True
+        self.do("stage-dry")
+        return self
+
     def ask(
         self, helper: object, _settings: Settings, _facts: Facts, cycle: uuid.UUID
     ) -> None:
@@ -178,10 +185,62 @@ class World:
             warm=self if warm else None,
         )
 
+    def trial(self, *, warm: bool = False) -> Trial:
+        self.loaded = warm
+        return Trial(
+            Settings(),
+            actions=self.actions(),
+            tell=self.steps.append,
+            cycle_id=ID,
+            warm=self if warm else None,
+        )
+
     def warming(self) -> Warming:
         return Warming(
             Settings(), actions=self.actions(), tell=self.steps.append, cycle_id=ID
         )
+
+
+RETURNED = {"by": "helper", "result": "returned", "phases": {"helper boot": 2.0},
+            "map": {"cell_pages": 1024, "data": "Z0"}}  # fmt: skip
+
+
+def test_a_dry_run_touches_no_target_and_leaves_nothing() -> None:
+    world = World(RETURNED)
+    trial = world.trial()
+    report = trial.run()
+    assert trial.error is None and report["result"] == "returned"
+    assert report["phases"]["helper boot"] == 2.0 and report["map"] == RETURNED["map"]
+    assert world.done == [
+        "read", "mark", "stage-dry", "mark", "pre", "sync", "recheck", "jump", "report",
+        "close", "unload", "post", "clear",
+    ]  # fmt: skip
+    assert not world.retired and not world.loaded and trial.warm is None
+
+
+def test_a_dry_run_takes_the_place_of_a_warm_helper() -> None:
+    world = World(RETURNED)
+    trial = world.trial(warm=True)
+    assert trial.run()["result"] == "returned"
+    assert world.done.index("close") < world.done.index("stage-dry")
+    assert trial.warm is None and not world.loaded
+
+
+@pytest.mark.parametrize("name", ["read", "stage-dry", "pre", "recheck", "jump", "report"])
+def test_a_dry_run_that_fails_gives_back_what_it_owes(name: str) -> None:
+    world = World(RETURNED)
+    world.fail[name] = errors.JumpFailed("no")
+    trial = world.trial()
+    report = trial.run()
+    assert isinstance(trial.error, errors.JumpFailed) and report["error"] == "JumpFailed"
+    assert not world.loaded and world.mark is None and not world.retired
+    assert ("post" in world.done) == ("pre" in world.done)
+
+
+def test_a_dry_run_that_saved_is_no_success() -> None:
+    trial = World(RESTORED).trial()
+    assert trial.run()["result"] == "failed"
+    assert isinstance(trial.error, errors.HelperSilent)
 
 
 def test_a_restored_cycle() -> None:

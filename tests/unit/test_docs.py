@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 import struct
@@ -371,6 +372,66 @@ def test_the_readme_names_the_commands() -> None:
     for word in re.findall(r"`?make ([a-z][a-z-]+)`", text):
         makefile = (ROOT / "Makefile").read_text()
         assert re.search(rf"^{word}:", makefile, re.MULTILINE), f"make {word}"
+
+
+def commands() -> dict[str, set[str]]:
+    """Every command of kjumpctl ("image info"), and its options; those of all have it in ""."""
+    found: dict[str, set[str]] = {}
+
+    def walk(parser: argparse.ArgumentParser, name: str) -> None:
+        options, nested = set(), {}
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                nested = dict(action.choices)
+            elif action.help != argparse.SUPPRESS:
+                options |= {word for word in action.option_strings if word.startswith("--")}
+        found[name] = options
+        for word, sub in nested.items():
+            walk(sub, f"{name} {word}".strip())
+
+    walk(kjumpctl.parser(), "")
+    return found
+
+
+EVERYWHERE = {"--help", "--json"}
+
+
+def test_the_manual_names_every_command_and_option() -> None:
+    text = section(COMMAND_PAGE, "COMMANDS")
+    entries = re.split(r"\n\n(?=\*\*)", "\n\n" + text.strip())
+    for command, options in commands().items():
+        if not command:
+            continue
+        words = command.split()
+        mine = [
+            entry
+            for entry in entries
+            if set(words) <= set(re.findall(r"[\w-]+", entry.split("\n: ")[0]))
+        ]
+        assert mine, f"kjumpctl {command}"
+        for option in options - EVERYWHERE:
+            assert any(f"`{option}`" in entry for entry in mine), f"kjumpctl {command} {option}"
+
+
+@pytest.mark.parametrize("name", ["kjumpctl", "_kjumpctl"])
+def test_the_completions_name_every_command_and_option(name: str) -> None:
+    text = (ROOT / "packaging/completions" / name).read_text()
+    for command, options in commands().items():
+        for word in command.split():
+            assert re.search(rf"(?<![\w-]){word}(?![\w-])", text), f"{name}: {command}"
+        # Where the command's options stand: from its name to the end of that case.
+        at = re.search(rf"^ +(?:\w+ ?\| ?)?{command.split()[0]}(?: ?\| ?\w+)?\)(.*?);;", text,
+                       re.M | re.S) if command else None  # fmt: skip
+        where = at[1] if at else text
+        for option in options - EVERYWHERE:
+            assert re.search(rf"{option}(?![\w-])", where), f"{name}: kjumpctl {command} {option}"
+
+
+def test_the_completions_offer_nothing_that_is_not_there() -> None:
+    known = {option for options in commands().values() for option in options}
+    for name in ("kjumpctl", "_kjumpctl"):
+        text = (ROOT / "packaging/completions" / name).read_text()
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
 
 
 def test_commands_in_the_pages_exist() -> None:

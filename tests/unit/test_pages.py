@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kjump.errors import MemoryUnreadable
-from kjump.helper.states import WINDOW, States
+from kjump.helper.states import SHARES, WINDOW, States
 from kjump.image.extents import Extents
 from kjump.image.layout import DATA, ZERO
 from kjump.machine import pages, structpage, vmcoreinfo
@@ -221,6 +222,25 @@ def test_states_hide_the_window_and_turn_free_to_zero() -> None:
     spans = list(states.spans(2))
     assert [p for s in spans for p in range(s.first, s.last)] == [*range(1, 5), *range(100, 110)]
     assert all(s.kinds.kinds[s.at : s.at + 1] for s in spans)
+
+
+def test_the_coarse_map_says_where_pages_of_each_kind_lie() -> None:
+    states = States([(0, 40), (80, 400)])
+    states.mark([(0, 10), (399, 400)], pages.ZERO)
+    states.mark([(100, 200)], WINDOW)
+    found = states.coarse(10)
+    assert found.keys() == {"cell_pages", "data", "zero", "window"}
+    assert found["cell_pages"] == 40
+    shares = {name: [SHARES.index(c) for c in found[name]] for name in ("data", "zero", "window")}
+    assert shares["data"] == [46, 0, 31, 0, 0, 61, 61, 61, 61, 60]
+    assert shares["window"] == [0, 0, 31, 61, 61, 0, 0, 0, 0, 0]
+    # A single page of a kind is seen, and the page that carries the report has room for it all.
+    assert shares["zero"][9] == 2
+    many = States([(i * 1000, i * 1000 + 700) for i in range(500)])
+    for kind in range(7):
+        many.mark([(i * 1000 + kind * 100, i * 1000 + kind * 100 + 100) for i in range(500)], kind)
+    assert len(json.dumps(many.coarse())) < 1100
+    assert States([]).coarse() == {"cell_pages": 1}
 
 
 # -- walking page tables ---------------------------------------------------------------------------

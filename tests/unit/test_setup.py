@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kjump.cli import setup
-from kjump.errors import BadConfiguration, BadRequest, TargetTooSmall, UnsuitableFile
+from kjump.cli import dropins, setup
+from kjump.cli import main as kjumpctl
+from kjump.errors import (
+    BadConfiguration,
+    BadRequest,
+    NoTarget,
+    TargetTooSmall,
+    UnsuitableFile,
+)
 from kjump.session import areas, files
+from kjump.session.doctor import Finding
 from kjump.session.files import Blocks
 
 MIB = 1 << 20
@@ -111,3 +123,103 @@ def test_it_is_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     drop_in.with_name("99-mine.conf").write_text("[Target]\nPath=PARTLABEL=x\n")
     with pytest.raises(BadConfiguration):
         setup.configure(Path("/image"), drop_in)
+
+
+# -- choosing
+
+ROOM = 8 << 30
+GIB = 1 << 30
+
+
+def candidate(spec: str, room: int = ROOM, why_not: str = "") -> setup.Candidate:
+    return setup.Candidate(spec, f"the {spec}", room, why_not)
+
+
+def test_what_is_preferred() -> None:
+    conf, swap, part, disk = map(candidate, ("conf", "swap", "part", "/kjump.image"))
+    everything = setup.Survey(conf, (swap,), (part,), (disk,))
+    assert setup.choose(everything, GIB) == setup.Plan("conf", "the conf", write=False)
+    rest = replace(everything, configured=candidate("conf", why_not="it is mounted"))
+    assert setup.choose(rest, GIB) == setup.Plan("swap", "the swap")
+    rest = replace(rest, swaps=(candidate("swap", GIB - 1),))
+    assert setup.choose(rest, GIB) == setup.Plan("part", "the part")
+    rest = replace(rest, partitions=(candidate("part", why_not="it holds data"),))
+    plan = setup.choose(rest, GIB)
+    assert (plan.spec, plan.make, plan.write) == ("/kjump.image", GIB, True)
+    assert any("/kjump.image, 1024 MiB" in line for line in plan.sentences())
+
+
+def test_a_file_system_is_not_filled_up_and_all_that_was_passed_over_is_told() -> None:
+    found = setup.Survey(
+        None, (candidate("swap", GIB, "it is on LVM"),), (),
+        (candidate("/kjump.image", 2 * GIB - 1),),
+    )  # fmt: skip
+    with pytest.raises(NoTarget, match=r"the swap: it is on LVM; the .*: 2047 MiB free"):
+        setup.choose(found, GIB)
+    assert setup.choose(found, GIB - 4096).make == GIB - 4096
+    with pytest.raises(NoTarget):
+        setup.choose(setup.Survey(), GIB)
+
+
+def test_file_systems_that_can_hold_a_file() -> None:
+    lines = [
+        "30 1 8:1 / /home rw,relatime - ext4 /dev/sda1 rw",
+        "31 1 8:2 / / rw,relatime shared:1 - xfs /dev/sda2 rw",
+        "32 1 0:40 / /tmp rw - tmpfs tmpfs rw",
+        "33 1 8:3 / /boot/efi rw - vfat /dev/sda3 rw",
+        "34 1 8:4 / /cd ro - ext4 /dev/sda4 ro",
+        "35 1 8:1 /sub /bind rw - ext4 /dev/sda1 rw",
+        "36 1 0:41 /@data /data rw - btrfs /dev/sda5 rw",
+        "torn",
+    ]
+    assert setup.supported("\n".join(lines)) == [
+        ("/", "xfs"), ("/home", "ext4"), ("/data", "btrfs")]  # fmt: skip
+
+
+def test_nothing_is_done_unasked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(*_arguments: object, **_more: object) -> None:
+        raise AssertionError("something was done")
+
+    monkeypatch.setattr(setup, "survey", lambda: setup.Survey(None, (candidate("PARTUUID=1"),)))
+    for name in ("make", "configure"):
+        monkeypatch.setattr(setup, name, never)
+    monkeypatch.setattr(subprocess, "run", never)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert kjumpctl.main(["setup", "--size", "1G", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["target"] == "PARTUUID=1"
+    assert kjumpctl.main(["setup", "--size", "1G"]) == 2
+    assert "--yes" in capsys.readouterr().err
+
+
+def test_all_of_it_with_yes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[object] = []
+
+    class Told:
+        def reload(self) -> None:
+            done.append("reload")
+
+    def enabled(_root: Path) -> list[Path]:
+        done.append("enable")
+        return []
+
+    def ran(words: list[str], **_more: object) -> subprocess.CompletedProcess[bytes]:
+        done.append(Path(words[0]).name)
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(setup, "survey", lambda: setup.Survey(None, (), (), (candidate("/k"),)))
+    monkeypatch.setattr(setup, "make", lambda path, size: done.append((str(path), size)))
+    monkeypatch.setattr(setup, "configure", done.append)
+    monkeypatch.setattr(subprocess, "run", ran)
+    monkeypatch.setattr(kjumpctl, "Client", Told)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(dropins, "are_enabled", lambda root: False)
+    monkeypatch.setattr(dropins, "enable", enabled)
+    found = [Finding("a", "failed", "Bad.", "NoTarget")]
+    monkeypatch.setattr("kjump.cli.doctor.look", lambda: found)
+    assert kjumpctl.main(["setup", "--size", "1G", "--yes", "--json"]) == 30
+    assert done == [("/k", GIB), "/k", "update-initrds", "reload", "enable"]
+    assert json.loads(capsys.readouterr().out)["result"] == "failed"

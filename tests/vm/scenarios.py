@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from . import (
     oracle,
+    scenarios_cli,
     scenarios_debuggers,
     scenarios_full,
     scenarios_hotplug,
@@ -354,6 +355,7 @@ MORE: dict[str, Scenario] = {"distribution-kernel": distribution_kernel} | {
 }
 
 for more in (
+    scenarios_cli,
     scenarios_full,
     scenarios_hotplug,
     scenarios_inside,

@@ -6,6 +6,8 @@ Runs in the session, in a user's process.  Decides nothing.
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
 from typing import Any
 
 from kjump.errors import DBUS_PREFIX, Internal, KjumpError, ServiceUnreachable, table
@@ -99,6 +101,32 @@ class Client:
         (report,) = self._call(INTERFACE, "Hibernate", arguments, forever=True)
         return dict(report)
 
+    def check(self) -> list[tuple[str, str, str, str, str]]:
+        """All checks: (name, state, error, sentence, advice)."""
+        (found,) = self._call(INTERFACE, "Check", forever=True)
+        return [
+            (str(name), str(state), str(error), str(sentence), str(advice))
+            for name, state, error, sentence, advice in found
+        ]
+
+    def dry_run(self) -> dict[str, Any]:
+        """Jump to the helper and straight back; returns the report.  Raises how it failed."""
+        (report,) = self._call(INTERFACE, "DryRun", forever=True)
+        return dict(report)
+
+    def logind_can_hibernate(self) -> str:
+        """logind's answer to whoever asks: yes, challenge, no or na; else what is wrong."""
+        from gi.repository import GLib
+
+        try:
+            (answer,) = self._connection.call_sync(
+                "org.freedesktop.login1", "/org/freedesktop/login1",
+                "org.freedesktop.login1.Manager", "CanHibernate", None, None, 0, -1, None,
+            ).unpack()  # fmt: skip
+        except GLib.Error as error:
+            return str(error.message)
+        return str(answer)
+
     def stage(self, *, warm: bool) -> dict[str, Any]:
         """Start a helper ahead; returns the report, empty where one was there already."""
         from gi.repository import GLib
@@ -124,3 +152,56 @@ class Client:
             "org.freedesktop.DBus.Properties", "GetAll", GLib.Variant("(s)", (INTERFACE,))
         )
         return dict(values)
+
+
+def watch(
+    tell: Callable[[int, str], None], address: str | None = None
+) -> Callable[[], None]:
+    """Call ``tell`` (per cent, step) as kjumpd goes on, from a thread; returns what stops it.
+
+    It is an ornament: where the bus cannot be had, nothing is told.
+    """
+    from gi.repository import Gio, GLib
+
+    from kjump.session.connection import connect
+
+    context = GLib.MainContext()
+    loop = GLib.MainLoop(context=context)
+    ready = threading.Event()
+
+    def changed(*arguments: Any) -> None:
+        values = arguments[5].unpack()[1]
+        if "Progress" in values:
+            percent, message = values["Progress"]
+            if message:
+                tell(int(percent), str(message))
+
+    def run() -> None:
+        context.push_thread_default()
+        try:
+            connection = connect(address or os.environ.get("KJUMP_BUS_ADDRESS")).con
+            number = connection.signal_subscribe(
+                NAME, "org.freedesktop.DBus.Properties", "PropertiesChanged", PATH, INTERFACE,
+                Gio.DBusSignalFlags.NONE, changed,
+            )  # fmt: skip
+            ready.set()
+            loop.run()
+            connection.signal_unsubscribe(number)
+        except GLib.Error:
+            pass  # the call itself tells what is wrong
+        finally:
+            ready.set()
+            context.pop_thread_default()
+
+    thread = threading.Thread(target=run, name="progress", daemon=True)
+    thread.start()
+    ready.wait(5)
+
+    def stop() -> None:
+        # As an event of the loop, so that one that has not begun yet ends, too.
+        source = GLib.idle_source_new()
+        source.set_callback(lambda *_: loop.quit())
+        source.attach(context)
+        thread.join(5)
+
+    return stop

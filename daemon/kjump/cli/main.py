@@ -126,7 +126,8 @@ def hibernate(options: Options) -> int:
         if not decision.fall_back:
             raise ServiceUnreachable(f"{error.what}  {decision.why_not}") from error
         return _hibernate_by_systemd(error.what)
-    report = _whole(client.hibernate(**wanted))
+    with _watched(options):
+        report = _whole(client.hibernate(**wanted))
     if report.get("fallback"):
         return _hibernate_by_systemd(str(report.get("what", "")))
     put(options, report, lambda: show.report_text(report, colour=_colour()))
@@ -146,10 +147,54 @@ def _hibernate_by_systemd(what: str) -> int:
         raise Internal(f"{program} cannot be started: {error.strerror}.") from error
 
 
+def diagnose(options: Options) -> int:
+    from kjump.cli import doctor
+    from kjump.session.doctor import FAILED, SKIPPED, Finding, failed
+
+    found = doctor.look()
+    trial: dict[str, Any] | None = None
+    if any(finding.state == FAILED for finding in found):
+        found.append(Finding("dry-run", SKIPPED, "Not tried: correct what failed first."))
+    elif not _may_jump(options):
+        found.append(Finding("dry-run", SKIPPED, "Not tried.", advice="Try it with: --jump."))
+    else:
+        try:
+            with _watched(options):
+                trial = _whole(Client().dry_run())
+            found.append(doctor.of_dry_run(trial))
+        except KjumpError as error:
+            found.append(failed("dry-run", error))
+    put(options, doctor.document(found, trial), lambda: doctor.text(found, colour=_colour()))
+    return doctor.exit_code(found)
+
+
+def _may_jump(options: Options) -> bool:
+    """Whether the person wants the dry run; asked on a terminal only."""
+    if options.jump is not None:
+        return bool(options.jump)
+    if options.json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    return _asked(
+        "Jump to the helper and straight back? The session stands still for some seconds, and if"
+        " the jump does not work on this machine, it is lost. Save your work first."
+    )
+
+
+def _asked(question: str) -> bool:
+    """A yes or no; the end of the input is a no."""
+    try:
+        answer = input(f"{question} [y/N] ")
+    except EOFError:
+        print()
+        return False
+    return answer.strip().lower() in ("y", "yes")
+
+
 def stage(options: Options) -> int:
     if not options.warm:
         raise BadRequest("Only a warm helper can be staged ahead.", advice="Say: --warm.")
-    report = _whole(Client().stage(warm=True))
+    with _watched(options):
+        report = _whole(Client().stage(warm=True))
     put(options, report, lambda: show.report_text(report, colour=_colour()) if report
         else "A warm helper was there already.")  # fmt: skip
     return 0
@@ -211,10 +256,29 @@ def _bar(options: Options, total: int) -> Callable[[int], None]:
 
     def draw(done: int) -> None:
         percent = min(100, done * 100 // max(total, 1))
-        filled = "#" * (percent * 40 // 100)
-        print(f"\r[{filled:40}] {percent:3d} %", end="\n" if done >= total else "", file=sys.stderr)
+        print(f"\r{show.bar(percent)}", end="\n" if done >= total else "", file=sys.stderr)
 
     return draw
+
+
+@contextmanager
+def _watched(options: Options) -> Iterator[None]:
+    """While kjumpd works: how far it is, on standard error, where that is a terminal."""
+    if options.json or getattr(options, "quiet", False) or not sys.stderr.isatty():
+        yield
+        return
+    from kjump.cli.client import watch
+
+    def draw(percent: int, message: str) -> None:
+        # To the end of the line: what stood there before may have been longer.
+        print(f"\r{show.bar(percent)}  {message}\x1b[K", end="", file=sys.stderr, flush=True)
+
+    stop = watch(draw)
+    try:
+        yield
+    finally:
+        stop()
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _place(options: Options) -> tuple[Path, int | None]:
@@ -278,12 +342,57 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def history(options: Options) -> int:
+def _entries(options: Options) -> list[dict[str, Any]]:
     # The file is readable by all, so that this works without the daemon; imported here, as the
     # rest of kjumpctl does without the daemon's code.
     from kjump.session.history import HISTORY, History
 
-    entries = History(Path(options.file or HISTORY)).entries()
+    return History(Path(options.file or HISTORY)).entries()
+
+
+def _entry(options: Options) -> dict[str, Any]:
+    """The cycle whose id begins as was said; the newest for "last"."""
+    entries, wanted = _entries(options), options.id.lower()
+    if wanted == "last":
+        found = entries[-1:]
+    else:
+        found = [e for e in entries if str(e.get("cycle", "")).lower().startswith(wanted)]
+    names = {str(entry.get("cycle")) for entry in found}
+    if not found or not wanted:
+        raise BadRequest(
+            f"The history has no cycle {options.id!r}.", advice="See: kjumpctl history."
+        )
+    if len(names) > 1:
+        raise BadRequest(
+            f"{len(names)} cycles begin with {options.id!r}.", advice="Say more of the id."
+        )
+    return found[-1]  # what a later boot told of it is the last word
+
+
+def history_show(options: Options) -> int:
+    entry = _entry(options)
+    put(options, entry, lambda: show.report_text(entry, colour=_colour()))
+    return 0
+
+
+def plot(options: Options) -> int:
+    from kjump.cli import plot as drawing
+
+    picture = drawing.svg(_entry(options))
+    if options.output is None:
+        sys.stdout.write(picture)
+        return 0
+    try:
+        Path(options.output).write_text(picture, encoding="utf-8")
+    except OSError as error:
+        raise BadRequest(
+            f"{options.output} cannot be written: {error.strerror}.", advice="Name another file."
+        ) from error
+    return 0
+
+
+def history(options: Options) -> int:
+    entries = _entries(options)
     put(options, entries, lambda: show.history_text(entries, colour=_colour()))
     return 0
 
@@ -334,6 +443,10 @@ def _tell_systemd(root: Path, changed: Sequence[Path]) -> None:
 def setup(options: Options) -> int:
     from kjump.cli import setup as making
 
+    if not options.file:
+        return _set_up(options)
+    if options.dry_run:
+        raise BadRequest("With --file there is nothing to choose.", advice="Leave out --dry-run.")
     made = making.make(Path(options.file), making.parse_size(options.size))
     written = making.configure(made.path)
     if not options.no_initrd:
@@ -355,6 +468,50 @@ def setup(options: Options) -> int:
         " that again).",
     )
     return 0
+
+
+def _set_up(options: Options) -> int:
+    """Choose a target, show it, ask, do it all, and end with the doctor."""
+    from kjump.cli import setup as making
+
+    plan = making.choose(making.survey(), making.parse_size(options.size))
+    document = {"target": plan.spec, "make": plan.make, "steps": plan.sentences()}
+    if options.dry_run:
+        put(options, {**document, "done": False}, lambda: "\n".join(plan.sentences()))
+        return 0
+    print("\n".join(plan.sentences()), file=sys.stderr)
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise BadRequest("Nobody can be asked here.", advice="Say --yes, or --dry-run.")
+        if not _asked("Do that?"):
+            return 1
+    if os.geteuid():
+        raise BadRequest("Only root can set kjump up.", advice="Do it as root.")
+    if plan.make:
+        making.make(Path(plan.spec), plan.make)
+    if plan.write:
+        making.configure(plan.spec)
+    if not options.no_initrd:
+        # It says which initrd it makes, one a line.
+        done = subprocess.run([UPDATE_INITRDS], check=False, stdout=sys.stderr)
+        if done.returncode:
+            raise Internal(
+                "The initrds could not be made.", advice="See what stands above this line."
+            )
+    try:
+        Client().reload()
+    except KjumpError as error:
+        print(f"kjumpctl: {error.sentence}", file=sys.stderr)
+    root = Path("/")
+    if not dropins.are_enabled(root) and (
+        options.yes or _asked("Lead systemctl hibernate and all desktops to kjump?")
+    ):
+        _tell_systemd(root, dropins.enable(root))
+        print("logind reads its environment when it starts: reboot, or"
+              " systemctl restart systemd-logind.", file=sys.stderr)  # fmt: skip
+    # A script gets no jump that it did not ask for.
+    options.jump = False if options.yes else None
+    return diagnose(options)
 
 
 def update_initrd(options: Options) -> int:
@@ -389,11 +546,15 @@ def parser() -> argparse.ArgumentParser:
     commands = out.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def command(
-        name: str, function: Callable[[Options], int], text: str, where: Any = commands
+        name: str,
+        function: Callable[[Options], int],
+        text: str,
+        where: Any = commands,
+        default: Any = False,
     ) -> argparse.ArgumentParser:
         sub: argparse.ArgumentParser = where.add_parser(name, help=text, description=text)
         sub.set_defaults(function=function)
-        sub.add_argument("--json", action="store_true", help="print JSON")
+        sub.add_argument("--json", action="store_true", default=default, help="print JSON")
         return sub
 
     command("status", status, "Show state, target, window and the last cycle.")
@@ -407,6 +568,11 @@ def parser() -> argparse.ArgumentParser:
                      help="by systemd-sleep where kjump cannot; as root")  # fmt: skip
     sub = command("stage", stage, "Start the helper kernel ahead of the next hibernation.")
     sub.add_argument("--warm", action="store_true", help="keep it running (the only kind there is)")
+    sub = command("doctor", diagnose, "Check everything, and say what to do about it.")
+    jumps = sub.add_mutually_exclusive_group()
+    jumps.add_argument("--jump", "--yes", dest="jump", action="store_true", default=None,
+                       help="jump to the helper and back as a dry run, without asking")
+    jumps.add_argument("--no-jump", dest="jump", action="store_false", help="do not, nor ask")
     command("unstage", unstage, "Unload a helper that was started ahead.")
     image = commands.add_parser("image", help="Look at an image.")
     images = image.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
@@ -418,12 +584,27 @@ def parser() -> argparse.ArgumentParser:
     sub = command("export", image_export, "Write an image as an ELF core.", images)
     sub.add_argument("core", metavar="FILE", help="the core to write; must not be there yet")
     sub.add_argument("path", nargs="?", metavar="PATH", help=default)
-    sub = command("setup", setup, "Make a file to hibernate to, and configure it.")
-    sub.add_argument("--file", required=True, metavar="PATH", help="the file; not there yet")
+    sub = command("setup", setup, "Choose or make a target, configure it, and check everything.")
+    sub.add_argument("--file", metavar="PATH", help="make this file, which is not there yet, and"
+                     " configure it; nothing else")  # fmt: skip
+    sub.add_argument("--yes", action="store_true", help="do not ask (and do not jump)")
+    sub.add_argument("--dry-run", action="store_true", help="only say what would be done")
     sub.add_argument("--size", metavar="SIZE", help="bytes, or with K, M, G, T behind; default:"
                      " memory, one hundredth of it and 64 MiB")  # fmt: skip
     sub.add_argument("--no-initrd", action="store_true", help="leave the boot initrd alone")
-    sub = command("history", history, "Show all cycles.")
+    sub = command("history", history, "Show all cycles, or one.")
+    sub.add_argument("--file", help=argparse.SUPPRESS)
+    one = sub.add_subparsers(dest="subcommand", metavar="COMMAND")
+    # What was said before "show" holds, too.
+    sub = command("show", history_show, "Show one cycle.", one, argparse.SUPPRESS)
+    which = "of a cycle, or as much of it as tells it apart; or: last"
+    sub.add_argument("id", metavar="ID", help=which)
+    sub.add_argument("--file", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    text = "Draw a cycle as an SVG: its phases, and its memory."
+    sub = commands.add_parser("plot", help=text, description=text)
+    sub.set_defaults(function=plot)
+    sub.add_argument("id", nargs="?", default="last", metavar="ID", help=f"{which} (default)")
+    sub.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
     sub.add_argument("--file", help=argparse.SUPPRESS)
     for name, function, text in (
         ("enable", enable, "Lead systemctl hibernate and logind to kjump."),

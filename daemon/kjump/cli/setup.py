@@ -1,6 +1,7 @@
-"""``kjumpctl setup --file``: a file to hibernate to.
+"""``kjumpctl setup``: a target is chosen or made, and configured.
 
-Runs in the session, as root.  The file's blocks are only allocated, never written through the file
+Runs in the session, as root.  `survey` reads, `choose` decides, and nothing is written before that
+was shown.  An image file's blocks are only allocated, never written through the file
 system: what the image puts there is read and written underneath, and whoever reads the file sees
 zeros.
 """
@@ -13,13 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kjump import settings as configuration
-from kjump.errors import BadConfiguration, BadRequest, TargetTooSmall, UnsuitableFile
+from kjump.errors import (
+    BadConfiguration,
+    BadRequest,
+    KjumpError,
+    NoTarget,
+    TargetTooSmall,
+    UnsuitableFile,
+)
 from kjump.image.layout import BLOCK
 from kjump.machine.ranges import align_up
-from kjump.session import areas, files
+from kjump.session import areas, devices, files
 from kjump.session.readiness import SMALLEST_TARGET
 
 DROP_IN = Path("/etc/kjump/kjump.conf.d/90-target.conf")
+LABEL = "kjump"
+"""PARTLABEL of a partition that is there for us."""
+NAME = "kjump.image"
+LEFT = 1 << 30
+"""Bytes that must be free on a file system when an image file was made on it."""
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -126,7 +139,7 @@ def _protect(path: Path) -> None:
         os.close(fd)
 
 
-def configure(path: Path, drop_in: Path = DROP_IN) -> Path:
+def configure(path: Path | str, drop_in: Path = DROP_IN) -> Path:
     """Name the file in a drop-in of the configuration; that drop-in.
 
     Raises `BadConfiguration` where another one, read later, names something else.
@@ -141,3 +154,165 @@ def configure(path: Path, drop_in: Path = DROP_IN) -> Path:
             advice="Remove its Path= of [Target], then: kjumpctl update-initrd.",
         )
     return drop_in
+
+
+# -- choosing --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something that could be the target."""
+
+    spec: str
+    """As ``[Target] Path=`` has it."""
+    name: str
+    """For a person."""
+    room: int
+    """Bytes that an image may have; of a file system, bytes that are free on it."""
+    why_not: str = ""
+    """Why it cannot be; empty: it can, if it is large enough."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What there is.  Each list in the order of preference."""
+
+    configured: Candidate | None = None
+    swaps: tuple[Candidate, ...] = ()
+    partitions: tuple[Candidate, ...] = ()
+    file_systems: tuple[Candidate, ...] = ()
+    """``spec`` is the file that would be made on it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What setting up would do."""
+
+    spec: str
+    name: str
+    make: int = 0
+    """Bytes of the file to make; 0: none is made."""
+    write: bool = True
+    """Whether the configuration is written; not where it names this target already."""
+
+    def sentences(self) -> list[str]:
+        """What would be done, for a person."""
+        out = [f"Hibernate to {self.name}."]
+        if self.make:
+            out.append(f"Make the file {self.spec}, {self.make >> 20} MiB.")
+        if self.write:
+            out.append(f"Write Path={self.spec} to {DROP_IN}.")
+        return [*out, "Build the initrds of helper and boot for all kernels (some minutes)."]
+
+
+def choose(survey: Survey, size: int) -> Plan:
+    """The target: what is configured, else swap, else a partition of our name, else a file.
+
+    ``size``: bytes that it should have.  Raises `NoTarget`, which names everything that was looked
+    at and why it will not do.
+    """
+    passed: list[str] = []
+
+    def fits(candidate: Candidate, least: int) -> bool:
+        why = candidate.why_not
+        if not why and candidate.room < least:
+            why = f"{candidate.room >> 20} MiB free, {least >> 20} MiB needed"
+        if why:
+            passed.append(f"{candidate.name}: {why}")
+        return not why
+
+    if survey.configured is not None and fits(survey.configured, SMALLEST_TARGET):
+        return Plan(survey.configured.spec, survey.configured.name, write=False)
+    for candidate in (*survey.swaps, *survey.partitions):
+        if fits(candidate, size):
+            return Plan(candidate.spec, candidate.name)
+    for candidate in survey.file_systems:
+        if fits(candidate, size + LEFT):
+            return Plan(candidate.spec, f"a file on {candidate.name}", make=size)
+    raise NoTarget(
+        "Nothing here can be the target" + (f" ({'; '.join(passed)})." if passed else "."),
+        advice="Add swap, make a partition named kjump, or free room for a file; --size SIZE makes"
+        " do with less.",
+    )
+
+
+def supported(mountinfo: str) -> list[tuple[str, str]]:
+    """(mount point, type) of the writable file systems that can hold an image file: the root
+    first, the others as they were mounted, each once.  ``mountinfo``: text of
+    /proc/self/mountinfo."""
+    found: dict[str, tuple[str, str]] = {}
+    for line in mountinfo.splitlines():
+        words = line.split()
+        try:
+            kind = words[words.index("-") + 1]
+        except (ValueError, IndexError):
+            continue
+        point, options = words[4], words[5].split(",")
+        # A subtree is mounted elsewhere as a whole, or is a container's.
+        whole = words[3] == "/" or kind == "btrfs"
+        if kind in files.NAMES.values() and "rw" in options and whole and "\\" not in point:
+            found.setdefault(words[2], (point, kind))
+    return sorted(found.values(), key=lambda pair: pair[0] != "/")
+
+
+def stable(device: devices.Device) -> str:
+    """A name for ``[Target] Path=`` that is the same after the next boot."""
+    if device.file:
+        return device.file
+    if device.partuuid:
+        return f"PARTUUID={device.partuuid}"
+    return next((x for x in device.links if "/by-uuid/" in x), str(device.path))
+
+
+def look_at(path: str, name: str) -> Candidate:
+    """What a path or spec leads to.  Never raises."""
+    from kjump.session import readiness
+
+    try:
+        found = devices.resolve(path)
+    except (KjumpError, OSError) as error:
+        why = error.what if isinstance(error, KjumpError) else str(error.strerror)
+        return Candidate(path, name, 0, why.rstrip("."))
+    user = devices.user_of(found) if found.kind == devices.PARTITION else None
+    ours = readiness.holds_our_image(found)
+    facts = readiness.Facts(target=found, target_user=user, target_is_ours=ours,
+                            target_session=readiness.session_of_another(found))  # fmt: skip
+    checks = (readiness.target_free, readiness.target_empty, readiness.target_session)
+    reasons = [reason for check in checks if (reason := check(facts)) is not None]
+    why = reasons[0].what.rstrip(".") if reasons else ""
+    return Candidate(stable(found), name, found.capacity, why)
+
+
+def survey() -> Survey:
+    """Look at what there is.  Never raises for what it finds."""
+    spec = configuration.load().target.path
+    configured = look_at(spec, f"{spec}, as configured") if spec else None
+    if configured is not None:
+        configured = Candidate(spec, configured.name, configured.room, configured.why_not)
+    swaps = [
+        look_at(str(area.path), f"the swap {'file' if area.is_file else 'partition'} {area.path}")
+        for area in devices.swaps()
+    ]
+    labelled = any(device.label == LABEL for device in devices.listing())
+    partitions = [look_at(f"PARTLABEL={LABEL}", f"the partition named {LABEL}")] if labelled else []
+    try:
+        mounts = supported(Path("/proc/self/mountinfo").read_text())
+    except OSError:
+        mounts = []
+    return Survey(
+        configured, tuple(swaps), tuple(partitions), tuple(file_system(*pair) for pair in mounts)
+    )
+
+
+def file_system(point: str, kind: str) -> Candidate:
+    """A mounted file system, as the place of a file to make."""
+    path = Path(point, NAME)
+    name = f"{point} ({kind})"
+    try:
+        free = os.statvfs(point)
+        files.refuse_mapped(os.stat(point).st_dev, point)
+        why = f"{path} is there already" if path.exists() else ""
+    except (KjumpError, OSError) as error:
+        why = error.what if isinstance(error, KjumpError) else str(error.strerror)
+        return Candidate(str(path), name, 0, why.rstrip("."))
+    return Candidate(str(path), name, free.f_bavail * free.f_frsize, why)

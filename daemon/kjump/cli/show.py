@@ -37,6 +37,11 @@ def size(count: float) -> str:
     return ""
 
 
+def bar(percent: int) -> str:
+    """How far something is."""
+    return f"[{'#' * (percent * 40 // 100):40}] {percent:3d} %"
+
+
 def moment(seconds: float | None) -> str:
     """A time in seconds since 1970, local."""
     if not seconds:
@@ -80,16 +85,20 @@ def phases(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(str(name), f"{float(seconds):.2f} s") for name, seconds in told.items()]
 
 
-def report_text(report: Mapping[str, Any], *, colour: bool = False) -> str:
-    """One cycle's report: how it ended, the phases, the figures."""
+def head(report: Mapping[str, Any], *, colour: bool = False) -> str:
+    """Which cycle, and how it ended."""
     result = str(report.get("result", "?"))
     words = {"ok": "restored from disk", "returned": "returned as told", "failed": "failed",
              "warm": "warm"}
     name = "Helper" if result == "warm" else "Cycle"
-    head = f"{name} {report.get('cycle', '?')}: " + paint(
+    return f"{name} {report.get('cycle', '?')}: " + paint(
         words.get(result, result), COLOURS.get(result, BOLD), on=colour
     )
-    parts = [head]
+
+
+def report_text(report: Mapping[str, Any], *, colour: bool = False) -> str:
+    """One cycle's report: how it ended, the phases, the figures."""
+    parts = [head(report, colour=colour)]
     if report.get("started"):
         parts.append(f"{moment(report['started'])} to {moment(report.get('finished'))}")
     if report.get("error"):

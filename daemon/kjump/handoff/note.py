@@ -37,6 +37,8 @@ MAJOR, MINOR = 1, 1
 HEADER = struct.Struct("<8sHHIQI4x")
 JUMP_BACK_OFFSET = 16
 """Offset of the jump-back address in the descriptor: where the entry stub writes."""
+DRY_RUN = "dry-run"
+"""The document's ``mode`` where nothing is to be written, and the helper is to come back."""
 CHECKED = 16
 """The checksum covers this many bytes of the header."""
 NHDR = struct.Struct("<III")

@@ -38,13 +38,15 @@ from kjump.helper.states import Span, classify
 from kjump.helper.watch import Watch
 from kjump.image import fingerprint, superblocks, target
 from kjump.image.device import Device
-from kjump.image.layout import EMPTY, Superblock
+from kjump.image.layout import BLOCK, EMPTY, Superblock
 from kjump.image.write import COMPRESSIONS, SPAN_PAGES, Writer
 from kjump.machine import pages, syscalls, vmcoreinfo
 from kjump.machine.console import Progress, say
 from kjump.machine.memory import own_memory, processors
 from kjump.machine.ranges import PAGE, Range
 from kjump.machine.vmcore import Vmcore
+
+Report = dict[str, Any]
 
 MAP_BYTES = 64 << 20
 """How much of the session's memory a thread maps at a time: page tables cost memory, too."""
@@ -204,7 +206,7 @@ def describe(
 
 def save(
     core: Vmcore, facts: Mapping[str, str], handoff: Handoff, clock: Clock, watch: Watch
-) -> dict[str, Any]:
+) -> Report:
     """Write the image; the report.  Raises any `KjumpError`."""
     clock.phase("scan")
     states = classify(core, facts, handoff.ram, [handoff.window, *handoff.low])
@@ -237,11 +239,12 @@ def save(
         available = own_memory()
         after = states.counts()
         clock.phase("commit")
-        report: dict[str, Any] = {
+        report: Report = {
             "by": "helper",
             "result": "ok",
             "phases": clock.phases,
             "pages": after,
+            "map": states.coarse(),
             "memory": available,
             "processors": threads,
             "codecs": writer.codecs,
@@ -267,8 +270,25 @@ def _out_of_time(_signal: int, _frame: FrameType | None) -> None:
     raise HelperDeadline("The helper ran out of time.")
 
 
-def run(cell: Cell, clock: Clock, watch: Watch) -> None:
-    """Save and power off.  Raises any `KjumpError`; returns only in a dry run."""
+def rehearse(core: Vmcore, facts: Mapping[str, str], handoff: Handoff, clock: Clock) -> Report:
+    """What a dry run does: all of `save` that writes nothing.  Raises any `KjumpError`."""
+    clock.phase("scan")
+    states = classify(core, facts, handoff.ram, [handoff.window, *handoff.low])
+    if handoff.free_is_zero:
+        states.free_is_zero()
+    clock.phase("find target")
+    path = target.wait_for(handoff.links, DEVICE_WAIT)
+    try:
+        with Device(path) as device:
+            device.read(0, BLOCK)
+    except OSError as error:
+        raise TargetMissing(f"The target {path} cannot be read: {error.strerror}.") from error
+    say(f"a dry run: {states.counts()['data'] * PAGE >> 20} MiB would be saved to {path}")
+    return {"pages": states.counts(), "map": states.coarse(), "processors": processors()}
+
+
+def run(cell: Cell, clock: Clock, watch: Watch) -> Report:
+    """Save and power off.  Raises any `KjumpError`; returns only in a dry run, with its figures."""
     clock.phase("handoff")
     signal.signal(signal.SIGALRM, _out_of_time)
     with Vmcore(hidden=((cell.window_start, cell.window_start + cell.window_size),)) as core:
@@ -291,8 +311,8 @@ def run(cell: Cell, clock: Clock, watch: Watch) -> None:
         handoff = Handoff(found)
         left = handoff.deadline + since - time.monotonic()
         signal.setitimer(signal.ITIMER_REAL, max(1.0, left))
-        if mode == "dry-run":
-            return
+        if mode == note.DRY_RUN:
+            return rehearse(core, facts, handoff, clock)
         if mode is not None:
             raise WrongHandoffVersion(f"The handoff asks for {mode!r}, which is not known here.")
         watch.begin(handoff.watchdog)
@@ -335,11 +355,11 @@ def main() -> int:
     return None
 
 
-def attempt(cell: Cell, clock: Clock, watch: Watch) -> dict[str, Any]:
+def attempt(cell: Cell, clock: Clock, watch: Watch) -> Report:
     """`run`, and the report of what it came to."""
     try:
         try:
-            run(cell, clock, watch)
+            found = run(cell, clock, watch)
         finally:
             # What would be raised from here on must not keep the helper from going back.
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -350,4 +370,4 @@ def attempt(cell: Cell, clock: Clock, watch: Watch) -> dict[str, Any]:
     except Exception as error:  # anything at all must end in the session, with its reason
         say(f"not saved: {error!r}")
         return leave.failure(Internal(f"The helper failed: {error!r}."))
-    return {"by": "helper", "result": "returned"}
+    return {"by": "helper", "result": "returned", **found}

@@ -125,7 +125,7 @@ def report(
         "phases": {**dict(outcome.get("phases", {})), **phases},
         "saved": description.get("saved"),
         "resumed": time.time(),
-        **{key: outcome[key] for key in ("pages", "image", "memory") if key in outcome},
+        **{key: outcome[key] for key in ("pages", "image", "memory", "map") if key in outcome},
     }
 
 

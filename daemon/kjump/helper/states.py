@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kjump.machine import pages
 from kjump.machine.ranges import PAGE, Range, intersect
@@ -16,6 +17,9 @@ from kjump.machine.vmcore import Vmcore
 
 WINDOW = 6
 NAMES = (*pages.NAMES, "window")
+CELLS = 128
+SHARES = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Digits of a share, in the map that the report carries."""
 STEP = 32768
 """Pages classified at a time: 128 MiB, within one memory section."""
 
@@ -59,6 +63,37 @@ class States:
         table = bytearray(range(256))
         table[pages.FREE] = pages.ZERO
         self.ranges = [(s, e, kinds.translate(table)) for s, e, kinds in self.ranges]
+
+    def coarse(self, cells: int = CELLS) -> dict[str, Any]:
+        """Where in memory pages of which kind lie, coarsely.
+
+        Physical memory from page 0 to the end of RAM in ``cells`` parts of ``cell_pages`` pages
+        each (the last ones may be empty).  For each kind that there is: a letter a part, the share
+        of its pages that are of the kind, in 61ths (`SHARES`); "0" is none at all.  What the
+        shares of a part lack to the whole is no RAM.
+        """
+        end = max((end for _, end, _ in self.ranges), default=0)
+        size = max(1, -(-end // cells))
+        # Looking for a byte that is nowhere is quick, counting it is not.
+        there = [
+            (kind, name)
+            for kind, name in enumerate(NAMES)
+            if any(kind in kinds for _, _, kinds in self.ranges)
+        ]
+        told = {name: [0] * cells for _, name in there}
+        for first, last, kinds in self.ranges:
+            for cell in range(first // size, -(-last // size)):
+                a, b = max(first, cell * size), min(last, (cell + 1) * size)
+                for kind, name in there:
+                    told[name][cell] += kinds.count(kind, a - first, b - first)
+        top = len(SHARES) - 1
+        return {
+            "cell_pages": size,
+            **{
+                name: "".join(SHARES[-(-count * top // size)] for count in counts)
+                for name, counts in told.items()
+            },
+        }
 
     def counts(self) -> dict[str, int]:
         """Pages of each kind, by name."""

@@ -35,9 +35,18 @@ from kjump.errors import (
     TooLittleMemory,
 )
 from kjump.session import authority as polkit
-from kjump.session import readiness, stock, units
+from kjump.session import doctor, readiness, stock, units
 from kjump.session.authority import Authority
-from kjump.session.cycle import IDLE, Actions, Cycle, Operation, Step, WarmHelper, Warming
+from kjump.session.cycle import (
+    IDLE,
+    Actions,
+    Cycle,
+    Operation,
+    Step,
+    Trial,
+    WarmHelper,
+    Warming,
+)
 from kjump.session.devices import Device
 from kjump.session.history import History
 from kjump.session.invocation import close_descriptors, forget, is_too_large, text
@@ -323,6 +332,8 @@ class Manager:
         """Getting warm has failed, and nothing has changed since."""
         self._after: list[_Request] = []
         """Requests that came while a helper got warm."""
+        self._checks: list[Call] = []
+        """Calls of Check that wait."""
         self._thread: threading.Thread | None = None
         self._machine = threading.Lock()
         """Held while facts are read or a cycle runs: the probe for kexec jump must not meet a
@@ -382,6 +393,32 @@ class Manager:
                 call.reply(answer, told)
 
             self._authority.check(call.sender, polkit.HIBERNATE, interactive=False, done=decided)
+
+        self.assess(assessed)
+
+    def Check(self, call: Call) -> None:
+        """See the interface.  Callers that wait share one answer."""
+        self._checks.append(call)
+        if len(self._checks) > 1:
+            return
+
+        def assessed(assessment: _Assessment) -> None:
+            threading.Thread(target=work, args=(assessment,), name="check", daemon=True).start()
+
+        def work(assessment: _Assessment) -> None:
+            facts, settings = assessment.facts, self._settings
+            try:
+                found = doctor.examine(facts, doctor.read(settings, facts), assessment.reasons)
+            except Exception as error:
+                log.exception("the checks failed")
+                unexpected = Internal(f"{type(error).__name__}: {error}")
+                found = [doctor.failed("reading", unexpected)]
+            _later(answer, found)
+
+        def answer(found: list[doctor.Finding]) -> None:
+            calls, self._checks = self._checks, []
+            for waiting in calls:
+                waiting.reply([finding.texts() for finding in found])
 
         self.assess(assessed)
 
@@ -468,6 +505,23 @@ class Manager:
             threading.Thread(target=work, name="unstage", daemon=True).start()
 
         self._manage(call, allowed)
+
+    def DryRun(self, call: Call) -> None:
+        """See the interface."""
+        self._refuse_if_busy()
+
+        def decided(answer: str) -> None:
+            try:
+                if answer != polkit.YES:
+                    raise NotAuthorized("You may not hibernate this machine.")
+                self._refuse_if_busy()
+                self._try_out(call)
+            except KjumpError as error:
+                call.fail(error)
+
+        self._authority.check(
+            call.sender, polkit.HIBERNATE, interactive=call.interactive, done=decided
+        )
 
     def Reload(self, call: Call) -> None:
         """See the interface."""
@@ -581,6 +635,8 @@ class Manager:
         """``but``: an operation that is no reason."""
         if isinstance(self._cycle, Cycle):
             raise Busy("A cycle is running.")
+        if isinstance(self._cycle, Trial):
+            raise Busy("A dry run is under way.")
         if self._after or (self._cycle is not None and but is not Warming):
             raise Busy("A helper is getting warm.")
 
@@ -693,6 +749,39 @@ class Manager:
                 late.call.fail(Busy("A cycle is running."))
         else:
             self.assess()
+
+    def _try_out(self, call: Call) -> None:
+        actions = Actions(**{**self._actions.__dict__, "read": self._read_and_look_back})
+        trial = Trial(
+            self._settings,
+            actions=actions,
+            tell=lambda step: _later(self._stepped, step),
+            warm=self._warm,
+        )
+        self._cycle = trial
+
+        def work() -> None:
+            with self._machine:
+                report = trial.run()
+                self._warm = trial.warm
+            _later(self._tried_out, call, trial, report)
+
+        log.info("a dry run begins", KJUMP_CYCLE=str(trial.id))
+        self._set(Operation="dry-run")
+        self._thread = threading.Thread(target=work, name="dry-run")
+        self._thread.start()
+
+    def _tried_out(self, call: Call, trial: Trial, report: dict[str, Any]) -> None:
+        self._cycle = self._thread = None
+        log.info(f"the dry run ends: {report['result']}",
+                 KJUMP_CYCLE=str(trial.id), KJUMP_RESULT=report["result"])  # fmt: skip
+        self._set(State=IDLE, Operation="none", Progress=(100, ""))
+        self._show_staged()
+        if trial.error is not None:
+            call.fail(trial.error)
+        else:
+            call.reply(flatten(report))
+        self.assess()
 
     def _read_and_look_back(self, settings: Settings) -> Facts:
         facts = self._read(settings)

@@ -12,7 +12,8 @@ Whatever fails, and wherever: what is staged is unloaded, hooks that had their `
 
 `Cycle` hibernates.  `Warming` goes the same way as far as into the helper and back, so that a later
 cycle finds the helper running (`kjump.session.warm`); a helper that does not fit any more is
-replaced by a new one in the middle of the cycle.
+replaced by a new one in the middle of the cycle.  `Trial`, a dry run, goes into the helper and
+back, too, and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -98,6 +99,14 @@ def _stage(settings: Settings, facts: Facts, cycle: uuid.UUID) -> Staged:
     return staging.stage(settings, sizing, cycle_id=cycle, target=target)
 
 
+def _stage_dry(settings: Settings, facts: Facts, cycle: uuid.UUID) -> Staged:
+    from kjump.handoff import note
+    from kjump.session import staging
+
+    target, sizing = _target_and_sizing(settings, facts)
+    return staging.stage(settings, sizing, cycle_id=cycle, target=target, mode=note.DRY_RUN)
+
+
 def _stage_warm(settings: Settings, facts: Facts) -> WarmHelper:
     from kjump.session import warm
 
@@ -161,6 +170,7 @@ class Actions:
     prepare: Callable[[Facts, uuid.UUID], Held | None] = _prepare
     stage: Callable[[Settings, Facts, uuid.UUID], Staged] = _stage
     stage_warm: Callable[[Settings, Facts], WarmHelper] = _stage_warm
+    stage_dry: Callable[[Settings, Facts, uuid.UUID], Staged] = _stage_dry
     ask: Callable[[WarmHelper, Settings, Facts, uuid.UUID], None] = _ask
     misfit: Callable[[WarmHelper, Settings, Facts], StaleHelper | None] = _misfit
     freeze: Callable[[], None] | None = None
@@ -480,15 +490,15 @@ class Operation:
             out["window"] = self._described
         if self._facts and isinstance(self._facts.target, Device):
             out["target"] = str(self._facts.target.path)
-        for part in ("pages", "image", "memory"):
+        for part in ("pages", "image", "memory", "map"):
             if report and isinstance(report.get(part), Mapping):
                 out[part] = dict(report[part])
         if report:
             rest = {
                 key: value
                 for key, value in report.items()
-                if key not in ("phases", "pages", "image", "memory", "by", "result", "error",
-                               "what", "todo", "window")
+                if key not in ("phases", "pages", "image", "memory", "map", "by", "result",
+                               "error", "what", "todo", "window")
             }
             if rest:
                 out["more"] = rest
@@ -573,6 +583,33 @@ class Warming(Operation):
             raise error
         helper.welcome(self._report or {})
         self.warm, self._unload_owed = helper, False
+
+
+class Trial(Operation):
+    """A dry run: into the helper and straight back: all that can be tried without writing anything.
+
+    The target is not touched.  Hooks are run, as the devices are suspended.
+    """
+
+    kind = "dry-run"
+
+    def _forward(self) -> None:
+        facts = self._check()
+        self._step(STAGING, 15, "Staging the helper kernel")
+        self._mark(hooks_owed=False)
+        self._unload_owed = True
+        if self.warm is not None:
+            self._staged = self.warm
+            self._unload()  # there is room for one only
+        with self._clock.phase("stage"):
+            self._staged = staged = self._do.stage_dry(self._settings, facts, self.id)
+            self._described = staged.describe()
+        self._pre_hooks_and_sync()
+        error = self._jump(staged)
+        if error is not None:
+            raise error
+        if self._result != "returned":
+            raise HelperSilent(f"The helper was told to come back, and reported {self._result!r}.")
 
 
 # systemd's message ids (sd-messages.h), so that tools that look for sleep find ours too.

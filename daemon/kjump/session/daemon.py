@@ -106,7 +106,7 @@ def clean_up(kept: History, *, cleaning: Cleaning | None = None, hook_timeout: f
     }
     try:
         told = any(known.get("cycle") == mark.cycle for known in kept.entries())
-        if mark.kind != "warm" and not told:
+        if mark.kind not in ("warm", "dry-run") and not told:
             kept.add(entry)
         history.clear_mark(do.mark)
     except OSError as failure:

@@ -112,7 +112,8 @@ class Mark:
     hooks: bool = False
     """Whether `pre` hooks were started and `post` is owed."""
     kind: str = "cycle"
-    """"cycle", or "warm" for a helper that gets warm or rests: no cycle is lost with that."""
+    """"cycle"; "warm" for a helper that gets warm or rests, "dry-run" for one that is only
+    tried: no cycle is lost with those."""
     frozen: bool = False
     """Whether the sessions of users were stopped and have to be let go on."""
 

@@ -340,8 +340,10 @@ def cycle_facts(
     }
 
 
-def stage(settings: Settings, sizing: Sizing, *, cycle_id: uuid.UUID, target: Target) -> Staged:
-    """Choose the window, lay everything out, load it.
+def stage(
+    settings: Settings, sizing: Sizing, *, cycle_id: uuid.UUID, target: Target, mode: str = ""
+) -> Staged:
+    """Choose the window, lay everything out, load it.  ``mode``: of the handoff; empty: save.
 
     Raises `TooLittleMemory`, `NoWindow`, `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
     """
@@ -351,6 +353,8 @@ def stage(settings: Settings, sizing: Sizing, *, cycle_id: uuid.UUID, target: Ta
         window = choose_window(sizing, [page.range])
         document = machine_facts(window, page)
         document |= cycle_facts(settings, document, cycle_id, target)
+        if mode:
+            document["mode"] = mode
         load(settings, sizing, window, page, document)
         staged = Staged(window, page, document)
         staged.room = room

@@ -1,0 +1,238 @@
+"""kjumpctl doctor: every check has a result, and each that fails says why and what to do."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kjump import VERSION, errors
+from kjump.cli import doctor as looking
+from kjump.cli import main as kjumpctl
+from kjump.session import doctor, readiness
+from kjump.session.devices import FILE, SWAP, SwapArea
+from kjump.session.doctor import FAILED, OK, SKIPPED, WARNING, Finding, Surroundings
+from kjump.session.readiness import Facts
+from kjump.settings import Settings, parse
+from tests.unit.test_readiness import DISK, MIB, READY
+
+FINE = Surroundings(
+    enough=1000 * MIB,
+    helper={"version": VERSION},
+    helper_made=20.0,
+    modules_made=10.0,
+    installed=("6.9.0", "6.12.0"),
+    configs={"6.12.0": "CONFIG_HIBERNATION_SNAPSHOT_DEV=y\n"},
+    swaps=(SwapArea(Path("/dev/vda2"), False, 100 * MIB, 40 * MIB),),
+)
+LARGE = replace(READY, target=replace(DISK, size=4096 * MIB), boot={
+    "config": "aa", "releases": {"6.12.0": "aa", "6.9.0": "old"}})  # fmt: skip
+
+
+def states(facts: Facts = LARGE, more: Surroundings = FINE) -> dict[str, Finding]:
+    found = doctor.examine(facts, more)
+    assert len({finding.name for finding in found}) == len(found)
+    return {finding.name: finding for finding in found}
+
+
+def test_a_machine_where_all_is_well() -> None:
+    found = states()
+    assert {finding.state for finding in found.values()} == {OK}
+    assert doctor.worst(found.values()) == OK and looking.exit_code([*found.values()]) == 0
+    assert "60 MiB free" in found["swap"].sentence
+    assert "6.12.0" in found["next-boot"].sentence
+
+
+def test_every_check_of_readiness_is_there_and_has_words_of_its_own() -> None:
+    names = [check.__name__.replace("_", "-") for check in readiness.CHECKS]
+    assert list(states())[: len(names)] == names
+    assert {check.__name__ for check in readiness.CHECKS} >= set(doctor.FINE)
+    for facts in (LARGE, Facts(), replace(LARGE, warm=True, foreign_image=True)):
+        for finding in states(facts).values():
+            assert finding.sentence and finding.sentence.endswith("."), finding
+
+
+@pytest.mark.parametrize(
+    ("facts", "more", "name", "state", "error"),
+    [
+        ({"boot": None}, {}, "boot-resume", FAILED, "NoBootResume"),
+        ({"sizing": errors.NoHelperInitrd("gone")}, {}, "helper", FAILED, "NoHelperInitrd"),
+        ({"sizing": errors.NoHelperInitrd("gone")}, {}, "memory", SKIPPED, ""),
+        ({"sizing": errors.NoHelperInitrd("gone")}, {}, "helper-age", SKIPPED, ""),
+        ({"target": errors.NoTarget("none")}, {}, "target-there", FAILED, "NoTarget"),
+        ({"target": errors.NoTarget("none")}, {}, "target-size", SKIPPED, ""),
+        ({"target": errors.NoTarget("none")}, {}, "target-room", SKIPPED, ""),
+        ({"lockdown": "integrity"}, {}, "jump", SKIPPED, ""),
+        ({}, {"enough": 4097 * MIB}, "target-room", WARNING, "TargetTooSmall"),
+        ({}, {"helper": {"version": "0.0.9"}}, "helper-age", FAILED, "NoHelperInitrd"),
+        ({}, {"helper_made": 9.0}, "helper-age", WARNING, "NoHelperInitrd"),
+        ({}, {"grub_default": "saved"}, "next-boot", WARNING, ""),
+        ({}, {"grub_default": "0"}, "next-boot", OK, ""),
+        ({}, {"installed": ()}, "next-boot", WARNING, ""),
+        ({}, {"configs": {"6.12.0": "CONFIG_HIBERNATION=y"}}, "next-boot", FAILED,
+         "NoSnapshotDevice"),
+        ({}, {"configs": {}}, "next-boot", OK, ""),
+        ({}, {"installed": ("6.12.0", "6.14.0")}, "next-boot", FAILED, "NoBootResume"),
+        ({}, {"installed": ("6.9.0",)}, "next-boot", FAILED, "NoBootResume"),
+        ({"told": "/dev/vda3:0", "told_right": True}, {"installed": ("6.9.0",)}, "next-boot", OK,
+         ""),
+        ({}, {"swaps": ()}, "swap", OK, ""),
+    ],
+)  # fmt: skip
+def test_what_is_found(
+    facts: dict[str, Any], more: dict[str, Any], name: str, state: str, error: str
+) -> None:
+    finding = states(replace(LARGE, **facts), replace(FINE, **more))[name]
+    assert (finding.state, finding.error) == (state, error)
+    if state in (FAILED, WARNING):
+        assert finding.advice, finding
+
+
+def test_a_reason_that_no_check_knows_is_told_all_the_same() -> None:
+    strange = errors.NoWarmHelper("Something new.")
+    found = doctor.examine(LARGE, FINE, [strange])
+    assert [f.error for f in found if f.state == FAILED] == ["NoWarmHelper"]
+    twice = doctor.examine(replace(LARGE, boot=None), FINE, [errors.NoBootResume("x")])
+    assert [f.error for f in twice if f.state == FAILED] == ["NoBootResume"]
+
+
+def test_targets_have_names() -> None:
+    swap = replace(DISK, kind=SWAP, locator=0, room=1)
+    assert doctor.name_of(swap) == f"swap partition {DISK.path}"
+    assert doctor.name_of(replace(swap, file="/s")) == f"swap file /s on {DISK.path}"
+    assert doctor.name_of(replace(DISK, kind=FILE, file="/f")) == f"file /f on {DISK.path}"
+
+
+@pytest.mark.parametrize(
+    ("text", "default"),
+    [
+        ("", None),
+        ("GRUB_DEFAULT=0\n", "0"),
+        ("# GRUB_DEFAULT=1\nGRUB_DEFAULT=\"saved\"  # the last\nGRUB_TIMEOUT=5\n", "saved"),
+        ("GRUB_DEFAULT=0\nGRUB_DEFAULT='1>2'\n", "1>2"),
+    ],
+)
+def test_grubs_default(text: str, default: str | None) -> None:
+    assert doctor.grub_default(text) == default
+
+
+def test_installed_kernels_in_order(tmp_path: Path) -> None:
+    boot, modules = tmp_path / "boot", tmp_path / "modules"
+    boot.mkdir()
+    for release in ("6.9.0-1", "6.12.0-2", "6.12.0-10"):
+        (boot / f"vmlinuz-{release}").touch()
+        (modules / release).mkdir(parents=True)
+        (modules / release / "modules.dep").touch()
+    (boot / "vmlinuz-7.0").touch()  # no modules: not one that boots here
+    assert doctor.installed(boot, modules) == ["6.9.0-1", "6.12.0-2", "6.12.0-10"]
+
+
+# -- what kjumpctl adds
+
+
+def test_what_others_see() -> None:
+    assert looking.of_drop_ins(enabled=True).state == OK
+    assert "kjumpctl enable" in looking.of_drop_ins(enabled=False).advice
+    assert looking.of_logind("challenge", enabled=True).state == OK
+    assert looking.of_logind("na", enabled=True).state == WARNING
+    assert looking.of_logind("na", enabled=False).state == SKIPPED
+    assert looking.of_service({"Version": VERSION}).state == OK
+    assert looking.of_service({"Version": "0.0"}).state == WARNING
+
+
+def test_the_last_cycle() -> None:
+    assert looking.of_last_cycle({}).state == OK
+    assert looking.of_last_cycle({"result": "ok", "finished": 1.0}).state == OK
+    report = {"result": "failed", **errors.TargetWriteFailed("No.").report()}
+    found = looking.of_last_cycle(report)
+    assert (found.state, found.error) == (WARNING, "TargetWriteFailed") and found.advice
+
+
+def test_the_configuration_is_named_with_its_line() -> None:
+    settings = parse(Settings(), "/etc/x.conf", "[Target]\nPath=/dev/a\nColour=red\n")
+    found = looking.of_settings(settings, {"Target": {"spec": "/dev/a"}})
+    assert len(found) == 1 and found[0].state == WARNING
+    assert "/etc/x.conf:3: " in found[0].sentence
+    changed = looking.of_settings(Settings(), {"Target": {"spec": "/dev/b"}})
+    assert [f.state for f in changed] == [WARNING] and "reload" in changed[0].advice
+    assert [f.state for f in looking.of_settings(Settings(), {})] == [OK]
+
+
+def test_the_boot_initrd() -> None:
+    assert looking.of_initrd("6", "/boot/i", "usr/bin/kjump-resume\n").state == OK
+    found = looking.of_initrd("6", "/boot/i", "usr/bin/sh\n")
+    assert (found.state, found.error) == (FAILED, "NoBootResume")
+    assert looking.of_initrd("6", "/boot/i", None).state == SKIPPED
+
+
+def test_how_long_a_dry_run_took() -> None:
+    report = {
+        "phases": {"check": 9.0, "jump": 0.1, "helper boot": 2.0, "scan": 0.5},
+        "wall": {"check": 9.0, "jump": 2.0},
+        "pages": {"data": 256},
+    }
+    assert looking.duration(report) == 2.6
+    assert "back in 2.6 s" in looking.of_dry_run(report).sentence
+    assert "1024 KiB would be saved" in looking.of_dry_run(report).sentence
+    assert looking.duration({}) == 0.0
+
+
+def test_the_first_failure_gives_the_exit_code() -> None:
+    one = doctor.failed("a", errors.NoTarget("x"))
+    two = doctor.failed("b", errors.Lockdown("y"))
+    assert looking.exit_code([one, two]) == 30 and looking.exit_code([two, one]) == 22
+    assert looking.exit_code([doctor.warning("a", errors.NoTarget("x"))]) == 0
+    assert looking.exit_code([Finding("a", FAILED, "x", "Unheard")]) == 1
+    text = looking.text([one, two, Finding("c", OK, "Well.")])
+    assert "failed   a  x" in text and "[NoTarget]" in text and "2 failed" in text
+    assert "\x1b" not in text and "\x1b[31m" in looking.text([one], colour=True)
+    assert "All is well." in looking.text([Finding("c", OK, "Well.")])
+
+
+class Trialed:
+    """A kjumpd that notes whether it was asked to jump."""
+
+    jumped: list[str] = []  # noqa: RUF012
+    fails: errors.KjumpError | None = None
+
+    def dry_run(self) -> dict[str, Any]:
+        self.jumped.append("jump")
+        if self.fails:
+            raise self.fails
+        return {"result": "returned", "wall": {"jump": 3.0}}
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str],
+    found: list[Finding], fails: errors.KjumpError | None = None,
+) -> tuple[int, dict[str, Any]]:  # fmt: skip
+    monkeypatch.setattr(Trialed, "jumped", [])
+    monkeypatch.setattr(Trialed, "fails", fails)
+    monkeypatch.setattr(kjumpctl, "Client", Trialed)
+    monkeypatch.setattr(looking, "look", lambda: list(found))
+    code = kjumpctl.main(["doctor", "--json", *words])
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return code, document
+
+
+def test_a_jump_is_only_made_where_it_was_wanted_and_nothing_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    well = [Finding("a", OK, "Well.")]
+    for words in ([], ["--no-jump"]):
+        code, document = run(monkeypatch, capsys, words, well)
+        assert (code, Trialed.jumped, document["dry_run"]) == (0, [], None)
+        assert document["checks"][-1]["state"] == SKIPPED and document["result"] == OK
+    for word in ("--jump", "--yes"):
+        code, document = run(monkeypatch, capsys, [word], well)
+        assert (code, Trialed.jumped) == (0, ["jump"])
+        assert document["dry_run"]["result"] == "returned"
+        assert "back in 3.0 s" in document["checks"][-1]["sentence"]
+    bad = [doctor.failed("a", errors.NoTarget("None."))]
+    code, document = run(monkeypatch, capsys, ["--yes"], bad)
+    assert (code, Trialed.jumped, document["result"]) == (30, [], FAILED)
+    code, document = run(monkeypatch, capsys, ["--yes"], well, errors.JumpFailed("No."))
+    assert code == 51 and document["checks"][-1]["error"] == "JumpFailed"

@@ -1,0 +1,95 @@
+"""A dry run in the helper: it looks at memory and at the target, and writes nothing."""
+
+from __future__ import annotations
+
+import signal
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kjump.errors import TargetMissing
+from kjump.handoff.cell import Cell
+from kjump.handoff.note import DRY_RUN, Note
+from kjump.helper import copy, leave
+from kjump.helper.states import WINDOW, States
+from kjump.image import target
+from kjump.image.device import Device
+
+NONCE = bytes(range(16))
+ORDER = {
+    "cycle": str(uuid.uuid4()), "window": [0x100000, 0x200000], "low": [], "ram": [[0, 1 << 30]],
+    "target": {"links": ["/dev/t"]}, "deadline": 100, "mode": DRY_RUN,
+}  # fmt: skip
+
+
+class Core:
+    def __init__(self, **_more: Any) -> None: ...
+    def __enter__(self) -> Core:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def helper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A helper with this target, which must not change."""
+
+    def classified(*_: object) -> States:
+        states = States([(0, 1000)])
+        states.mark([(256, 512)], WINDOW)
+        return states
+
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 16))
+    monkeypatch.setattr(copy, "Vmcore", Core)
+    monkeypatch.setattr(copy, "read_notes", lambda _core: ({}, Note(1, ORDER)))
+    monkeypatch.setattr(copy, "classify", classified)
+    monkeypatch.setattr(copy, "save", lambda *_: pytest.fail("it saves"))
+    monkeypatch.setattr(target, "wait_for", lambda links, wait: disk)
+    yield disk
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def run() -> dict[str, Any]:
+    return copy.run(Cell(0, NONCE, 0x100000, 0x100000), copy.Clock())
+
+
+def test_it_tells_what_would_be_saved_and_writes_nothing(helper: Path) -> None:
+    figures = run()
+    assert figures["pages"]["data"] == 744 and figures["pages"]["window"] == 256
+    assert figures["map"]["cell_pages"] == 8
+    assert helper.read_bytes() == bytes(1 << 16)
+
+
+def test_a_target_that_the_helper_cannot_open_or_read_is_found_out(
+    helper: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helper.unlink()
+    with pytest.raises(TargetMissing):
+        run()
+
+    def broken(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    helper.write_bytes(bytes(4096))
+    monkeypatch.setattr(Device, "read", broken)
+    with pytest.raises(TargetMissing, match="cannot be read: Input/output error"):
+        run()
+
+
+def test_the_figures_reach_the_session(helper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(Path, "read_text", lambda *_: "quiet")
+    cell = Cell(0, NONCE, 0x100000, 0x100000)
+    monkeypatch.setattr(leave, "find_cell", lambda: cell)
+    monkeypatch.setattr(leave, "tell", lambda _cell, report: told.append(report))
+    monkeypatch.setattr(leave, "jump_back", lambda _cell: told.append({"jumped": True}))
+    monkeypatch.setattr(copy, "own_memory", lambda: {"available": 1})
+    copy.main()
+    assert told[-1] == {"jumped": True}
+    assert (told[0]["by"], told[0]["result"]) == ("helper", "returned")
+    assert told[0]["pages"]["data"] == 744 and {"scan", "find target"} <= set(told[0]["phases"])

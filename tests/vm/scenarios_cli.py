@@ -1,0 +1,120 @@
+"""What a person who sets kjump up sees: ``kjumpctl doctor``, with a dry run that really jumps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from .guest import Guest, Shape
+from .image import Image
+from .steps import (
+    ctl,
+    ctl_json,
+    cycle,
+    expect,
+    last_cycle,
+    nothing_staged,
+    ready,
+    require,
+    work_holds,
+)
+
+Scenario = Callable[[Image], None]
+CONFIGURATION = "/etc/kjump/kjump.conf.d/95-test.conf"
+
+
+def checks(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {check["name"]: check for check in document["checks"]}
+
+
+def ends_with(guest: Guest, code: int, error: str) -> None:
+    """The doctor names this first, and nothing is tried."""
+    result = ctl(guest, "doctor --json --yes")
+    document = json.loads(result.out)
+    bad = [check for check in document["checks"] if check["state"] == "failed"]
+    require(f"doctor names {error} first", bad and bad[0]["error"] == error, bad)
+    require("doctor tells what to do", bad[0]["advice"], bad)
+    expect("exit code of doctor", result.rc, code)
+    expect("dry run", checks(document)["dry-run"]["state"], "skipped")
+
+
+def doctor(image: Image) -> None:
+    """kjumpctl doctor: all is well, a jump to the helper and back, and each failure by its name."""
+    with Guest(image, Shape()) as guest:
+        ready(guest)
+        guest.start_work(60)
+        result = ctl(guest, "doctor --json --no-jump", user=True)
+        document = json.loads(result.out)
+        states = {name: check["state"] for name, check in checks(document).items()}
+        print(json.dumps(document["checks"], indent=1), flush=True)
+        expect("exit code of doctor", result.rc, 0)
+        expect("what is not well", {n: s for n, s in states.items() if s != "ok"},
+               {"dry-run": "skipped"})  # fmt: skip
+
+        before = guest.check("cat /var/lib/kjump/history.jsonl 2>/dev/null | wc -l")
+        result = ctl(guest, "doctor --json --yes")
+        document = json.loads(result.out)
+        expect("exit code with a jump", result.rc, 0)
+        print(json.dumps(document["dry_run"], indent=1), flush=True)
+        trial = document["dry_run"]
+        require("it was the helper that came back", trial["result"] == "returned", trial)
+        require("the helper booted", trial["phases"]["helper boot"] > 0.1, trial["phases"])
+        require("memory was looked at", trial["pages"]["data"] > 10000, trial["pages"])
+        require("there is a map", len(trial["map"]["data"]) == 128, trial.get("map"))
+        said = checks(document)["dry-run"]["sentence"]
+        require("its time is told", said.startswith("To the helper and back in "), said)
+        expect("doctor", document["result"], "ok")
+        nothing_staged(guest)
+        work_holds(guest)
+        after = guest.check("cat /var/lib/kjump/history.jsonl 2>/dev/null | wc -l")
+        expect("lines of the history", after, before)
+        expect("state of the target", ctl(guest, "image info").rc, 60)  # no image was begun
+        text = ctl(guest, "doctor").out
+        require("as text", "All is well." in text and "\x1b" not in text, text)
+
+        guest.put(b"[Target]\nPath=\n[Helper]\nColour=red\n", CONFIGURATION)
+        guest.check("kjumpctl reload")
+        ends_with(guest, 30, "NoTarget")
+        found = [c for c in ctl_json(guest, "doctor")["checks"] if c["name"] == "configuration"]
+        require("the bad line is named", f"{CONFIGURATION}:4: " in found[0]["sentence"], found)
+        guest.check(f"rm {CONFIGURATION}; kjumpctl reload; mv /var/lib/kjump/helper-*.img /root/")
+        ends_with(guest, 36, "NoHelperInitrd")
+        guest.check("mv /root/helper-*.img /var/lib/kjump/; systemctl mask --now kjumpd.service")
+        result = ctl(guest, "doctor --json")
+        found = json.loads(result.out)["checks"]
+        expect("the first check", found[0]["error"], "ServiceUnreachable")
+        require("root looks all the same", len(found) > 15, found)
+        expect("exit code without kjumpd", result.rc, 69)
+
+
+def setup(image: Image) -> None:
+    """kjumpctl setup from nothing: it finds the partition, makes the initrds, and all is well."""
+    with Guest(image, Shape()) as guest:
+        ready(guest)
+        guest.check("swapoff -a; rm /etc/kjump/kjump.conf.d/*.conf; kjumpctl disable;"
+                    " rm /var/lib/kjump/helper-* /var/lib/kjump/boot.json; kjumpctl reload")
+        plan = ctl_json(guest, "setup --dry-run --size 256M")
+        require("it says what it would do", plan["target"].startswith("PARTUUID="), plan)
+        require("unasked it does nothing", ctl(guest, "setup --size 256M </dev/null").rc == 2)
+        require("nothing was written", guest.run("ls /etc/kjump/kjump.conf.d/*.conf").rc != 0)
+        result = ctl(guest, "setup --yes --size 256M", timeout=1500)
+        print(result.out, result.err, flush=True)
+        expect("exit code of setup", result.rc, 0)
+        for words in ("helper initrd of", "boot initrd of"):
+            require("progress is shown", words in result.err, result.err)
+        require("it ends with the doctor", "next-boot" in result.out, result.out)
+        guest.check("systemctl restart systemd-logind")
+        found = ctl_json(guest, "doctor --yes")
+        expect("doctor", found["result"], "ok")
+        guest.start_work(60)
+        with cycle(guest) as again:
+            work_holds(again)
+            last = last_cycle(again)
+            expect("result", last["result"], "ok")
+            require("the map came through the restore", len(last["map"]["data"]) == 128, last)
+            again.check("kjumpctl plot -o /run/cycle.svg; test -s /run/cycle.svg")
+
+
+ALWAYS: dict[str, Scenario] = {"doctor": doctor}
+MORE: dict[str, Scenario] = {"setup": setup}
