@@ -15,6 +15,7 @@ from kjump.handoff.cell import Cell
 from kjump.handoff.note import DRY_RUN, Note
 from kjump.helper import copy, leave
 from kjump.helper.states import WINDOW, States
+from kjump.helper.watch import Watch
 from kjump.image import target
 from kjump.image.device import Device
 
@@ -55,7 +56,7 @@ def helper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 
 
 def run() -> dict[str, Any]:
-    return copy.run(Cell(0, NONCE, 0x100000, 0x100000), copy.Clock())
+    return copy.run(Cell(0, NONCE, 0x100000, 0x100000), copy.Clock(), Watch())
 
 
 def test_it_tells_what_would_be_saved_and_writes_nothing(helper: Path) -> None:
