@@ -213,7 +213,7 @@ def test_a_dry_run_touches_no_target_and_leaves_nothing() -> None:
     assert report["phases"]["helper boot"] == 2.0 and report["map"] == RETURNED["map"]
     assert world.done == [
         "read", "mark", "stage-dry", "mark", "pre", "sync", "recheck", "jump", "report",
-        "close", "unload", "post", "clear",
+        "close", "unload", "post", "mark", "record", "clear",
     ]  # fmt: skip
     assert not world.retired and not world.loaded and trial.warm is None
 

@@ -10,6 +10,7 @@ import pytest
 
 from kjump import errors
 from kjump.session import daemon, stock, units
+from kjump.session.log import set_up
 from kjump.session.stock import Stock, Swap, decide, offered, why_not
 from kjump.settings import Settings
 
@@ -113,6 +114,7 @@ def test_only_where_requests_lead_to_kjump_logind_is_told(
     if taken_over:
         drop_in.touch()
     offers: list[bool] = []
+    set_up()  # what logged before may have written to another test's captured output
 
     def offer(yes: bool) -> bool:
         offers.append(yes)
