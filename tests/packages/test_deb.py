@@ -24,7 +24,7 @@ def test_lintian_is_content_with_source_and_package(deb: Path) -> None:
     done = subprocess.run(
         ["lintian", "--allow-root", "--info", "--display-info", "--pedantic",
          "--fail-on", "error,warning,info,pedantic", str(changes)],
-        check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
+        check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     # An override that overrides nothing is for something that was put right.
