@@ -10,6 +10,7 @@ import pytest
 
 from kjump import errors
 from kjump.session import daemon, stock, units
+from kjump.session.log import set_up
 from kjump.session.stock import Stock, Swap, decide, offered, why_not
 from kjump.settings import Settings
 
@@ -20,6 +21,11 @@ GOOD = Stock(
     swaps=(Swap(8 * GIB, 0, "254:9"), Swap(4 * GIB, 0, "254:5")),
     anonymous=3 * GIB,
 )
+
+
+@pytest.fixture(autouse=True)
+def plain_log() -> None:
+    set_up()
 
 
 def test_where_it_is_possible() -> None:
