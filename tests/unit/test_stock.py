@@ -23,6 +23,11 @@ GOOD = Stock(
 )
 
 
+@pytest.fixture(autouse=True)
+def plain_log() -> None:
+    set_up()
+
+
 def test_where_it_is_possible() -> None:
     assert why_not(GOOD) == ""
     # The initrd may have its own word.
