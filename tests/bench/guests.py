@@ -123,7 +123,7 @@ class Watch:
 
 def shape(system: str, memory: int) -> Shape:
     words = f"hibernate.compressor={system}" if system in STOCK else ""
-    return Shape(memory=memory, cpus=CPUS, words=words)
+    return Shape(memory=memory, cpus=CPUS, words=words, prealloc=True)
 
 
 def plain_write(guest: Guest) -> float:
@@ -198,8 +198,8 @@ def measure(image: Image, cell: Cell, system: str, pair: int, folder: Path) -> R
         guest.quit()
 
     again = Timed(image, shape(system, cell.memory), folder=guest.folder)
-    power_on = time.monotonic()
     with again.start():
+        power_on = again.powered_on
         watch = Watch(again, power_on)
         again.slow_disk(cell.throttle * 1000 * 1000)
         facts["agent"] = again.wait_user(deadline) - power_on

@@ -68,6 +68,17 @@ def test_memory_above_4_gib_is_not_taken() -> None:
         window.choose(1023 * MIB, parse_iomem(iomem(0x1000000)), flags(set()))
 
 
+def test_what_came_into_the_window_is_told_from_what_kexec_put_there() -> None:
+    own = struct.pack("<3Q", 1 << window.KPF_RESERVED, 1 << 12, 0)
+    assert not window.came_in(own, own)
+    assert not window.came_in(own, struct.pack("<3Q", 0, 0, 1 << window.KPF_PGTABLE))
+    # Where kexec's own is, nothing else can have come; elsewhere it counts.
+    for flag in (window.KPF_RESERVED, window.KPF_HWPOISON, window.KPF_OFFLINE, window.KPF_NOPAGE):
+        assert window.came_in(own, struct.pack("<3Q", 1 << window.KPF_RESERVED, 0, 1 << flag))
+    with pytest.raises(ValueError):
+        window.came_in(own, own[8:])
+
+
 def test_last_immovable() -> None:
     assert window.last_immovable(struct.pack("<4Q", 0, 1 << 26, 1, 0)) == 1
     assert window.last_immovable(struct.pack("<2Q", 1, 1 << 10)) is None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kjump.errors import StaleHelper
+from kjump.errors import StagingFailed, StaleHelper
 from kjump.handoff import request
 from kjump.image.target import Target
 from kjump.machine import syscalls
@@ -128,6 +128,11 @@ def made_of(helper: Helper, sizing: Sizing) -> tuple[object, ...]:
     return helper, identity(sizing.kernel), identity(sizing.initrd)
 
 
+def flags_of(window: windows.Window) -> bytearray:
+    """/proc/kpageflags of the window's pages.  Raises OSError."""
+    return windows.read_kpageflags(window.start // PAGE, window.size // PAGE)
+
+
 def look(
     settings: Settings, sizing: Sizing, window: windows.Window, page: ReportPage
 ) -> Seen:
@@ -153,10 +158,13 @@ class Warm(Staged):
         pages: RequestPages,
         document: dict[str, Any],
         seen: Seen,
+        flags: bytes | bytearray,
     ) -> None:
+        """``flags``: of the window's pages, /proc/kpageflags just after it was staged."""
         super().__init__(window, page, document)
         self._pages = pages
         self._seen = seen
+        self._flags = flags
         self._jump_back = 0
 
     def welcome(self, report: Mapping[str, Any]) -> None:
@@ -190,8 +198,7 @@ class Warm(Staged):
             return "the pages by which it is asked were moved"
         if not self.is_ours():
             return "somebody unloaded it"
-        flags = windows.read_kpageflags(self.window.start // PAGE, self.window.size // PAGE)
-        if windows.last_immovable(flags, windows.RESTING) is not None:
+        if windows.came_in(self._flags, flags_of(self.window)):
             return "the kernel has memory of its own in the window now"
         return None
 
@@ -262,13 +269,18 @@ def stage(settings: Settings, sizing: Sizing, target: Target) -> Warm:
             }
             words = [PARKED] if staging.cpu_count(settings) > 1 else []
             staging.load(settings, sizing, window, page, document, words)
+            try:
+                flags = flags_of(window)
+            except OSError as error:
+                syscalls.kexec_unload()
+                raise StagingFailed(f"The window's pages cannot be looked at: {error}.") from error
         except BaseException:
             pages.close()
             raise
     except BaseException:
         page.close()
         raise
-    helper = Warm(window, page, pages, document, seen)
+    helper = Warm(window, page, pages, document, seen, flags)
     helper.room = room
     return helper
 

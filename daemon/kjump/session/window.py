@@ -79,6 +79,20 @@ def last_immovable(flags: bytes | bytearray, mask: int = IMMOVABLE) -> int | Non
     return last_flagged(flags, mask)
 
 
+def came_in(before: bytes | bytearray, now: bytes | bytearray, mask: int = RESTING) -> bool:
+    """Whether a page has a flag of ``mask`` now that it had not before.
+
+    Both: flags of the window's pages.  Just after staging some are reserved already, and rightly:
+    where kexec_load happened to get a page of the window itself, that page becomes its own source
+    and lies where it belongs (kimage_alloc_page in kernel/kexec_core.c).  That is usual where
+    memory is full.
+    """
+    if len(before) != len(now):
+        raise ValueError("flags of another window")
+    came = int.from_bytes(now, "little") & ~int.from_bytes(before, "little")
+    return bool(came & int.from_bytes(mask.to_bytes(8, "little") * (len(now) // 8), "little"))
+
+
 def choose(
     size: int,
     resources: list[Resource],
