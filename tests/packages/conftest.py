@@ -14,7 +14,11 @@ ROOT = Path(__file__).parents[2]
 def built(what: str) -> Path:
     """What ``make deb`` or ``make rpm`` makes; its path is the last line printed."""
     done = subprocess.run(
-        [ROOT / f"packaging/build-{what}"], check=False, capture_output=True, text=True, timeout=1200
+        [ROOT / f"packaging/build-{what}"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.splitlines()[-1])
