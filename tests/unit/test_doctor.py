@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,26 @@ def test_installed_kernels_in_order(tmp_path: Path) -> None:
         (modules / release / "modules.dep").touch()
     (boot / "vmlinuz-7.0").touch()  # no modules: not one that boots here
     assert doctor.installed(boot, modules) == ["6.9.0-1", "6.12.0-2", "6.12.0-10"]
+    # Where a sandbox hides the modules.
+    (boot / "config-6.9.0-1").touch()
+    assert doctor.installed(boot, tmp_path / "hidden") == ["6.9.0-1"]
+
+
+def test_modules_that_the_daemon_does_not_see_are_seen_from_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    initrd, modules = tmp_path / "initrd", tmp_path / "6.1"
+    modules.mkdir()
+    initrd.touch()
+    (modules / "modules.dep").touch()
+    settings = replace(Settings(), helper=replace(Settings().helper, initrd=str(initrd)))
+    monkeypatch.setattr(doctor, "MODULES", tmp_path)
+    os.utime(initrd, (20, 20))
+    os.utime(modules / "modules.dep", (10, 10))
+    assert doctor.newer_modules(settings, "6.1") is None
+    os.utime(modules / "modules.dep", (30, 30))
+    found = doctor.newer_modules(settings, "6.1")
+    assert found is not None and (found.name, found.state) == ("helper-age", doctor.WARNING)
 
 
 # -- what kjumpctl adds

@@ -203,8 +203,10 @@ def look(client: Callable[[], Client] = Client, root: Path = Path("/")) -> list[
         properties = bus.properties()
         out.append(of_service(properties))
         out += of_settings(settings, properties)
-        out += [Finding(name, state, said, error, advice)
-                for name, state, error, said, advice in bus.check()]  # fmt: skip
+        newer = doctor.newer_modules(settings, os.uname().release)
+        for name, state, error, said, advice in bus.check():
+            found = Finding(name, state, said, error, advice)
+            out.append(newer if newer and (name, state) == (newer.name, OK) else found)
     except ServiceUnreachable as error:
         out.append(doctor.failed("service", error))
         out += of_settings(settings, {})

@@ -8,6 +8,7 @@ is behind, another kernel at the next boot.  Nothing here changes the machine.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -290,10 +291,27 @@ def made(path: Path) -> float:
         return 0.0
 
 
+def newer_modules(settings: Settings, release: str) -> Finding | None:
+    """The warning of `helper_age` alone: for who sees the modules, which kjumpd does not."""
+    initrd = made(settings.helper.initrd_of(release))
+    found = helper_age(
+        Facts(release=release),
+        Surroundings(helper_made=initrd, modules_made=made(MODULES / release / "modules.dep")),
+    )
+    return found if found.state == WARNING else None
+
+
 def installed(boot: Path = BOOT, modules: Path = MODULES) -> list[str]:
-    """Releases that have both a kernel in /boot and modules, oldest first."""
-    found = (kernel.name.removeprefix("vmlinuz-") for kernel in boot.glob("vmlinuz-*"))
-    return sorted((r for r in found if (modules / r / "modules.dep").exists()), key=by_number)
+    """Releases that have both a kernel in /boot and modules, oldest first.
+
+    kjumpd's sandbox hides the modules; then a kernel's configuration in /boot stands for them.
+    """
+    found = [kernel.name.removeprefix("vmlinuz-") for kernel in boot.glob("vmlinuz-*")]
+    if os.access(modules, os.R_OK | os.X_OK):
+        whole = [r for r in found if (modules / r / "modules.dep").exists()]
+    else:
+        whole = [r for r in found if (boot / f"config-{r}").exists()]
+    return sorted(whole, key=by_number)
 
 
 def configurations(releases: Sequence[str], boot: Path = BOOT) -> dict[str, str]:
