@@ -169,6 +169,7 @@ def comes_back_in_order(guest: Guest, image: Image) -> None:
     guest.check(f"systemd-run --quiet --unit=prepare sh -c '{watch} 2>/dev/null'")
     delay = "systemd-inhibit --what=sleep --mode=delay --who=Slow --why=saving"
     guest.check(f"systemd-run --quiet --unit=delay {delay} sleep 1000; sleep 2")
+    before = len(ctl_json(guest, "history"))  # those that were refused
     guest.fail_disk(DiskErrors(image.target_offset + 24 * MIB, 4 * MIB))
     guest.seen = len(guest.console())
     guest.spawn("systemctl hibernate", user=True)
@@ -178,7 +179,7 @@ def comes_back_in_order(guest: Guest, image: Image) -> None:
     guest.ready.clear()
     guest.wait_ready(120)
     end = time.monotonic() + 120
-    while not (done := ctl_json(guest, "history")) and time.monotonic() < end:
+    while len(done := ctl_json(guest, "history")) == before and time.monotonic() < end:
         time.sleep(1)
     expect("error", done[-1]["error"], "TargetWriteFailed")
     time.sleep(3)
