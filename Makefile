@@ -164,7 +164,7 @@ test-guests: setup build
 # The linters stop nothing: what they find is told, the tests run, and the exit status is theirs
 # together.
 test: setup build
-	@echo "make test: linters, unit and bus tests (2 min), then guests in QEMU (20-40 min on 2 cores"
+	@echo "make test: linters, unit, bus and package tests (5 min), then guests in QEMU (30-45 min on 2 cores"
 	@echo "without KVM; the first run also makes a kernel and guest images). Caches: $(KJUMP_CACHE)"
 	@status=0; \
 	$(MAKE) --no-print-directory lint || status=1; \

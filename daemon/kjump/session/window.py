@@ -167,8 +167,8 @@ def sample_allocations(size: int) -> list[int]:
 
     kexec_load allocates a source page for each page of the window.  One that happens to lie in
     the window itself is put on a list, which is searched at every further page (kimage_alloc_page
-    in kernel/kexec_core.c): with many of them that takes seconds.  What was just given back is
-    what is given out next.  Needs CAP_SYS_ADMIN; raises OSError.
+    in kernel/kexec_core.c), so the time grows with their square.  What was just given back is
+    mostly what is given out next.  Needs CAP_SYS_ADMIN; raises OSError.
     """
     blocks = HIGHEST // ALIGNMENT
     with mmap.mmap(-1, size) as memory:
