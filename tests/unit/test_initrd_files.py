@@ -119,3 +119,28 @@ def test_drivers_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     monkeypatch.setattr(module, "MODULES", tmp_path)
     assert module.existing({"nvme", "dm_mod", "no_such_driver"}, "1.2.3") == ["dm_mod", "nvme"]
+
+
+def test_what_systemd_opens_by_name_and_needs() -> None:
+    build = script("build-helper-initrd")
+    note = '[{"feature":"mount","description":"-","priority":"%s","soname":["libmount.so.1"]}]\0'
+    required = b"\x7fELF" + (note % "required").encode() + b"\0\0"
+    assert build.required(required) == [["libmount.so.1"]]
+    assert build.required((note % "suggested").encode()) == []
+    two = b'[{"feature":"x","priority":"required","soname":["libx.so.2","libx.so.1"]}]\0'
+    assert build.required(required + two) == [["libmount.so.1"], ["libx.so.2", "libx.so.1"]]
+    assert build.required(b'[{"feature": broken\0') == []
+
+
+def test_an_initrd_in_which_systemd_would_not_start_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = script("build-helper-initrd")
+    program = tmp_path / "systemd"
+    program.write_bytes(
+        b'[{"feature":"x","priority":"required","soname":["libx.so.2","libx.so.1"]}]\0'
+    )
+    monkeypatch.setattr(build, "PROGRAMS", (str(program), "/nonexistent"))
+    assert build.missing(b"usr/lib/libc.so.6\0") == ["libx.so.2"]
+    assert build.missing(b"libx.so.2\0") == ["libx.so.2"]  # a note, not a file's name
+    assert build.missing(b"usr/lib/libx.so.1\0") == []

@@ -246,7 +246,10 @@ def build_base(root: Path, packages: list[str], suite: str = SUITE) -> None:
     # The stock kernel's initrd is made here too, so how to make it must be there first.
     conf = f'"$1"{INITRAMFS_CONF}'
     early = f'mkdir -p "$(dirname {conf})"; printf %s "{FILES[INITRAMFS_CONF]}" >{conf}'
+    # mmdebstrap mounts /proc, /sys and the host's /dev/shm below the root.  In a mount namespace of
+    # its own nothing is left mounted when it is killed, and no cleaning up reaches them.
     run(
+        "unshare", "--mount",
         "mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(packages)}",
         *apt_options(), f"--keyring={KEYRING}", "--dpkgopt=force-unsafe-io",
         *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in UNREAD),

@@ -29,6 +29,7 @@ from .steps import (
     ctl,
     ctl_json,
     cycle,
+    ends,
     expect,
     hibernate_fails,
     last_cycle,
@@ -126,7 +127,7 @@ def whole_cycle(
                         grown = sizes[-1] - sizes[0]
                         require("the daemon does not grow", grown < 2 * MIB, sizes)
                         guest.spawn("systemctl poweroff")
-                        expect("end", guest.wait_exit(120), "poweroff")
+                        ends(guest, 120)
                 except BaseException:
                     guest.close()
                     raise

@@ -12,6 +12,7 @@ from .steps import (
     ctl,
     ctl_json,
     cycle,
+    ends,
     expect,
     hibernate_fails,
     last_cycle,
@@ -106,7 +107,7 @@ def skip(image: Image) -> None:
             question(second)
             second.type("p")
             second.wait_console("kjump: switching off; the saved session is kept", 60)
-            expect("end", second.wait_exit(60), "poweroff")
+            ends(second, 60)
             with second.again() as third:
                 question(third)
                 third.type("x\x1b[Ar")
@@ -154,7 +155,7 @@ def lost(guest: Guest, watchdog: str) -> None:
     guest.seen = len(guest.console())
     guest.spawn("kjumpctl hibernate")
     guest.wait_console("kjump: stopped for a test: freeze", SAVE)
-    expect("how the machine ended", guest.wait_exit(200), "reset")
+    ends(guest, 200, "reset")
     with guest.again() as again:
         again.wait_console(rf"kjump: not resumed: .*watchdog \({watchdog}")
         ready(again)
@@ -191,7 +192,7 @@ def dracut(image: Image) -> None:
             work_holds(again)
             expect("result", last_cycle(again)["result"], "ok")
             again.spawn("systemctl poweroff")
-            expect("end", again.wait_exit(120), "poweroff")
+            ends(again, 120)
             with again.again() as after:
                 ready(after)
                 require("nothing to resume", "not resumed" not in after.console())

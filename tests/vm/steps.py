@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .guest import Guest, GuestError, Message, Result
+from .guest import Guest, GuestError, Message, Result, tail
 
 SAVE = 400.0
 """Seconds until the machine is off or the session runs again, at the slowest, in emulation."""
@@ -86,6 +86,14 @@ def request(guest: Guest) -> int:
     return guest.spawn(script, user=True)
 
 
+def ends(guest: Guest, deadline: float, how: str = "poweroff") -> None:
+    """The machine ends in this way; on failure the error shows the console."""
+    found = guest.wait_exit(deadline)
+    if found != how:
+        resets = tail(guest.log("qemu"), 120)
+        raise guest.error(f"the machine ended with {found}, expected {how}\n{resets}")
+
+
 def power_off(guest: Guest, deadline: float = SAVE) -> None:
     """The machine saves and goes off.  On failure the daemon's journal is in the error."""
     end = time.monotonic() + deadline
@@ -100,7 +108,7 @@ def power_off(guest: Guest, deadline: float = SAVE) -> None:
             journal = guest.run(f"journalctl -b -n 40 --no-pager {units}", timeout=120).out
             raise guest.error(f"hibernation was refused:\n{journal}")
         time.sleep(0.2)
-    expect("how the machine ended", guest.wait_exit(10), "poweroff")
+    ends(guest, 10)
 
 
 @contextmanager

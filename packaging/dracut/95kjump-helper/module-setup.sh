@@ -41,8 +41,9 @@ install() {
     inst_multiple "$lib/systemd" "$lib/systemd-udevd" udevadm kmod
     # PID 1 starts services through it since systemd 255.
     inst_multiple -o "$lib/systemd-executor"
-    # Opened by name at run time since systemd 256.
-    inst_libdir_file "libkmod.so*" "libblkid.so*"
+    # Opened by name at run time, so that ldd does not tell of them: the first two since systemd
+    # 256, the third since 262, which mounts nothing without it.
+    inst_libdir_file "libkmod.so*" "libblkid.so*" "libmount.so*"
     ln_r "$lib/systemd" /init
     ln_r "$(find_binary kmod)" /usr/sbin/modprobe
 
