@@ -137,6 +137,12 @@ class PagePoison(KjumpError):
     advice = "Remove page_poison from the kernel command line."
 
 
+class NotPrivileged(KjumpError):
+    exit_code = 26
+    availability = "na"
+    advice = "Look for what takes it away: systemctl cat kjumpd.service."
+
+
 # -- readiness: not now ------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kjump.errors import DamagedHandoff, NoHelperKernel
+from kjump.errors import DamagedHandoff, NoHelperKernel, NotPrivileged
 from kjump.machine import bzimage, code, coreheader, memory, paging
 from kjump.machine.memory import E820_RAM, E820_RESERVED, HEADROOM, Entry
 from kjump.machine.ranges import PAGE, intersect, merge, overlaps, subtract, whole_pages
@@ -268,7 +268,7 @@ def test_iomem() -> None:
 
 
 def test_iomem_without_privilege_is_an_error_not_an_empty_machine() -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(NotPrivileged):
         memory.parse_iomem(re.sub(r"[0-9a-f]+-[0-9a-f]+", "00000000-00000000", IOMEM))
 
 

@@ -338,8 +338,8 @@ def kill_it(guest: Guest) -> None:
 
 
 CAPABILITIES = {
-    "CAP_SYS_BOOT": "Lockdown",
-    "CAP_SYS_ADMIN": "Internal",
+    "CAP_SYS_BOOT": "NotPrivileged",
+    "CAP_SYS_ADMIN": "NotPrivileged",
 }
 """What hibernation is refused with without each; CAP_SYS_RAWIO is for /proc/kcore alone."""
 

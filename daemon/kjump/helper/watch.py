@@ -34,6 +34,8 @@ DEAF = 10.0
 """Seconds the main thread has to follow what was raised in it."""
 SOFT_AFTER = 3.0
 """Seconds the hardware's watchdog has to appear."""
+UNKNOWN = "the first that appears"
+"""What is told of the watchdog where the copy begins before a driver has found one."""
 ALIVE = Path("/run/kjump-alive")
 """Holds for ``kjump-return`` the seconds after which the copy has hung; touched at each sign of
 life."""
@@ -85,9 +87,11 @@ class Watch:
 
     @property
     def watchdog(self) -> str:
-        """Which one watches, for the image's description; empty: none."""
+        """Which one watches, for the image's description; empty: none is wanted."""
         dog = self._dog
-        return f"{dog.name}, {dog.seconds} s" if dog else ""
+        if dog is None:
+            return UNKNOWN if self._seconds else ""
+        return f"{dog.name}, {dog.seconds} s"
 
     def begin(self, seconds: int) -> None:
         """``seconds`` without progress are a hang; 0: only keys are heard."""
@@ -95,7 +99,7 @@ class Watch:
         self._progress = time.monotonic()
         signal.signal(signal.SIGUSR1, self._follow)
         if seconds:
-            self._dog = watchdog.take(*self._bark())
+            self._take()
             _write_alive(frozen_after(seconds))
             notify(f"WATCHDOG_USEC={frozen_after(seconds) * 1_000_000}\nWATCHDOG=1")
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
@@ -146,7 +150,7 @@ class Watch:
                 if not self._seconds:
                     continue
                 if self._dog is None and 0 < now - begun - SOFT_AFTER < 4 * TICK:
-                    self._dog = watchdog.take(*self._bark()) or watchdog.take_soft(*self._bark())
+                    self._take(soft=True)
                 if self._beats != self._seen:
                     self._seen, self._progress = self._beats, now
                 elif now - self._progress > self._seconds:
@@ -155,6 +159,13 @@ class Watch:
                     self._sign_of_life()
         finally:
             keys.close()
+
+    def _take(self, *, soft: bool = False) -> None:
+        self._dog = watchdog.take(*self._bark())
+        if self._dog is None and soft:
+            self._dog = watchdog.take_soft(*self._bark())
+        if self._dog is not None:
+            say(f"watchdog: {self.watchdog}")
 
     def _bark(self) -> tuple[int, int]:
         """Seconds after which the machine's watchdog is to restart it, and the least of use."""

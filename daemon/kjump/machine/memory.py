@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kjump.errors import NotPrivileged
 from kjump.machine.ranges import PAGE, Range, align_down, align_up, merge
 
 E820_RAM, E820_RESERVED = 1, 2
@@ -53,7 +54,8 @@ class Entry:
 
 
 def parse_iomem(text: str) -> list[Resource]:
-    """Lines of /proc/iomem.  Read without CAP_SYS_ADMIN every address is 0: ValueError."""
+    """Lines of /proc/iomem.  Raises `NotPrivileged`: without CAP_SYS_ADMIN every address is 0
+    (kernel/resource.c, r_show)."""
     out = []
     for line in text.splitlines():
         if " : " not in line:
@@ -62,7 +64,7 @@ def parse_iomem(text: str) -> list[Resource]:
         first, last = (int(part, 16) for part in span.split("-"))
         out.append(Resource((len(line) - len(line.lstrip())) // 2, first, last + 1, name))
     if out and not any(r.start for r in out):
-        raise ValueError("/proc/iomem shows no addresses: not privileged")
+        raise NotPrivileged("/proc/iomem shows no addresses: CAP_SYS_ADMIN is missing.")
     return out
 
 

@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kjump.errors import KexecDisabled, KjumpError, Lockdown, NoKexecJump
+from kjump.errors import KexecDisabled, KjumpError, Lockdown, NoKexecJump, NotPrivileged
 
 SYS_KEXEC_LOAD = 246
 SYS_REBOOT = 169
 SYS_BPF = 321
+CAP_SYS_BOOT = 22
 KEXEC_PRESERVE_CONTEXT = 0x2
 KEXEC_ARCH_X86_64 = 62 << 16
 KEXEC_SEGMENT_MAX = 16
@@ -117,11 +118,21 @@ def probe_kexec_jump() -> KjumpError | None:
         if error.errno == errno.EPERM:
             if _sysctl("kernel/kexec_load_disabled") == "1":
                 return KexecDisabled("Loading kernels with kexec is switched off on this system.")
+            if not has_capability(CAP_SYS_BOOT):
+                return NotPrivileged("kexec_load is not permitted: CAP_SYS_BOOT is missing.")
             return Lockdown("The kernel forbids kexec_load.")
         if error.errno == errno.ENOSYS:
             return NoKexecJump("The running kernel has no kexec at all.")
         return NoKexecJump("The running kernel is built without CONFIG_KEXEC_JUMP.")
     return None
+
+
+def has_capability(number: int) -> bool:
+    """Whether this process has a capability (capabilities(7)) in effect."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> number & 1)
+    return False
 
 
 def _sysctl(name: str) -> str:

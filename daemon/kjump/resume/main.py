@@ -109,8 +109,7 @@ def _require_complete(image: Image) -> None:
         if not watchdog:
             raise
         raise ImageIncomplete(
-            f"{error.what}  A watchdog ({watchdog}) was there to restart the machine if the helper"
-            " hung."
+            f"{error.what}  A watchdog ({watchdog}) was to restart the machine if the helper hung."
         ) from error
 
 
