@@ -16,7 +16,7 @@ from gi.repository import GLib
 
 from kjump import errors
 from kjump.session import daemon as daemons
-from kjump.session import units
+from kjump.session import hooks, units
 from kjump.session.connection import connect
 
 from .conftest import Client, Daemon, Polkit, Refused, wait_for_name
@@ -226,8 +226,9 @@ self.EmitSignal('{units.MANAGER}', 'JobRemoved', 'uoss',
 
 @pytest.mark.parametrize("result", ["done", "failed"])
 def test_a_unit_is_started_and_its_job_waited_for(
-    systemd: Client, address: str, result: str
+    systemd: Client, address: str, result: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(hooks, "find", lambda: [Path("/usr/lib/systemd/system-sleep/x")])
     once = """
 if getattr(self, 'subscribed', False):
     raise dbus.exceptions.DBusException('Client is already subscribed.',
@@ -257,7 +258,18 @@ def test_a_job_that_does_not_end_is_stopped(systemd: Client, address: str) -> No
     assert time.monotonic() - begun < 10
 
 
-def test_without_systemd_hooks_are_not_run(client: Client, address: str) -> None:
+def test_where_there_are_no_hooks_no_unit_is_started(
+    client: Client, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks, "find", lambda: [])
+    connection = connect(address).con
+    assert in_thread(client, lambda: daemons.run_hooks(connection, "pre", 5)) == []
+
+
+def test_without_systemd_hooks_are_not_run(
+    client: Client, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks, "find", lambda: [Path("/usr/lib/systemd/system-sleep/x")])
     connection = connect(address).con
     found = in_thread(client, lambda: daemons.run_hooks(connection, "pre", 5))
     assert isinstance(found, errors.HooksFailed)

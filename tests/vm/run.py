@@ -16,7 +16,7 @@ from collections import deque
 from pathlib import Path
 
 from . import image, scenarios
-from .guest import GuestError, acceleration
+from .guest import EMULATOR_FAILED, GuestError, acceleration
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,6 +89,7 @@ def run_all(names: list[str], jobs: int, disk: image.Image) -> int:
     waiting = deque(names)
     running: dict[subprocess.Popen[bytes], tuple[str, float]] = {}
     failed: list[str] = []
+    again: set[str] = set()
     begin = time.monotonic()
     logs = Path(tempfile.mkdtemp(prefix="kjump-guests-"))
     while waiting or running:
@@ -110,11 +111,17 @@ def run_all(names: list[str], jobs: int, disk: image.Image) -> int:
             name, since = running.pop(process)
             good = process.returncode == 0
             took = time.monotonic() - since
+            text = (logs / f"{name}.log").read_text()
+            if not good and EMULATOR_FAILED in text and name not in again:
+                print(f"guest again  {took:5.0f} s  {name}: {EMULATOR_FAILED}", flush=True)
+                again.add(name)
+                waiting.append(name)
+                continue
             word = "passed" if good else "FAILED"
             print(f"guest {word} {took:5.0f} s  {name}: {every[name].__doc__}", flush=True)
             if not good:
                 failed.append(name)
-                print((logs / f"{name}.log").read_text(), flush=True)
+                print(text, flush=True)
     minutes = (time.monotonic() - begin) / 60
     print(f"guest tests took {minutes:.1f} min" + (f"; failed: {failed}" if failed else ""))
     print(f"{len(names) - len(failed)} passed, {len(failed)} failed", flush=True)

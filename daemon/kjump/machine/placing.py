@@ -63,6 +63,9 @@ def words(running: str, *, consoles: Iterable[str] = (), cpus: int) -> list[str]
         "rd.systemd.unit=kjump-helper.target",
         f"nr_cpus={cpus}",
         "reset_devices",
+        # An initrd unpacked into tmpfs may take half of the memory and no more; what does not fit
+        # is left out, and nothing would start (init/do_mounts.c, init_rootfs).
+        "rootfstype=ramfs",
         "panic=10",
         "loglevel=4",
         "systemd.show_status=0",
