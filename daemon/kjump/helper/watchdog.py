@@ -119,8 +119,12 @@ def _start(path: Path, wanted: int, least: int) -> Watchdog | None:
 
 
 def _name(path: Path) -> str:
+    """The module's name, which people know; a driver calls itself anything ("i6300ESB timer")."""
     driver = CLASS / path.name / "device" / "driver"
-    return driver.resolve().name if driver.exists() else SOFT
+    for known in (driver / "module", driver):
+        if known.exists():
+            return known.resolve().name
+    return SOFT
 
 
 def stop_all() -> None:
