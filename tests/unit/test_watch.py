@@ -263,3 +263,27 @@ def test_it_is_petted_and_stopped_with_the_magic_letter(tmp_path: Path) -> None:
     dog.pet()
     dog.stop()
     assert path.read_bytes() == b"\0\0V"
+
+
+def test_it_is_told_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "CLASS", tmp_path / "class")
+    driver = tmp_path / "drivers/i6300ESB timer"
+    driver.mkdir(parents=True)
+    device = tmp_path / "class/watchdog0/device"
+    device.mkdir(parents=True)
+    (device / "driver").symlink_to(driver)
+    assert watchdog._name(Path("/dev/watchdog0")) == "i6300ESB timer"
+    module = tmp_path / "module/i6300esb"
+    module.mkdir(parents=True)
+    (driver / "module").symlink_to(module)
+    assert watchdog._name(Path("/dev/watchdog0")) == "i6300esb"
+    assert watchdog._name(Path("/dev/watchdog1")) == "softdog"
+
+
+def test_one_that_may_still_appear_is_told_of() -> None:
+    assert Watch().watchdog == ""
+    looks = Watch()
+    looks._seconds = 20
+    assert looks.watchdog == watch.UNKNOWN
+    looks._dog = FakeDog()
+    assert looks.watchdog != watch.UNKNOWN
