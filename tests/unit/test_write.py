@@ -173,3 +173,40 @@ def test_unpacking_anything_is_refused_not_believed() -> None:
         codec.unpack(RAW, bytes(10), 5, 6, out, 6)
     with pytest.raises(ValueError):
         codec.unpack(RAW, bytes(PAGE), 0, PAGE, bytearray(10), PAGE)
+
+
+def chosen(tmp_path: Path, *, writing: int, expected: int, compression: str = "auto") -> str:
+    """What a writer to 64 MiB chooses with so many writes under way."""
+    with device(tmp_path) as opened:
+        made = writer(opened, compression)
+        made._writing, made._left = writing, expected
+        return made._choose(2 << 20)
+
+
+def test_how_hard_to_compress_follows_what_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "SPARE", 1 << 20)
+    room = 32 << 20
+    assert chosen(tmp_path, writing=write.BUSY, expected=room) == "zstd"
+    assert chosen(tmp_path, writing=1, expected=room) == "lz4"
+    assert chosen(tmp_path, writing=0, expected=room) == "none"
+    # What may not fit as it is, or of unknown size, is compressed.
+    assert chosen(tmp_path, writing=0, expected=70 << 20) == "lz4"
+    assert chosen(tmp_path, writing=0, expected=0) == "lz4"
+    assert chosen(tmp_path, writing=0, expected=room, compression="zstd") == "zstd"
+    assert chosen(tmp_path, writing=5, expected=room, compression="none") == "none"
+
+
+def test_what_is_stored_as_it_is_never_fills_the_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """48 MiB of room and 60 MiB of text: it fits because it is compressed in time."""
+    monkeypatch.setattr(write, "SPARE", 1 << 20)
+    spans = [(n * 512, TEXT * 512) for n in range(30)]
+    with device(tmp_path) as opened:
+        monkeypatch.setattr(opened, "size", 48 << 20)
+        made = writer(opened)
+        made.fill(spans, imaging.gather, processors=2, expected=60 << 20)
+        done = made.commit()
+        assert done.data_pages == 30 * 512

@@ -235,6 +235,7 @@ def save(
             gatherer(core),
             processors=threads,
             progress=copied,
+            expected=before["data"] * PAGE,
         )
         available = own_memory()
         after = states.counts()

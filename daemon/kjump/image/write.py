@@ -7,7 +7,8 @@ of buffers to compress in as processors, and a few threads more than those, whos
 way.
 
 How hard to compress is found out as it goes: while writes queue up, the target is what is waited
-for, and there is time for zstd; while none do, LZ4 keeps the target busy.
+for, and there is time for zstd; with one under way LZ4 keeps it busy; while there is none the
+processors are what is waited for, and pages go as they are, if the target has room for all that.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ from kjump.image.layout import (
     Superblock,
 )
 from kjump.machine.pages import Bundle
-from kjump.machine.ranges import align_up
+from kjump.machine.ranges import PAGE, align_up
 
 IN_FLIGHT = 3
 """Writes under way beside the compressing: enough to keep a disk busy."""
 BUSY = 2
 """With so many writes under way the target is what is waited for."""
+SPARE = 64 << 20
+"""Bytes of the target that are left alone by what is not compressed."""
 SPAN_PAGES = 512
 """Pages a chunk of ours holds at most: 2 MiB.  The format allows twice as many; the helper's memory
 is what a full machine has to spare."""
@@ -109,6 +112,7 @@ class Writer:
         self._chunks = 0
         self._tables: list[bytes] = []
         self._writing = 0
+        self._left = 0
         self._counting = threading.Lock()
         self._error: BaseException | None = None
         self.codecs = dict.fromkeys(COMPRESSIONS[1:], 0)
@@ -139,14 +143,18 @@ class Writer:
         *,
         processors: int = 1,
         progress: Callable[[int], None] = lambda pages: None,
+        expected: int = 0,
     ) -> None:
         """Write the chunks of all spans, in their order.
 
+        ``expected``: bytes of data in all spans, as far as known; 0: pages are only stored as they
+        are where they do not compress.
         ``gather`` puts a span's pages, `SPAN_PAGES` at most, into an empty bundle; it is called in
         several threads at once.  ``progress`` is told the pages of each span, those of zeros
         included.  Raises what ``gather`` raises, `TargetTooSmall`, `TargetWriteFailed`.
         """
         line = _Line(spans)
+        self._left = expected
         desks: queue.Queue[tuple[codec.Packer, Bundle]] = queue.Queue()
         for _ in range(processors):
             desks.put((codec.Packer(), Bundle(SPAN_PAGES)))
@@ -205,7 +213,7 @@ class Writer:
             table, pages = bundle.extents(), bundle.used + bundle.zeros
             size = 0
             if bundle.used:
-                chosen = self._choose()
+                chosen = self._choose(bundle.used * PAGE)
                 size = packer.chunk(bundle, CODECS[chosen], self._level, out)
         finally:
             desks.put(desk)
@@ -222,10 +230,19 @@ class Writer:
         line.done()
         return size, at, pages
 
-    def _choose(self) -> str:
+    def _choose(self, size: int) -> str:
+        """The compression for the next ``size`` bytes of pages."""
+        with self._counting:
+            writing, left = self._writing, self._left
+            self._left -= size
         if self._compression != "auto":
             return self._compression
-        return "zstd" if self._writing >= BUSY else "lz4"
+        if writing >= BUSY:
+            return "zstd"
+        # Beside the pages: headers, chunks that wait for their turn, and the index at the end.
+        needed = left + left // 64 + SPARE
+        roomy = left > 0 and self._at + needed <= self._device.size
+        return "lz4" if writing or not roomy else "none"
 
     def _write(self, out: Any, size: int, at: int) -> None:
         with self._counting:
