@@ -7,8 +7,8 @@ of buffers to compress in as processors, and a few threads more than those, whos
 way.
 
 How hard to compress is found out as it goes: while writes queue up, the target is what is waited
-for, and there is time for zstd; with one under way LZ4 keeps it busy; while there is none the
-processors are what is waited for, and pages go as they are, if the target has room for all that.
+for, and there is time for zstd; while hardly any is under way the processors are what is waited
+for, and pages go as they are, if the target has room for all that; in between it is LZ4.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ from kjump.machine.ranges import PAGE, align_up
 
 IN_FLIGHT = 3
 """Writes under way beside the compressing: enough to keep a disk busy."""
-BUSY = 2
+BUSY = IN_FLIGHT
 """With so many writes under way the target is what is waited for."""
+IDLE = 1
+"""With no more than these it waits for the processors: any one write takes a while."""
 SPARE = 64 << 20
 """Bytes of the target that are left alone by what is not compressed."""
 SPAN_PAGES = 512
@@ -242,7 +244,7 @@ class Writer:
         # Beside the pages: headers, chunks that wait for their turn, and the index at the end.
         needed = left + left // 64 + SPARE
         roomy = left > 0 and self._at + needed <= self._device.size
-        return "lz4" if writing or not roomy else "none"
+        return "none" if writing <= IDLE and roomy else "lz4"
 
     def _write(self, out: Any, size: int, at: int) -> None:
         with self._counting:
