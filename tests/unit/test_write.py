@@ -107,9 +107,20 @@ class Waiting(Device):
         super().write_from(buffer, length, offset)
 
 
+class Narrow(Device):
+    """One that serves writes one after the other, as a disk's transfer rate does."""
+
+    serving = threading.Lock()
+
+    def write_from(self, buffer: mmap.mmap, length: int, offset: int) -> None:
+        with self.serving:
+            time.sleep(0.02)
+            super().write_from(buffer, length, offset)
+
+
 def test_zstd_is_chosen_while_the_target_is_waited_for_and_lz4_otherwise(tmp_path: Path) -> None:
     spans = [(n * 100, TEXT * 64) for n in range(40)]
-    with device(tmp_path, Waiting) as opened:
+    with device(tmp_path, Narrow) as opened:
         made = writer(opened)
         made.fill(spans, imaging.gather, processors=2)
         assert made.codecs["zstd"] > 25, made.codecs
