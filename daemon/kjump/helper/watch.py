@@ -161,11 +161,12 @@ class Watch:
             keys.close()
 
     def _take(self, *, soft: bool = False) -> None:
-        self._dog = watchdog.take(*self._bark())
-        if self._dog is None and soft:
-            self._dog = watchdog.take_soft(*self._bark())
-        if self._dog is not None:
-            say(f"watchdog: {self.watchdog}")
+        dog = watchdog.take(*self._bark())
+        if dog is None and soft:
+            dog = watchdog.take_soft(*self._bark())
+        if dog is not None:
+            say(f"watchdog: {dog.name}, {dog.seconds} s")
+        self._dog = dog
 
     def _bark(self) -> tuple[int, int]:
         """Seconds after which the machine's watchdog is to restart it, and the least of use."""
