@@ -253,6 +253,9 @@ class Image:
             chunks.stop()
             for _ in threads:
                 free.put(None)
+            # What comes next may freeze every thread, wherever it is.
+            for thread in threads:
+                thread.join()
 
     def each(
         self, index: Extents, use: Callable[[Chunk], None], *, processors: int = 1

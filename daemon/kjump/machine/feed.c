@@ -1,15 +1,19 @@
 /*
- * Giving many pages to a file that takes one a time: /dev/snapshot.
+ * /dev/snapshot: giving many pages to a file that takes one a time, and the jump.
  *
  * Called from kjump.resume.snapshot through ctypes.
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <sys/ioctl.h>
 #include <sys/uio.h>
 
 #include "kjump.h"
 
 #define VECTOR 1024			/* UIO_MAXIOV */
+#define FREEZE 0x3301			/* uapi/linux/suspend_ioctls.h */
+#define UNFREEZE 0x3302
+#define ATOMIC_RESTORE 0x3304
 
 /*
  * Write `count` pages, each a vector of its own: the kernel loops over them in one call.  Returns
@@ -41,4 +45,21 @@ uint64_t kj_feed(int fd, const uint8_t *data, uint64_t count, int *error)
 		done += (uint64_t)taken / PAGE;
 	}
 	return done;
+}
+
+/*
+ * Freeze everything else, and jump.  Returns only where that failed: the errno.
+ *
+ * Not from Python in two calls: the kernel freezes the other threads of this program as well, and
+ * one that held the interpreter's lock would keep it, so that the first call never came back.
+ */
+int kj_restore(int fd)
+{
+	int error;
+
+	if (ioctl(fd, FREEZE, 0))
+		return errno;
+	error = ioctl(fd, ATOMIC_RESTORE, 0) ? errno : ECANCELED;
+	ioctl(fd, UNFREEZE, 0);
+	return error;
 }

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,7 +41,6 @@ from kjump.machine.native import INT, INT_OUT, LIBRARY, POINTER, U64, address_of
 from kjump.machine.ranges import PAGE, align_up, overlaps, subtract
 
 DEVICE = Path("/dev/snapshot")
-FREEZE, UNFREEZE, ATOMIC_RESTORE = 0x3301, 0x3302, 0x3304
 MAGIC = 0x23456789ABCDEF02
 ZERO_PAGE = 1 << 63
 """A number with this bit is a page of zeros without data; since 6.6 (commit 005e8dddd497, "PM:
@@ -52,6 +50,9 @@ NUMBERS = PAGE // 8
 VECTOR = 512
 """Pages of zeros that are held ready where the kernel wants them with data."""
 
+_restore = LIBRARY.kj_restore
+_restore.argtypes = (INT,)
+_restore.restype = INT
 _feed = LIBRARY.kj_feed
 _feed.argtypes = (INT, POINTER, U64, INT_OUT)
 _feed.restype = U64
@@ -197,15 +198,10 @@ class Snapshot:
 
     def restore(self) -> None:
         """Freeze and jump.  Raises `RestoreFailed` if the kernel did not."""
-        try:
-            fcntl.ioctl(self._fd, FREEZE)
-            try:
-                fcntl.ioctl(self._fd, ATOMIC_RESTORE)
-            finally:
-                fcntl.ioctl(self._fd, UNFREEZE)
-        except OSError as error:
-            raise _failed("restoring", error) from error
-        raise RestoreFailed("The kernel did not jump.")
+        number = _restore(self._fd)
+        if number == errno.ECANCELED:
+            raise RestoreFailed("The kernel did not jump.")
+        raise _failed("restoring", OSError(number, os.strerror(number)))
 
     def close(self) -> None:
         """Drops what was loaded."""
