@@ -183,3 +183,15 @@ def test_feed_takes_pages_one_vector_each(tmp_path: Path) -> None:
     with pytest.raises(RestoreFailed):
         device.write_pages(data, 0, PAGE)
     os.close(device._fd)
+
+
+def test_freezing_and_the_jump_are_one_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is no /dev/snapshot knows none of its requests."""
+    path = tmp_path / "snapshot"
+    path.touch()
+    monkeypatch.setattr(snapshot, "DEVICE", path)
+    with snapshot.Snapshot() as device, pytest.raises(RestoreFailed, match="restoring"):
+        device.restore()
+    assert not hasattr(snapshot, "fcntl")

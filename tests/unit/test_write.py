@@ -222,3 +222,29 @@ def test_what_is_stored_as_it_is_never_fills_the_target(
         made.fill(spans, imaging.gather, processors=2, expected=60 << 20)
         done = made.commit()
         assert done.data_pages == 30 * 512
+
+
+def test_no_reader_runs_on_behind_the_last_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next thing is to freeze every thread, wherever it is."""
+
+    class Slow(threading.Thread):
+        def run(self) -> None:
+            super().run()
+            time.sleep(0.3)
+
+    with device(tmp_path) as opened:
+        made = writer(opened)
+        made.fill([(n * 10, TEXT) for n in range(20)], imaging.gather)
+        made.commit()
+        image = Image(opened)
+        monkeypatch.setattr(threading, "Thread", Slow)
+        assert len(dict(imaging.content(image, image.index(), processors=3))) == 20
+        assert not [t for t in threading.enumerate() if t.name.startswith("read ")]
+        # The same where it is given up in the middle.
+        given_up = imaging.content(image, image.index(), processors=3)
+        next(given_up)
+        given_up.close()
+        del given_up
+        assert not [t for t in threading.enumerate() if t.name.startswith("read ")]
