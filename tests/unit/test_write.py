@@ -245,6 +245,5 @@ def test_no_reader_runs_on_behind_the_last_chunk(
         # The same where it is given up in the middle.
         given_up = imaging.content(image, image.index(), processors=3)
         next(given_up)
-        given_up.close()
         del given_up
         assert not [t for t in threading.enumerate() if t.name.startswith("read ")]
