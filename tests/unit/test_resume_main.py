@@ -156,6 +156,32 @@ def test_it_is_restoring_on_disk_before_anything_is_loaded(
     assert found(disk) == ("spent", "RestoreFailed")
 
 
+def test_it_listens_before_it_tells_of_the_key(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is typed to a terminal before `Keys` has it is thrown away."""
+    done: list[str] = []
+
+    class Heard:
+        def __init__(self) -> None:
+            done.append("listens")
+
+        def read(self, _seconds: float) -> list[str]:
+            return []
+
+        def close(self) -> None:
+            pass
+
+    def load(*_: object, **__: object) -> None:
+        raise RestoreFailed("the kernel refused")
+
+    monkeypatch.setattr(main, "Keys", Heard)
+    monkeypatch.setattr(main, "say", lambda text: done.append("tells" if "Esc" in text else text))
+    monkeypatch.setattr(restore, "_load", load)
+    write(disk, description())
+    with pytest.raises(RestoreFailed):
+        resume(disk)
+    assert done[:2] == ["listens", "tells"]
+
+
 def test_anything_unforeseen_lets_the_boot_go_on_and_is_kept(
     disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -233,7 +233,9 @@ def test_whatever_comes_after_the_copy_is_not_raised(monkeypatch: pytest.MonkeyP
 # -- the machine's watchdog ------------------------------------------------------------------------
 
 
-def test_only_a_watchdog_that_stops_is_started(tmp_path: Path) -> None:
+def test_only_a_watchdog_that_stops_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     node = tmp_path / "watchdog0"
     driver = node / "device/driver/module"
     driver.mkdir(parents=True)
@@ -244,8 +246,17 @@ def test_only_a_watchdog_that_stops_is_started(tmp_path: Path) -> None:
     assert not watchdog.stops(node)
     (node / "nowayout").write_text("0\n")
     assert watchdog.stops(node)
+    # One that does not tell what it hangs from, as softdog and i6300esb.
+    options, modules = tmp_path / "kjump.conf", tmp_path / "modules"
+    monkeypatch.setattr(watchdog, "OPTIONS", options)
+    monkeypatch.setattr(watchdog, "MODULES", modules)
     (tmp_path / "watchdog1").mkdir()
-    assert watchdog.stops(tmp_path / "watchdog1")  # softdog
+    assert not watchdog.stops(tmp_path / "watchdog1")
+    options.write_text("options i6300esb nowayout=0\noptions softdog nowayout=0\n")
+    assert not watchdog.stops(tmp_path / "watchdog1")  # built in, as far as anyone knows
+    (modules / "i6300esb").mkdir(parents=True)
+    (modules / "i6300esb/initstate").write_text("live\n")
+    assert watchdog.stops(tmp_path / "watchdog1")
 
 
 @pytest.mark.parametrize(
@@ -272,12 +283,15 @@ def test_it_is_told_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     device = tmp_path / "class/watchdog0/device"
     device.mkdir(parents=True)
     (device / "driver").symlink_to(driver)
-    assert watchdog._name(Path("/dev/watchdog0")) == "i6300ESB timer"
+    assert watchdog._name(Path("/dev/watchdog0"), -1) == "i6300ESB timer"
     module = tmp_path / "module/i6300esb"
     module.mkdir(parents=True)
     (driver / "module").symlink_to(module)
-    assert watchdog._name(Path("/dev/watchdog0")) == "i6300esb"
-    assert watchdog._name(Path("/dev/watchdog1")) == "softdog"
+    assert watchdog._name(Path("/dev/watchdog0"), -1) == "i6300esb"
+    # Where nothing leads to the module, by what the driver calls itself.
+    said = watchdog.INFO.pack(0x8180, 0, b"i6300ESB timer")
+    monkeypatch.setattr("fcntl.ioctl", lambda *_: said)
+    assert watchdog._name(Path("/dev/watchdog1"), -1) == "i6300ESB timer"
 
 
 def test_one_that_may_still_appear_is_told_of() -> None:

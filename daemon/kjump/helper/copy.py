@@ -249,6 +249,7 @@ def save(
             "memory": available,
             "processors": threads,
             "codecs": writer.codecs,
+            "profile": {step: round(seconds, 3) for step, seconds in writer.profile.items()},
         }
         watch.too_late()
         watch.beat()

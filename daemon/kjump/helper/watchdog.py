@@ -18,8 +18,14 @@ from pathlib import Path
 
 WDIOC_SETTIMEOUT = 0xC0045706
 WDIOC_GETTIMEOUT = 0x80045707
+WDIOC_GETSUPPORT = 0x80285700
+INFO = struct.Struct("=II32s")
+"""struct watchdog_info, little endian: options, firmware's version, identity."""
 DEVICES = Path("/dev")
 CLASS = Path("/sys/class/watchdog")
+MODULES = Path("/sys/module")
+OPTIONS = Path("/etc/modprobe.d/kjump.conf")
+"""Has a line ``options MODULE nowayout=0`` for each watchdog's driver in this initrd."""
 SOFT = "softdog"
 
 
@@ -28,8 +34,8 @@ def stops(node: Path) -> bool:
     /sys/class/watchdog.
 
     The file is there with CONFIG_WATCHDOG_SYSFS.  Without, a module will do: modprobe.d in this
-    initrd has nowayout=0 for each driver that is in it.  softdog has no device to hang from; what
-    there is of it was loaded here.
+    initrd has nowayout=0 for each driver that is in it.  Some do not tell what device they hang
+    from (softdog, which has none, and i6300esb): there it is enough that such a module is loaded.
     """
     try:
         return (node / "nowayout").read_text().strip() == "0"
@@ -37,7 +43,7 @@ def stops(node: Path) -> bool:
         pass
     device = node / "device"
     if not device.exists():
-        return True
+        return any((MODULES / name / "initstate").exists() for name in _ours())
     return (device / "driver" / "module" / "initstate").exists()
 
 
@@ -93,6 +99,15 @@ def take_soft(wanted: int, least: int) -> Watchdog | None:
     return None
 
 
+def _ours() -> list[str]:
+    """The modules that are loaded here with ``nowayout=0``."""
+    try:
+        lines = OPTIONS.read_text().splitlines()
+    except OSError:
+        return []
+    return [words[1] for line in lines if (words := line.split())[:1] == ["options"] and words[1:]]
+
+
 def _nodes() -> Iterator[Path]:
     """/dev/watchdog0 and so on; /dev/watchdog is the first of them again."""
     yield from sorted(DEVICES.glob("watchdog[0-9]*"))
@@ -111,20 +126,25 @@ def _start(path: Path, wanted: int, least: int) -> Watchdog | None:
         (granted,) = struct.unpack("i", fcntl.ioctl(fd, WDIOC_GETTIMEOUT, bytes(4)))
     except OSError:
         granted = 0
-    found = Watchdog(fd, _name(path), granted)
+    found = Watchdog(fd, _name(path, fd), granted)
     if fits(granted, wanted, least):
         return found
     found.stop()
     return None
 
 
-def _name(path: Path) -> str:
-    """The module's name, which people know; a driver calls itself anything ("i6300ESB timer")."""
+def _name(path: Path, fd: int) -> str:
+    """The module's name, which people know; a driver calls itself anything ("i6300ESB timer"), and
+    that is told where nothing leads to the module."""
     driver = CLASS / path.name / "device" / "driver"
     for known in (driver / "module", driver):
         if known.exists():
             return known.resolve().name
-    return SOFT
+    try:
+        _, _, name = INFO.unpack(fcntl.ioctl(fd, WDIOC_GETSUPPORT, bytes(INFO.size)))
+    except OSError:
+        return path.name
+    return name.split(b"\0", 1)[0].decode(errors="replace").strip() or path.name
 
 
 def stop_all() -> None:

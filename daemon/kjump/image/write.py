@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -54,6 +55,8 @@ SPAN_PAGES = 512
 is what a full machine has to spare."""
 CODECS = {"none": RAW, "zstd": ZSTD, "lz4": LZ4}
 COMPRESSIONS = ("auto", *CODECS)
+STEPS = ("wait for a buffer", "gather", "pack", "wait for its turn", "write")
+"""What a thread does with a span, one after the other."""
 
 assert SPAN_PAGES <= CHUNK_PAGES
 
@@ -98,6 +101,20 @@ class _Line(Generic[Span]):
             self._turns.notify_all()
 
 
+class _Laps:
+    """How long a thread takes for each of its steps, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STEPS, 0.0)
+        self._since = time.monotonic()
+
+    def lap(self, step: str) -> None:
+        """This step has just ended; it began where the one before ended."""
+        now = time.monotonic()
+        self.seconds[step] += now - self._since
+        self._since = now
+
+
 class Writer:
     """Writes one image: `begin`, then `fill`, then `commit`."""
 
@@ -119,6 +136,8 @@ class Writer:
         self._error: BaseException | None = None
         self.codecs = dict.fromkeys(COMPRESSIONS[1:], 0)
         """Chunks for which each compression was chosen."""
+        self.profile = dict.fromkeys(STEPS, 0.0)
+        """Seconds of each step, those of all threads together."""
 
     def begin(self, description: Mapping[str, Any]) -> None:
         """State `writing`, and the description, on the medium.
@@ -163,12 +182,17 @@ class Writer:
 
         def work() -> None:
             out = self._device.buffer(codec.largest_chunk(SPAN_PAGES, EXTENT.size))
+            laps = _Laps()
             try:
-                while (taken := self._pack(line, desks, gather, out)) is not None:
+                while (taken := self._pack(line, desks, gather, out, laps.lap)) is not None:
                     size, at, pages = taken
                     if size:
                         self._write(out, size, at)
                     progress(pages)
+                    laps.lap("write")
+                with self._counting:
+                    for step, seconds in laps.seconds.items():
+                        self.profile[step] += seconds
             except BaseException as error:
                 if self._error is None:
                     self._error = error
@@ -199,12 +223,14 @@ class Writer:
         desks: queue.Queue[tuple[codec.Packer, Bundle]],
         gather: Callable[[Span, Bundle], None],
         out: Any,
+        lap: Callable[[str], None],
     ) -> tuple[int, int, int] | None:
         """A chunk in ``out``: its size, its place, and the pages of the span; None: no more spans.
 
         The desk comes before the span: who has the first turn must have all that it needs.
         """
         desk = desks.get()
+        lap("wait for a buffer")
         try:
             if (taken := line.take()) is None:
                 return None
@@ -212,6 +238,7 @@ class Writer:
             packer, bundle = desk
             bundle.clear()
             gather(span, bundle)
+            lap("gather")
             table, pages = bundle.extents(), bundle.used + bundle.zeros
             size = 0
             if bundle.used:
@@ -219,8 +246,10 @@ class Writer:
                 size = packer.chunk(bundle, CODECS[chosen], self._level, out)
         finally:
             desks.put(desk)
+        lap("pack")
         if not line.wait(number):
             return None
+        lap("wait for its turn")
         self._tables.append(table)
         at = self._at
         if size:

@@ -78,11 +78,12 @@ def resume(device: Device, *, started: float, skip: bool, wait: float = 0) -> No
         restore.check(description, machine())
         restore.check_file_systems(description)
         saved = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(description.get("saved", 0)))
-        say(f"resuming the session of {description.get('hostname')}, saved {saved};"
-            " Esc: boot without it")  # fmt: skip
+        # First it listens, then it tells of the key: what is typed before would be lost.
         keys = Keys()
-        chance = Chance(keys, wait, splash)
         try:
+            say(f"resuming the session of {description.get('hostname')}, saved {saved};"
+                " Esc: boot without it")  # fmt: skip
+            chance = Chance(keys, wait, splash)
             restore.restore(image, description, chance, started=started, boot=started)
         finally:
             keys.close()
