@@ -56,7 +56,7 @@ def content(image: Image, index: Extents, processors: int = 2) -> Iterator[tuple
         at = 0
         for extent in chunk.extents:
             for pfn in range(extent.pfn, extent.pfn + extent.pages):
-                yield pfn, chunk.data[at : at + PAGE]
+                yield pfn, bytes(chunk.data[at : at + PAGE])
                 at += PAGE
 
 

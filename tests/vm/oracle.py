@@ -100,7 +100,7 @@ class Saved:
             for chunk in image.chunks(self.extents):
                 at = 0
                 for e in chunk.extents:
-                    yield e.pfn, chunk.data[at : at + e.pages * PAGE]
+                    yield e.pfn, bytes(chunk.data[at : at + e.pages * PAGE])
                     at += e.pages * PAGE
 
 

@@ -97,7 +97,7 @@ def names(changed: dict[str, Any]) -> set[str] | None:
 
 
 def reasons(guest: Guest) -> set[str]:
-    return {name for name, _ in ctl_json(guest, "can-hibernate")["reasons"]}
+    return {reason["code"] for reason in ctl_json(guest, "can-hibernate")["reasons"]}
 
 
 def target_is(guest: Guest, path: str) -> None:

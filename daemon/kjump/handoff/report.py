@@ -18,8 +18,7 @@ offset size field
 
 A writer checks magic, version and nonce first, and leaves a page that differs alone.
 The document: ``by`` ("helper" or "resume"), ``result`` ("ok" or "failed"), on failure ``error``,
-``what``, ``todo`` (see `kjump.errors`), and figures: ``phases`` (name to seconds), ``pages``,
-``image``, ``memory``.
+``what``, ``todo`` (see `kjump.errors`), ``phases`` (name to seconds), and figures: `FIGURES`.
 """
 
 from __future__ import annotations
@@ -37,6 +36,8 @@ NONCE_SIZE = 16
 HEADER = struct.Struct("<8sII16sI4x")
 ROOM = SIZE - HEADER.size
 """Largest JSON document, bytes."""
+FIGURES = ("pages", "image", "memory", "map", "codecs", "profile")
+"""What the helper found out about the copy, and the boot side hands on: each an object."""
 
 
 def blank(nonce: bytes) -> bytes:

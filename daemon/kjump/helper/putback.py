@@ -41,7 +41,7 @@ class Places:
         self._view: mmap.mmap | None = None
         self._start = self._end = 0
 
-    def write(self, extents: Extents, data: mmap.mmap | bytes | None) -> None:
+    def write(self, extents: Extents, data: memoryview | bytes | None) -> None:
         """Their pages, which lie one behind the other in ``data``; None: zeros.
 
         Raises `RestoreFailed`.
@@ -125,7 +125,7 @@ def report(
         "phases": {**dict(outcome.get("phases", {})), **phases},
         "saved": description.get("saved"),
         "resumed": time.time(),
-        **{key: outcome[key] for key in ("pages", "image", "memory", "map") if key in outcome},
+        **{key: outcome[key] for key in reports.FIGURES if key in outcome},
     }
 
 

@@ -27,6 +27,7 @@ from kjump.image.layout import (
     DESCRIPTION_OFFSET,
     EMPTY,
     EXTENT,
+    RAW,
     RESTORER_OFFSET,
     RESTORING,
     WRITING,
@@ -79,7 +80,7 @@ class _Chunks:
 
 
 class Chunk:
-    """A chunk in memory: its number, its extents, and their pages at the start of ``data``.
+    """A chunk in memory: its number, its extents, and ``data``, their pages.
 
     ``data`` is used again: it holds only until the chunk is given back.
     """
@@ -87,7 +88,8 @@ class Chunk:
     def __init__(self, device: Device) -> None:
         size = codec.largest_chunk(CHUNK_PAGES, EXTENT.size)
         self._stored = device.buffer(size)
-        self.data = mmap.mmap(-1, CHUNK_PAGES * PAGE)
+        self._unpacked = mmap.mmap(-1, CHUNK_PAGES * PAGE)
+        self.data = memoryview(b"")
         self.number = 0
         self.extents = Extents(b"")
 
@@ -108,8 +110,14 @@ class Chunk:
         payload = header.payload_offset, header.length
         if codec.crc32(self._stored, *payload) != header.payload_crc:
             raise ImageDamaged(f"{name} has a wrong checksum.")
-        if not codec.unpack(header.codec, self._stored, *payload, self.data, header.pages * PAGE):
+        size = header.pages * PAGE
+        if header.codec == RAW and header.length == size:
+            # They are used where they were read to: copying them once more would cost.
+            self.data = memoryview(self._stored)[header.payload_offset :][:size]
+            return
+        if not codec.unpack(header.codec, self._stored, *payload, self._unpacked, size):
             raise ImageDamaged(f"{name} cannot be decompressed to what it should hold.")
+        self.data = memoryview(self._unpacked)[:size]
 
 
 class Image:

@@ -83,7 +83,7 @@ def report_page(description: Mapping[str, Any], outcome: Mapping[str, Any]) -> s
         "saved": description.get("saved"),
         "resumed": time.time(),
         "boot_memory": memory.own_memory(),
-        **{key: outcome[key] for key in ("pages", "image", "memory", "map") if key in outcome},
+        **{key: outcome[key] for key in reports.FIGURES if key in outcome},
     }
     page = reports.pack(bytes.fromhex(description["nonce"]), document)
     return snapshot.Insert(int(description["report_page"]) // PAGE, page)

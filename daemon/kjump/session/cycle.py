@@ -36,6 +36,7 @@ from kjump.errors import (
     StaleHelper,
     from_report,
 )
+from kjump.handoff import report as reports
 from kjump.session import history, hooks, readiness, stock
 from kjump.session.devices import Device
 from kjump.session.log import bound, logger
@@ -490,15 +491,15 @@ class Operation:
             out["window"] = self._described
         if self._facts and isinstance(self._facts.target, Device):
             out["target"] = str(self._facts.target.path)
-        for part in ("pages", "image", "memory", "map"):
+        for part in reports.FIGURES:
             if report and isinstance(report.get(part), Mapping):
                 out[part] = dict(report[part])
         if report:
             rest = {
                 key: value
                 for key, value in report.items()
-                if key not in ("phases", "pages", "image", "memory", "map", "by", "result",
-                               "error", "what", "todo", "window")
+                if key not in (*reports.FIGURES, "phases", "by", "result", "error", "what",
+                               "todo", "window")
             }
             if rest:
                 out["more"] = rest
