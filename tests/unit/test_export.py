@@ -151,7 +151,7 @@ def flip(disk: Path, past: int) -> None:
 
 
 def test_of_a_damaged_image_no_file_is_left(disk: Path, tmp_path: Path) -> None:
-    flip(disk, 200)
+    flip(disk, PAGE + 200)
     core = tmp_path / "core"
     assert kjumpctl(["image", "export", str(core), str(disk)]) == ImageDamaged.exit_code
     assert not core.exists()
@@ -232,7 +232,7 @@ def test_verify(disk: Path) -> None:
     with Device(disk) as device:
         image = Image(device)
         assert export.verify(image) == 4 * PAGE
-    flip(disk, 200)
+    flip(disk, PAGE + 200)
     assert kjumpctl(["image", "verify", str(disk)]) == ImageDamaged.exit_code
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from kjump.errors import (
     ImageDamaged,
     ImageIncomplete,
     ImageSpent,
+    ImageVersion,
     KjumpError,
     NoImage,
     TargetTooSmall,
@@ -25,9 +27,11 @@ from kjump.image.device import Device
 from kjump.image.extents import Extents
 from kjump.image.layout import (
     BLOCK,
+    CHUNK,
     COMPLETE,
     DATA,
     EMPTY,
+    EXTENT,
     RESTORING,
     SLOTS,
     SPENT,
@@ -114,7 +118,8 @@ def covered(disk: Path) -> list[int]:
         at = s.chunks_offset
         for number in range(s.chunks):
             header = unpack_chunk_header(device.read(at, BLOCK), number)
-            out += range(at, at + header.payload_offset + header.length)
+            out += range(at, at + CHUNK.size + header.extents * EXTENT.size)
+            out += range(at + header.payload_offset, at + header.payload_offset + header.length)
             at += header.stored
     return out
 
@@ -291,6 +296,40 @@ def test_chunks_must_bring_just_what_the_index_says(disk: Path, index: list[Exte
                 list(image.chunks(extents))
             with pytest.raises(ImageDamaged):
                 image.each(extents, lambda chunk: used.append(chunk.number), processors=2)
+
+
+@pytest.mark.parametrize("state", [EMPTY, COMPLETE, SPENT])
+def test_an_image_of_version_1_is_told_of_and_replaced_but_not_read(
+    state: int, disk: Path
+) -> None:
+    write(disk, [(100, b"x" * PAGE)])
+    with Device(disk, writable=True) as device:
+        found = superblocks.load(device)
+        assert found is not None
+        superblocks.store(device, replace(found, version=1), state=state)
+        if state == SPENT:
+            image = Image(device)
+            with pytest.raises(ImageVersion):
+                next(image.chunks(image.index()))
+        else:
+            with pytest.raises(ImageVersion):
+                Image(device)
+    examined = target.examine(disk)
+    assert examined is not None and examined.state == ("empty", "", "complete", "", "spent")[state]
+    target.prepare(disk, cycle_id=uuid.UUID(int=7), hostname="h")
+    with Device(disk) as device:
+        after = Image(device).superblock
+    assert (after.version, after.state, after.cycle.int) == (2, EMPTY, 7)
+
+
+def test_an_image_of_an_unknown_version_is_refused(disk: Path) -> None:
+    write(disk, [(100, b"x" * PAGE)])
+    with Device(disk, writable=True) as device:
+        found = superblocks.load(device)
+        assert found is not None
+        superblocks.store(device, replace(found, version=3))
+        with pytest.raises(ImageVersion):
+            superblocks.load(device)
 
 
 def test_newest_generation_counts() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import struct
 
 import pytest
@@ -159,16 +160,17 @@ def test_gather_copies_data_and_lists_zeros(what: list[str], room: int) -> None:
     memory, kinds = memory_of(what)
     held = pages.Kinds(kinds)
     bundle = pages.Bundle(room)
+    buffer = mmap.mmap(-1, (room + 1) * PAGE)
     got: list[tuple[int, int]] = []
     data = b""
     at = 0
     while at < len(what):
-        bundle.clear()
+        bundle.into(buffer, PAGE)
         looked = bundle.gather(memory, at * PAGE, len(what) - at, held, at, 100 + at)
         assert looked
         listed = Extents(bundle.extents())
         assert (bundle.used, bundle.zeros) == (listed.data_pages, listed.zero_pages)
-        data += bytes(bundle._pages[: bundle.used * PAGE])
+        data += buffer[PAGE:][: bundle.used * PAGE]
         got += [(p, e.kind) for e in listed for p in range(e.pfn, e.pfn + e.pages)]
         at += looked
     assert data == b"".join(
@@ -190,16 +192,19 @@ def test_a_span_never_has_more_than_a_bundle_has_room_for(what: list[str], most:
     memory, kinds = memory_of(what)
     held = pages.Kinds(kinds)
     bundle = pages.Bundle(most)
+    buffer = mmap.mmap(-1, most * PAGE)
     at = 0
     while at < len(what):
         count = held.span(at, len(what), most)
         assert 0 < count <= len(what) - at
-        bundle.clear()
+        bundle.into(buffer, 0)
         assert bundle.gather(memory, at * PAGE, count, held, at, at) == count
         at += count
 
 
 def test_bounds_are_checked_before_the_native_code_is_called() -> None:
+    with pytest.raises(ValueError):
+        pages.Bundle(2).into(mmap.mmap(-1, 2 * PAGE), PAGE)
     with pytest.raises(ValueError):
         pages.Bundle(1).gather(bytes(PAGE), 0, 2, pages.Kinds(bytearray(2)), 0, 0)
     with pytest.raises(ValueError):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from dataclasses import dataclass
 
-from kjump.machine.native import INT, LIBRARY, POINTER, U32, U64, address_of
+from kjump.image.layout import CHUNK, EXTENT
+from kjump.machine.native import INT, LIBRARY, POINTER, U32, U64, U64_OUT, address_of
 from kjump.machine.pages import Bundle
-from kjump.machine.ranges import PAGE
+from kjump.machine.ranges import PAGE, align_up
 
 RAW, ZSTD, LZ4 = range(3)
 
@@ -21,11 +23,11 @@ _context = LIBRARY.kj_context
 _context.restype = POINTER
 _context_free = LIBRARY.kj_context_free
 _context_free.argtypes = (POINTER,)
-_crc32 = LIBRARY.kj_crc32
-_crc32.argtypes = (U32, POINTER, U64)
-_crc32.restype = U32
+_checksum = LIBRARY.kj_checksum
+_checksum.argtypes = (POINTER, U64)
+_checksum.restype = U32
 _chunk_pack = LIBRARY.kj_chunk_pack
-_chunk_pack.argtypes = (POINTER, POINTER, U64, POINTER, U64, U32, INT, POINTER, U64)
+_chunk_pack.argtypes = (POINTER, POINTER, U64, POINTER, U64, U32, INT, POINTER, U64_OUT)
 _chunk_pack.restype = U64
 _chunk_seal = LIBRARY.kj_chunk_seal
 _chunk_seal.argtypes = (POINTER, U32)
@@ -40,11 +42,32 @@ _pack_bound.argtypes = (U64,)
 _pack_bound.restype = U64
 
 
-def crc32(data: Buffer, offset: int, length: int) -> int:
-    """CRC-32 (zlib's) of ``length`` bytes from ``offset`` on."""
+def checksum(data: Buffer, offset: int, length: int) -> int:
+    """The low 32 bits of XXH64 (seed 0) of ``length`` bytes from ``offset`` on, as in a zstd
+    frame."""
     if offset + length > len(data):
         raise ValueError("out of bounds")
-    return int(_crc32(0, address_of(data) + offset, length))
+    return int(_checksum(address_of(data) + offset, length))
+
+
+def lead(pages: int) -> int:
+    """Bytes that header and extents of a chunk of so many pages take at the most; whole pages."""
+    return align_up(CHUNK.size + pages * EXTENT.size, PAGE)
+
+
+def largest_chunk(pages: int) -> int:
+    """Bytes that a chunk of so many pages takes at the most."""
+    return lead(pages) + pages * PAGE
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A chunk in a buffer: where it begins and ends, in bytes; whole pages."""
+
+    start: int
+    size: int
+    moved: bool
+    """Whether it is in the other buffer."""
 
 
 class Packer:
@@ -55,21 +78,27 @@ class Packer:
         if not self._context:
             raise MemoryError("zstd")
 
-    def chunk(self, bundle: Bundle, codec: int, level: int, out: mmap.mmap) -> int:
-        """A chunk of the bundle's pages at the start of ``out``; whole blocks, in bytes.
-
-        It has no number yet: `seal`.
+    def chunk(
+        self, bundle: Bundle, codec: int, level: int, buffer: mmap.mmap, other: mmap.mmap, at: int
+    ) -> Packed:
+        """A chunk of the bundle's pages, which are in ``buffer`` from byte ``at`` on: around them,
+        or where they become smaller in ``other``.  It has no number yet: `seal`.
         """
+        if at < lead(bundle.data_extents) or at + bundle.used * PAGE > min(len(buffer), len(other)):
+            raise ValueError("no room for a chunk")
+        begin, elsewhere = address_of(buffer), address_of(other)
+        if bundle.pages_address != begin + at:
+            raise ValueError("the pages are not there")
+        where = U64()
         size = _chunk_pack(
             self._context,
-            bundle.pages_address, bundle.used,
+            begin + at, bundle.used,
             bundle.data_address, bundle.data_extents,
             codec, level,
-            address_of(out), len(out),
+            elsewhere + at, ctypes.byref(where),
         )  # fmt: skip
-        if not size:
-            raise ValueError("no room for a chunk")
-        return int(size)
+        moved = elsewhere <= where.value < elsewhere + len(other)
+        return Packed(where.value - (elsewhere if moved else begin), int(size), moved)
 
     def frame(self, data: Buffer, level: int) -> bytes:
         """A zstd frame, with content size and checksum."""
@@ -84,9 +113,9 @@ class Packer:
         self._context = None
 
 
-def seal(chunk: mmap.mmap, number: int) -> None:
-    """Give a chunk its number, and its header's checksum."""
-    _chunk_seal(address_of(chunk), number)
+def seal(buffer: mmap.mmap, start: int, number: int) -> None:
+    """Give the chunk that begins at byte ``start`` its number, and its header's checksum."""
+    _chunk_seal(address_of(buffer) + start, number)
 
 
 def unpack(
@@ -97,8 +126,3 @@ def unpack(
     if offset + length > len(data) or size > len(out):
         raise ValueError("out of bounds")
     return bool(_unpack(codec, address_of(data) + offset, length, address_of(out), size))
-
-
-def largest_chunk(pages: int, extent_size: int) -> int:
-    """Room that a chunk of so many pages may need, in bytes."""
-    return (pages + 2) * PAGE + -(-pages * extent_size // PAGE) * PAGE

@@ -126,8 +126,11 @@ class Device:
             got = self.read_into(buffer, span, first)
             return buffer[offset - first : min(offset - first + length, got)]
 
-    def write_from(self, buffer: mmap.mmap, length: int, offset: int) -> None:
-        """Write whole blocks from the buffer's start.  Raises `TargetWriteFailed`."""
+    def write_from(self, buffer: mmap.mmap | memoryview, length: int, offset: int) -> None:
+        """Write whole blocks from the buffer's start, which is aligned for direct I/O.
+
+        Raises `TargetWriteFailed`.
+        """
         done = 0
         try:
             with memoryview(buffer) as view:

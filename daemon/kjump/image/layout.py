@@ -1,4 +1,4 @@
-"""The image on disk, version 1, byte by byte.  See docs/kjump-image.5.md.
+"""The image on disk, version 2, byte by byte.  See docs/kjump-image.5.md.
 
 Pure.  All integers little-endian; block 4,096 bytes; offsets in bytes from the target's start.
 
@@ -17,7 +17,7 @@ Superblock (the newest valid slot counts, by its generation):
 offset size field
 ====== ==== =======================================================================
 0      8    magic ``KJUMPIMG``
-8      4    version, 1
+8      4    version, 2
 12     4    state: 0 empty, 1 writing, 2 complete, 3 restoring, 4 spent
 16     8    generation, one higher at each write
 24     16   cycle id (UUID)
@@ -48,7 +48,8 @@ offset size field
 An index is a sequence of extents, ascending and without overlap: u64 first pfn, u32 pages,
 u32 kind (0 data, 1 zero).  Data pages lie in the chunks in the order of their extents.
 
-A chunk: header, its extents (data only, as in the index), payload, zeros up to the block:
+A chunk: header, its extents (data only, as in the index), zeros up to the block; payload, zeros up
+to the block.  The header:
 
 ====== ==== =======================================================================
 offset size field
@@ -59,7 +60,7 @@ offset size field
 12     4    pages
 16     4    codec: 0 as they are, 1 a zstd frame with content checksum, 2 an LZ4 block
 20     4    length of the payload
-24     4    CRC-32 of the payload
+24     4    checksum of the payload: the low 32 bits of its XXH64, seed 0
 28     4    CRC-32 of bytes 0-27 and of the extents
 ====== ==== =======================================================================
 """
@@ -79,7 +80,10 @@ from kjump.machine.ranges import PAGE, align_up
 
 BLOCK = 4096
 MAGIC = b"KJUMPIMG"
-VERSION = 1
+VERSION = 2
+ALIKE = (1, VERSION)
+"""Versions whose superblock is the same.  Version 1 had the payload right behind the extents, with
+a CRC-32: such an image can be told of, retired and replaced, but not read."""
 SLOTS = (0, BLOCK)
 DESCRIPTION_OFFSET = 2 * BLOCK
 DESCRIPTION_ROOM = 14 * BLOCK
@@ -128,6 +132,7 @@ class Superblock:
     initrd_length: int = 0
     initrd_crc: int = 0
     outcome: Mapping[str, Any] = field(default_factory=dict)
+    version: int = VERSION
 
     @property
     def state_name(self) -> str:
@@ -150,7 +155,7 @@ class Superblock:
             outcome = json.dumps(short, separators=(",", ":")).encode()[:OUTCOME_ROOM]
         head = SUPERBLOCK.pack(
             MAGIC,
-            VERSION,
+            self.version,
             self.state,
             self.generation,
             self.cycle.bytes,
@@ -178,10 +183,15 @@ class Superblock:
         return block + struct.pack("<I", zlib.crc32(block))
 
 
+def other_version(version: int) -> ImageVersion:
+    """That an image cannot be read here."""
+    return ImageVersion(f"The image is of version {version}, this kjump reads {VERSION}.")
+
+
 def unpack_superblock(block: bytes) -> Superblock | None:
     """A superblock, or None where the block is none or damaged.
 
-    Raises `ImageVersion` for a whole one of another version.
+    Raises `ImageVersion` for a whole one of a version that is not `ALIKE`.
     """
     if len(block) < BLOCK or block[:8] != MAGIC:
         return None
@@ -193,8 +203,8 @@ def unpack_superblock(block: bytes) -> Superblock | None:
         extents, data_pages, zero_pages, end, changed, outcome_length,
         kernel_length, kernel_crc, initrd_length, initrd_crc,
     ) = SUPERBLOCK.unpack_from(block)  # fmt: skip
-    if version != VERSION:
-        raise ImageVersion(f"The image is of version {version}, this kjump reads {VERSION}.")
+    if version not in ALIKE:
+        raise other_version(version)
     if (
         state >= len(STATES)
         or outcome_length > OUTCOME_ROOM
@@ -227,6 +237,7 @@ def unpack_superblock(block: bytes) -> Superblock | None:
         initrd_length=initrd_length,
         initrd_crc=initrd_crc,
         outcome=outcome if isinstance(outcome, dict) else {},
+        version=version,
     )
     return found if found.chunks_offset == chunks_offset else None
 
@@ -255,13 +266,13 @@ class ChunkHeader:
     pages: int
     codec: int
     length: int
-    payload_crc: int
+    payload_check: int
     checked: int
 
     @property
     def payload_offset(self) -> int:
-        """From the chunk's start."""
-        return CHUNK.size + self.extents * EXTENT.size
+        """From the chunk's start, in bytes: the block behind the extents."""
+        return align_up(CHUNK.size + self.extents * EXTENT.size, BLOCK)
 
     @property
     def stored(self) -> int:
@@ -273,7 +284,7 @@ def unpack_chunk_header(data: bytes, number: int) -> ChunkHeader:
     """The header of chunk ``number``, checked for sane sizes.  Raises `ImageDamaged`."""
     if len(data) < CHUNK.size:
         raise ImageDamaged(f"The image ends before chunk {number}.")
-    magic, found, extents, pages, codec, length, payload_crc, checked = CHUNK.unpack_from(data)
+    magic, found, extents, pages, codec, length, payload_check, checked = CHUNK.unpack_from(data)
     if magic != CHUNK_MAGIC or found != number:
         raise ImageDamaged(f"Chunk {number} of the image is not there.")
     if (
@@ -283,14 +294,14 @@ def unpack_chunk_header(data: bytes, number: int) -> ChunkHeader:
         or length > CHUNK_PAGES * PAGE
     ):
         raise ImageDamaged(f"The header of chunk {number} is damaged.")
-    return ChunkHeader(found, extents, pages, codec, length, payload_crc, checked)
+    return ChunkHeader(found, extents, pages, codec, length, payload_check, checked)
 
 
 def check_chunk_head(data: bytes | memoryview, header: ChunkHeader) -> bytes:
     """The extents of a chunk as stored, checked with its header.  Raises `ImageDamaged`."""
     if len(data) < header.payload_offset + header.length:
         raise ImageDamaged(f"Chunk {header.number} of the image is cut short.")
-    table = bytes(data[CHUNK.size : header.payload_offset])
+    table = bytes(data[CHUNK.size :][: header.extents * EXTENT.size])
     if zlib.crc32(table, zlib.crc32(data[: CHUNK_CHECKED.size])) != header.checked:
         raise ImageDamaged(f"The head of chunk {header.number} has a wrong checksum.")
     return table

@@ -30,11 +30,14 @@ from kjump.image.layout import (
     RAW,
     RESTORER_OFFSET,
     RESTORING,
+    SPENT,
+    VERSION,
     WRITING,
     ZSTD,
     ChunkHeader,
     Superblock,
     check_chunk_head,
+    other_version,
     unpack_chunk_header,
 )
 from kjump.machine.ranges import PAGE
@@ -47,6 +50,8 @@ class _Chunks:
     """The chunks of an image, given out one after the other to threads that read them."""
 
     def __init__(self, image: Image, index: Extents) -> None:
+        if image.superblock.version != VERSION:
+            raise other_version(image.superblock.version)
         self._image = image
         self._due = Due(index)
         self._at = image.superblock.chunks_offset
@@ -86,7 +91,7 @@ class Chunk:
     """
 
     def __init__(self, device: Device) -> None:
-        size = codec.largest_chunk(CHUNK_PAGES, EXTENT.size)
+        size = codec.largest_chunk(CHUNK_PAGES)
         self._stored = device.buffer(size)
         self._unpacked = mmap.mmap(-1, CHUNK_PAGES * PAGE)
         self.data = memoryview(b"")
@@ -108,7 +113,7 @@ class Chunk:
         if self.extents.data_pages != header.pages or self.extents.zero_pages:
             raise ImageDamaged(f"The page list of chunk {header.number} is damaged.")
         payload = header.payload_offset, header.length
-        if codec.crc32(self._stored, *payload) != header.payload_crc:
+        if codec.checksum(self._stored, *payload) != header.payload_check:
             raise ImageDamaged(f"{name} has a wrong checksum.")
         size = header.pages * PAGE
         if header.codec == RAW and header.length == size:
@@ -132,6 +137,8 @@ class Image:
             raise ImageDamaged(f"{device.path} cannot be read: {error.strerror}.") from error
         if found is None:
             raise NoImage(f"There is no image on {device.path}.")
+        if found.version != VERSION and found.state != SPENT:
+            raise other_version(found.version)
         self.superblock: Superblock = found
 
     def _read(self, offset: int, length: int, what: str) -> bytes:

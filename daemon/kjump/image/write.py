@@ -6,24 +6,23 @@ place on the target (chunks lie in the order of their spans), and writes.  There
 of buffers to compress in as processors, and a few threads more than those, whose writes are under
 way.
 
-How hard to compress is found out as it goes: while writes queue up, the target is what is waited
-for, and there is time for zstd; while hardly any is under way the processors are what is waited
-for, and pages go as they are, if the target has room for all that; in between it is LZ4.
+How hard to compress is found out as it goes: `kjump.image.choice`.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
 import queue
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from kjump.errors import HelperFailed, KjumpError, TargetTooSmall
-from kjump.image import codec, superblocks
+from kjump.image import choice, codec, superblocks
 from kjump.image.device import Device
 from kjump.image.extents import Extents
 from kjump.image.layout import (
@@ -32,7 +31,6 @@ from kjump.image.layout import (
     COMPLETE,
     DESCRIPTION_OFFSET,
     DESCRIPTION_ROOM,
-    EXTENT,
     LZ4,
     RAW,
     WRITING,
@@ -44,21 +42,20 @@ from kjump.machine.ranges import PAGE, align_up
 
 IN_FLIGHT = 3
 """Writes under way beside the compressing: enough to keep a disk busy."""
-BUSY = IN_FLIGHT
-"""With so many writes under way the target is what is waited for."""
-IDLE = 1
-"""With no more than these it waits for the processors: any one write takes a while."""
 SPARE = 64 << 20
 """Bytes of the target that are left alone by what is not compressed."""
 SPAN_PAGES = 512
 """Pages a chunk of ours holds at most: 2 MiB.  The format allows twice as many; the helper's memory
 is what a full machine has to spare."""
-CODECS = {"none": RAW, "zstd": ZSTD, "lz4": LZ4}
+LEAD = codec.lead(SPAN_PAGES)
+"""Where the pages of a chunk are in a buffer: before them is room for header and extents."""
+CODECS = {choice.NONE: RAW, choice.ZSTD: ZSTD, choice.LZ4: LZ4}
 COMPRESSIONS = ("auto", *CODECS)
 STEPS = ("wait for a buffer", "gather", "pack", "wait for its turn", "write")
 """What a thread does with a span, one after the other."""
 
 assert SPAN_PAGES <= CHUNK_PAGES
+assert choice.WAITING <= IN_FLIGHT
 
 Span = TypeVar("Span")
 
@@ -115,6 +112,26 @@ class _Laps:
         self._since = now
 
 
+class _Desk:
+    """What a thread needs to make a chunk; there are as many as processors."""
+
+    def __init__(self, spare: mmap.mmap) -> None:
+        """``spare``: a buffer, for what is compressed."""
+        self.packer = codec.Packer()
+        self.bundle = Bundle(SPAN_PAGES)
+        self.spare = spare
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A chunk that is to be written: bytes ``start`` on of a buffer, to byte ``at`` of the
+    target."""
+
+    start: int
+    size: int
+    at: int
+
+
 class Writer:
     """Writes one image: `begin`, then `fill`, then `commit`."""
 
@@ -130,8 +147,8 @@ class Writer:
         self._at = superblock.chunks_offset
         self._chunks = 0
         self._tables: list[bytes] = []
-        self._writing = 0
         self._left = 0
+        self._choice = choice.Choice(1)
         self._counting = threading.Lock()
         self._error: BaseException | None = None
         self.codecs = dict.fromkeys(COMPRESSIONS[1:], 0)
@@ -176,18 +193,31 @@ class Writer:
         """
         line = _Line(spans)
         self._left = expected
-        desks: queue.Queue[tuple[codec.Packer, Bundle]] = queue.Queue()
+        self._choice = choice.Choice(processors)
+        desks: queue.Queue[_Desk] = queue.Queue()
         for _ in range(processors):
-            desks.put((codec.Packer(), Bundle(SPAN_PAGES)))
+            desks.put(_Desk(self._buffer()))
 
         def work() -> None:
-            out = self._device.buffer(codec.largest_chunk(SPAN_PAGES, EXTENT.size))
+            buffer = self._buffer()
             laps = _Laps()
             try:
-                while (taken := self._pack(line, desks, gather, out, laps.lap)) is not None:
-                    size, at, pages = taken
-                    if size:
-                        self._write(out, size, at)
+                while (desk := self._desk(desks, laps)) is not None:
+                    try:
+                        if (taken := line.take()) is None:
+                            break
+                        number, span = taken
+                        buffer, packed, table = self._pack(desk, span, gather, buffer, laps)
+                        pages = desk.bundle.used + desk.bundle.zeros
+                    finally:
+                        desks.put(desk)
+                    if not line.wait(number):
+                        break
+                    laps.lap("wait for its turn")
+                    chunk = self._place(buffer, packed, table)
+                    line.done()
+                    if chunk is not None:
+                        self._write(buffer, chunk)
                     progress(pages)
                     laps.lap("write")
                 with self._counting:
@@ -215,74 +245,79 @@ class Writer:
         if self._error is not None:
             raise self._error
         while not desks.empty():
-            desks.get()[0].close()
+            desks.get().packer.close()
+
+    def _buffer(self) -> mmap.mmap:
+        return self._device.buffer(codec.largest_chunk(SPAN_PAGES))
+
+    def _desk(self, desks: queue.Queue[_Desk], laps: _Laps) -> _Desk:
+        """A free desk.  It comes before the span: who has the first turn must have all it needs."""
+        desk = desks.get()
+        laps.lap("wait for a buffer")
+        return desk
 
     def _pack(
         self,
-        line: _Line[Span],
-        desks: queue.Queue[tuple[codec.Packer, Bundle]],
+        desk: _Desk,
+        span: Span,
         gather: Callable[[Span, Bundle], None],
-        out: Any,
-        lap: Callable[[str], None],
-    ) -> tuple[int, int, int] | None:
-        """A chunk in ``out``: its size, its place, and the pages of the span; None: no more spans.
-
-        The desk comes before the span: who has the first turn must have all that it needs.
-        """
-        desk = desks.get()
-        lap("wait for a buffer")
-        try:
-            if (taken := line.take()) is None:
-                return None
-            number, span = taken
-            packer, bundle = desk
-            bundle.clear()
-            gather(span, bundle)
-            lap("gather")
-            table, pages = bundle.extents(), bundle.used + bundle.zeros
-            size = 0
-            if bundle.used:
-                chosen = self._choose(bundle.used * PAGE)
-                size = packer.chunk(bundle, CODECS[chosen], self._level, out)
-        finally:
-            desks.put(desk)
-        lap("pack")
-        if not line.wait(number):
-            return None
-        lap("wait for its turn")
-        self._tables.append(table)
-        at = self._at
-        if size:
-            self._check_room(size)
-            codec.seal(out, self._chunks)
+        buffer: mmap.mmap,
+        laps: _Laps,
+    ) -> tuple[mmap.mmap, codec.Packed | None, bytes]:
+        """The span's chunk, if it has data, and the buffer that it is in now: ``buffer`` or the
+        desk's, which keeps the other one; and the extents of all its pages."""
+        begun = time.thread_time()
+        bundle = desk.bundle
+        bundle.into(buffer, LEAD)
+        gather(span, bundle)
+        laps.lap("gather")
+        if not bundle.used:
+            return buffer, None, bundle.extents()
+        size = bundle.used * PAGE
+        chosen = self._choose(size)
+        packed = desk.packer.chunk(
+            bundle, CODECS[chosen], self._level, buffer, desk.spare, LEAD
+        )
+        if packed.moved:
+            buffer, desk.spare = desk.spare, buffer
+        self._choice.packed(chosen, size, packed.size, time.thread_time() - begun)
+        with self._counting:
             self.codecs[chosen] += 1
-            self._chunks += 1
-            self._at += size
-        line.done()
-        return size, at, pages
+        laps.lap("pack")
+        return buffer, packed, bundle.extents()
 
     def _choose(self, size: int) -> str:
         """The compression for the next ``size`` bytes of pages."""
         with self._counting:
-            writing, left = self._writing, self._left
+            left = self._left
             self._left -= size
         if self._compression != "auto":
             return self._compression
-        if writing >= BUSY:
-            return "zstd"
-        # Beside the pages: headers, chunks that wait for their turn, and the index at the end.
+        # Beside the pages: heads, chunks that wait for their turn, and the index at the end.
         needed = left + left // 64 + SPARE
-        roomy = left > 0 and self._at + needed <= self._device.size
-        return "none" if writing <= IDLE and roomy else "lz4"
+        return self._choice.choose(roomy=left > 0 and self._at + needed <= self._device.size)
 
-    def _write(self, out: Any, size: int, at: int) -> None:
-        with self._counting:
-            self._writing += 1
+    def _place(
+        self, buffer: mmap.mmap, packed: codec.Packed | None, table: bytes
+    ) -> _Chunk | None:
+        """Give the next chunk its place and its number; it is this thread's turn."""
+        self._tables.append(table)
+        if packed is None:
+            return None
+        self._check_room(packed.size)
+        codec.seal(buffer, packed.start, self._chunks)
+        chunk = _Chunk(packed.start, packed.size, self._at)
+        self._chunks += 1
+        self._at += packed.size
+        return chunk
+
+    def _write(self, buffer: mmap.mmap, chunk: _Chunk) -> None:
+        self._choice.begins()
         try:
-            self._device.write_from(out, size, at)
+            with memoryview(buffer) as whole, whole[chunk.start :][: chunk.size] as part:
+                self._device.write_from(part, chunk.size, chunk.at)
         finally:
-            with self._counting:
-                self._writing -= 1
+            self._choice.ends(chunk.size, time.monotonic())
 
     def _check_room(self, size: int) -> None:
         if self._at + size > self._device.size:

@@ -155,26 +155,33 @@ class Kinds:
 
 
 class Bundle:
-    """Room for the pages of one chunk and for the lists of what they are."""
+    """The pages of one chunk, in a buffer, and the lists of what they are.  Begins with `into`."""
 
     def __init__(self, room: int) -> None:
         """``room``: in pages."""
-        self._pages = mmap.mmap(-1, room * PAGE)
+        self._room = room
         self._data = mmap.mmap(-1, room * EXTENT)
         # Each page may be an extent of its own, with one of zeros before it.
         extents = 4 * room
         self._extents = mmap.mmap(-1, extents * EXTENT)
         self._native = _Bundle(
-            address_of(self._pages), room, 0, 0,
+            None, 0, 0, 0,
             address_of(self._data), room, 0,
             address_of(self._extents), extents, 0,
         )  # fmt: skip
-        self.pages_address = int(self._native.pages)
         self.data_address = int(self._native.data)
 
-    def clear(self) -> None:
+    def into(self, buffer: mmap.mmap, offset: int) -> None:
+        """Empty it; what comes goes to this buffer, from byte ``offset`` on."""
+        if offset + self._room * PAGE > len(buffer):
+            raise ValueError("out of bounds")
         native = self._native
+        native.pages, native.room = address_of(buffer) + offset, self._room
         native.used = native.zeros = native.data_used = native.extents_used = 0
+
+    @property
+    def pages_address(self) -> int:
+        return int(self._native.pages)
 
     @property
     def used(self) -> int:

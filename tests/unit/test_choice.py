@@ -1,0 +1,87 @@
+"""How hard to compress: simulated copies, with a clock of their own."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from kjump.image.choice import HARDER, LZ4, NONE, ZSTD, Choice
+
+SIZE = 2 << 20
+GB = 1e-9
+"""Seconds for a byte, at a gigabyte a second."""
+
+# Seconds of a processor for a byte of memory, and what is stored of it.
+TEXT = {NONE: (0.3 * GB, 1.0), LZ4: (1.5 * GB, 0.4), ZSTD: (2.5 * GB, 0.3)}
+NOISE = {NONE: (0.3 * GB, 1.0), LZ4: (0.5 * GB, 1.0), ZSTD: (0.4 * GB, 1.0)}
+EMULATED = {NONE: (0.8 * GB, 1.0), LZ4: (5 * GB, 0.4), ZSTD: (26 * GB, 0.3)}
+
+
+def copy(
+    costs: dict[str, tuple[float, float]],
+    disk: Callable[[float], float],
+    *,
+    chunks: int = 1000,
+    processors: int = 2,
+    roomy: bool = True,
+    fixed: str = "",
+) -> tuple[float, Counter[str]]:
+    """Seconds of a copy to a disk that takes ``disk(time)`` seconds for a byte, and how many chunks
+    each compression got; ``fixed``: all get this one."""
+    choice = Choice(processors)
+    free = [0.0] * processors
+    writes: list[tuple[float, int]] = []
+    idle = 0.0  # when the disk has done all that it was given
+    used: Counter[str] = Counter()
+    now = 0.0
+
+    def end() -> float:
+        moment, size = heapq.heappop(writes)
+        choice.ends(size, moment)
+        return moment
+
+    for _ in range(chunks):
+        now = max(now, heapq.heappop(free))
+        while writes and writes[0][0] <= now:
+            end()
+        name = fixed or choice.choose(roomy=roomy)
+        used[name] += 1
+        seconds, stored = costs[name][0] * SIZE, int(costs[name][1] * SIZE)
+        choice.packed(name, SIZE, stored, seconds)
+        done = now + seconds
+        while writes and (len(writes) > 3 or writes[0][0] <= done):
+            done = max(done, end())
+        heapq.heappush(free, done)
+        choice.begins()
+        idle = max(idle, done) + stored * disk(done)
+        heapq.heappush(writes, (idle, stored))
+    return max([idle, *free]), used
+
+
+@pytest.mark.parametrize("costs", [TEXT, NOISE, EMULATED], ids=["text", "noise", "emulated"])
+@pytest.mark.parametrize("rate", [0.05, 0.2, 0.5, 1.0, 2.0, 6.0])
+def test_it_comes_close_to_the_best_of_the_three(
+    costs: dict[str, tuple[float, float]], rate: float
+) -> None:
+    best = min(copy(costs, lambda _: GB / rate, fixed=name)[0] for name in HARDER)
+    took, used = copy(costs, lambda _: GB / rate)
+    assert took < 1.15 * best, (took / best, used)
+
+
+def test_nothing_is_compressed_while_nothing_is_waited_for() -> None:
+    assert set(copy(TEXT, lambda _: 0.01 * GB)[1]) == {NONE}
+
+
+def test_what_has_no_room_as_it_is_is_compressed_all_the_same() -> None:
+    for rate in (0.1, 10.0):
+        assert NONE not in copy(TEXT, lambda _, r=rate: GB / r, roomy=False)[1]  # type: ignore[misc]
+
+
+def test_a_disk_that_becomes_slower_or_faster_is_noticed() -> None:
+    slow_then_fast = copy(TEXT, lambda t: GB / (0.1 if t < 4 else 20), chunks=3000)[1]
+    assert slow_then_fast[NONE] > 1000 and slow_then_fast[ZSTD] > 500, slow_then_fast
+    fast_then_slow = copy(TEXT, lambda t: GB / (20 if t < 0.3 else 0.1), chunks=2000)[1]
+    assert fast_then_slow[NONE] > 500 and fast_then_slow[ZSTD] > 500, fast_then_slow
