@@ -44,36 +44,20 @@ def test_the_way_is_chosen_by_what_fits(
 
 
 class Physical:
-    """Memory that only lends what it is asked for, as /dev/mem does."""
+    """Memory of so many pages: a file."""
 
-    def __init__(self, pages: int) -> None:
-        self.memory = bytearray(pages * PAGE)
+    def __init__(self, path: Path, pages: int) -> None:
+        path.write_bytes(bytes(pages * PAGE))
+        self._file = path.open("r+b")
+        self.memory = mmap.mmap(self._file.fileno(), 0)
 
     def map(self, start: int, size: int) -> tuple[mmap.mmap, int]:
-        assert start + size <= len(self.memory)
-        return _Written(self, start, size), 0
+        return mmap.mmap(self._file.fileno(), size, offset=start), 0
 
 
-class _Written(mmap.mmap):
-    """A mapping whose bytes reach the memory when it is closed."""
-
-    owner: Physical
-    start: int
-
-    def __new__(cls, owner: Physical, start: int, size: int) -> _Written:
-        made = super().__new__(cls, -1, size)
-        made[:] = bytes(owner.memory[start : start + size])
-        made.owner, made.start = owner, start
-        return made
-
-    def close(self) -> None:
-        self.owner.memory[self.start : self.start + len(self)] = self[:]
-        super().close()
-
-
-def test_pages_are_written_where_they_belong_and_nowhere_else() -> None:
+def test_pages_are_written_where_they_belong_and_nowhere_else(tmp_path: Path) -> None:
     rng = random.Random(1)
-    physical = Physical(64)
+    physical = Physical(tmp_path / "memory", 64)
     places = putback.Places(physical, [(1, 9), (20, 40)])  # type: ignore[arg-type]
     data = {pfn: rng.randbytes(PAGE) for pfn in (1, 2, 3, 8, 20, 21, 39)}
     for part in ((1, 2, 3, 8, 20), (21, 39)):
@@ -108,7 +92,7 @@ def test_scatter_in_windows_of_any_size(spans: list[tuple[int, int]], window: in
     scatter = pages.Scatter(Extents.of(extents).table, len(extents), content)
     for first in range(0, at, window):
         view = bytearray(memory[first * PAGE : (first + window) * PAGE])
-        done = scatter.into(view, first, first + window)
+        done = scatter.into(view, 0, first, first + window)
         memory[first * PAGE : (first + window) * PAGE] = view
     assert done
     used = b"".join(memory[e.pfn * PAGE : (e.pfn + e.pages) * PAGE] for e in extents)

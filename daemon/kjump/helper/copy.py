@@ -42,14 +42,13 @@ from kjump.image.layout import BLOCK, EMPTY, Superblock
 from kjump.image.write import COMPRESSIONS, SPAN_PAGES, Writer
 from kjump.machine import pages, syscalls, vmcoreinfo
 from kjump.machine.console import Progress, say
+from kjump.machine.maps import Maps
 from kjump.machine.memory import own_memory, processors
 from kjump.machine.ranges import PAGE, Range
 from kjump.machine.vmcore import Vmcore
 
 Report = dict[str, Any]
 
-MAP_BYTES = 64 << 20
-"""How much of the session's memory a thread maps at a time: page tables cost memory, too."""
 DEVICE_WAIT = 30.0
 """Seconds to wait for the target's driver."""
 WARM_UP = 60.0
@@ -163,21 +162,15 @@ def open_target(handoff: Handoff) -> Device:
 
 def gatherer(core: Vmcore) -> Callable[[Span, pages.Bundle], None]:
     """What brings a span's pages together out of the session's memory; for any thread."""
+    maps = Maps(core.map, core.readable())
 
     def gather(span: Span, bundle: pages.Bundle) -> None:
         """Raises `MemoryUnreadable`, `Internal`."""
-        for segment in core.memory:
-            first = max(span.first, segment.physical // PAGE)
-            last = min(span.last, (segment.physical + segment.size) // PAGE)
-            while first < last:
-                count = min(last - first, MAP_BYTES // PAGE)
-                view, offset = core.map(first * PAGE, count * PAGE)
-                with view:
-                    at = span.at + first - span.first
-                    looked = bundle.gather(view, offset, count, span.kinds, at, first)
-                if looked != count:
-                    raise Internal("A chunk has no room for its pages.")
-                first += count
+        for pfn, count, part in maps.over(span.first, span.last):
+            at = span.at + pfn - span.first
+            looked = bundle.gather(part.view, part.at(pfn), count, span.kinds, at, pfn)
+            if looked != count:
+                raise Internal("A chunk has no room for its pages.")
 
     return gather
 

@@ -7,8 +7,6 @@ why and the machine is restarted: there is no system left to return to.
 
 from __future__ import annotations
 
-import mmap
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,22 +22,18 @@ from kjump.image.place import check_pages, pieces
 from kjump.image.read import Chunk, Image
 from kjump.machine import memory, pages, syscalls
 from kjump.machine.console import Progress, say
+from kjump.machine.maps import Maps
 from kjump.machine.ranges import PAGE, Range
 
 DEVICE_WAIT = 30.0
-MAP_PAGES = 16384
-"""Pages mapped at a time, 64 MiB: page tables cost memory, too."""
 
 
 class Places:
-    """Physical memory, written through one mapping at a time; one a thread."""
+    """Physical memory to be written to; for any number of threads."""
 
     def __init__(self, physical: memory.PhysicalMemory, ranges: Sequence[Range]) -> None:
-        """``ranges``: what may be written, in pfns, ascending; nothing else is mapped."""
-        self._physical = physical
-        self._ranges = ranges
-        self._view: mmap.mmap | None = None
-        self._start = self._end = 0
+        """``ranges``: what may be written, in pfns; nothing else is mapped."""
+        self._maps = Maps(physical.map, ranges)
 
     def write(self, extents: Extents, data: memoryview | bytes | None) -> None:
         """Their pages, which lie one behind the other in ``data``; None: zeros.
@@ -51,31 +45,19 @@ class Places:
             number, inside = scatter.at
             if number == len(extents):
                 return
-            self._reach(extents[number].pfn + inside)
-            scatter.into(self._view, self._start, self._end)
-
-    def _reach(self, pfn: int) -> None:
-        if self._start <= pfn < self._end:
-            return
-        self.close()
-        for start, end in self._ranges:
-            if start <= pfn < end:
-                self._start, self._end = pfn, min(end, pfn + MAP_PAGES)
-                try:
-                    size = (self._end - pfn) * PAGE
-                    self._view, _ = self._physical.map(pfn * PAGE, size)
-                except OSError as error:
-                    raise RestoreFailed(
-                        f"Memory at {pfn * PAGE:#x} cannot be written: {error.strerror}."
-                    ) from error
-                return
-        raise RestoreFailed(f"Page {pfn:#x} is not the image's to restore.")
+            pfn = extents[number].pfn + inside
+            try:
+                part = self._maps.part(pfn)
+            except OSError as error:
+                raise RestoreFailed(
+                    f"Memory at {pfn * PAGE:#x} cannot be written: {error.strerror}."
+                ) from error
+            if part is None:
+                raise RestoreFailed(f"Page {pfn:#x} is not the image's to restore.")
+            scatter.into(part.view, part.offset, part.first, part.last)
 
     def close(self) -> None:
-        if self._view is not None:
-            self._view.close()
-            self._view = None
-        self._start = self._end = 0
+        self._maps.close()
 
 
 def words_of(cmdline: str) -> dict[str, str]:
@@ -94,16 +76,13 @@ def put_back(image: Image, started: float) -> Cell:
     phases = {"restorer boot": round(started, 3)}
     ranges = pieces(description)
     with memory.PhysicalMemory(writable=True) as physical:
-        mine = threading.local()
+        places = Places(physical, ranges)
 
         def write(chunk: Chunk) -> None:
-            if not hasattr(mine, "places"):
-                mine.places = Places(physical, ranges)
-            mine.places.write(chunk.extents, chunk.data)
+            places.write(chunk.extents, chunk.data)
             progress.add(chunk.pages * PAGE)
 
         image.each(extents, write, processors=memory.processors())
-        places = Places(physical, ranges)
         places.write(extents.only(ZERO), None)
         phases["put back"] = round(time.monotonic() - started, 3)
         page = Extents.of([Extent(int(description["report_page"]) // PAGE, 1)])

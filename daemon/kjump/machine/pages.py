@@ -233,9 +233,10 @@ class Scatter:
         self._count = count
         self._at, self._inside, self._done = U64(), U64(), U64()
 
-    def into(self, view: object, first: int, last: int) -> bool:
-        """Write what belongs to pfns [first, last), which ``view`` maps; whether all is done."""
-        if len(view) < (last - first) * PAGE:  # type: ignore[arg-type]
+    def into(self, view: object, offset: int, first: int, last: int) -> bool:
+        """Write what belongs to pfns [first, last), whose bytes are in ``view`` from ``offset`` on;
+        whether all is done."""
+        if len(view) < offset + (last - first) * PAGE:  # type: ignore[arg-type]
             raise ValueError("out of bounds")
         left = _scatter(
             address_of(self._extents),
@@ -244,7 +245,7 @@ class Scatter:
             ctypes.byref(self._inside),
             None if self._data is None else address_of(self._data),
             ctypes.byref(self._done),
-            address_of(view),
+            address_of(view) + offset,
             first,
             last,
         )

@@ -14,7 +14,15 @@ from pathlib import Path
 from kjump.errors import MemoryUnreadable
 from kjump.handoff.note import iterate_notes
 from kjump.machine.coreheader import EHDR, PHDR, PT_LOAD, PT_NOTE, Segment, parse
-from kjump.machine.ranges import PAGE, Range, align_down, align_up, overlaps
+from kjump.machine.ranges import (
+    PAGE,
+    Range,
+    align_down,
+    align_up,
+    overlaps,
+    subtract,
+    whole_pages,
+)
 
 NOTES_AT_MOST = 4 << 20
 
@@ -40,6 +48,11 @@ class Vmcore:
         for segment in self._notes:
             data = os.pread(self._fd, min(segment.size, NOTES_AT_MOST), segment.offset)
             yield from iterate_notes(data)
+
+    def readable(self) -> list[Range]:
+        """What of the session's memory is there to read, in pfns; whole pages."""
+        inside = whole_pages((s.physical, s.physical + s.size) for s in self.memory)
+        return [(a // PAGE, b // PAGE) for a, b in subtract(inside, self._hidden)]
 
     def _segment(self, start: int, size: int) -> Segment:
         if overlaps((start, start + size), self._hidden):
