@@ -26,7 +26,7 @@ IDLE = 1
 """With no more than these it is not: any one write takes a while."""
 FASTER = 0.97
 """Each time the target is not waited for, its seconds are taken to be that much fewer."""
-WEIGHT = 0.25
+WEIGHT = 0.1
 """Of the newest measurement in an average."""
 TRY_AGAIN = 64
 """Chunks after which a harder compression than the best one is tried again, where it did not cost
