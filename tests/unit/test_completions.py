@@ -1,4 +1,4 @@
-"""Bash really completes kjumpctl's words."""
+"""Bash and zsh really complete kjumpctl's words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,26 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "packaging/completions/kjumpctl"
 
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+needs_zsh = pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
+
+# An interactive zsh in a terminal of its own, whose builtin that is told the matches writes them
+# down.  Arguments: the folder of the functions, what was typed, a file.
+ZSH = r"""
+zmodload zsh/zpty
+zpty z zsh -f -i
+zpty -w z "PS1=; fpath=($1 \$fpath); autoload -U compinit; compinit -u -D"
+zpty -w z "compadd() {
+    if [[ \${@[1,(i)(-|--)]} == *-(O|A|D)\ * ]]; then builtin compadd \"\$@\"; return; fi
+    local -a hits; builtin compadd -A hits \"\$@\"; print -rl -- \$hits >>$3
+    builtin compadd \"\$@\"
+}"
+zpty -w z "finish() { print -r -- ::end >>$3; exit }; comppostfuncs=(finish)"
+zpty -w z "bindkey '^I' complete-word; print -r -- ::ready >>$3"
+repeat 400; do [[ $(<$3) == *::ready* ]] && break; sleep 0.05; done
+zpty -n -w z "$2"$'\t'
+repeat 400; do [[ $(<$3) == *::end* ]] && break; sleep 0.05; done
+"""
 
 
 def complete(*words: str) -> list[str]:
@@ -27,6 +46,17 @@ def complete(*words: str) -> list[str]:
     return [word for word in done.stdout.split("\n") if word]
 
 
+def complete_zsh(line: str, out: Path) -> list[str]:
+    """What zsh offers behind this line."""
+    out.touch()
+    command = ["zsh", "-f", "-c", ZSH, "zsh", str(SCRIPT.parent), line, str(out)]
+    subprocess.run(command, check=True, timeout=60, stdin=subprocess.DEVNULL)
+    found = out.read_text().split("\n")
+    assert "::end" in found
+    return [word for word in found if word and not word.startswith("::")]
+
+
+@needs_bash
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
@@ -47,6 +77,29 @@ def test_words(words: list[str], offered: list[str]) -> None:
     assert complete(*words) == offered
 
 
+@needs_zsh
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("kjumpctl do", {"doctor"}),
+        ("kjumpctl st", {"status", "stage"}),
+        ("kjumpctl doctor --n", {"--no-jump"}),
+        ("kjumpctl hibernate --", {"--json", "--quiet", "--ignore-inhibitors", "--fallback"}),
+        ("kjumpctl setup --", {"--file", "--size", "--yes", "--dry-run", "--no-initrd", "--json"}),
+        ("kjumpctl image ", {"info", "verify", "export"}),
+        ("kjumpctl history s", {"show"}),
+        ("kjumpctl history show ", {"last"}),
+        ("kjumpctl plot ", {"last"}),
+        ("kjumpctl plot --o", {"--output"}),
+    ],
+)
+def test_words_in_zsh(line: str, offered: set[str], tmp_path: Path) -> None:
+    found = complete_zsh(line, tmp_path / "found")
+    last = line.rpartition(" ")[2]
+    assert {word for word in found if word.startswith(last)} == offered
+
+
+@needs_bash
 def test_files(tmp_path: Path) -> None:
     (tmp_path / "some image").touch()
     assert complete("image", "verify", f"{tmp_path}/so") == [f"{tmp_path}/some image"]

@@ -144,3 +144,50 @@ def test_an_initrd_in_which_systemd_would_not_start_is_refused(
     assert build.missing(b"usr/lib/libc.so.6\0") == ["libx.so.2"]
     assert build.missing(b"libx.so.2\0") == ["libx.so.2"]  # a note, not a file's name
     assert build.missing(b"usr/lib/libx.so.1\0") == []
+
+
+def test_kernels_are_found_in_boot_and_beside_their_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = script("update-initrds")
+    boot, modules = tmp_path / "boot", tmp_path / "modules"
+    monkeypatch.setattr(update, "BOOT", boot)
+    monkeypatch.setattr(update, "MODULES", modules)
+    boot.mkdir()
+    for release in ("6.9.0", "6.12.0", "6.13.0", "6.14.0"):
+        (modules / release).mkdir(parents=True)
+        (modules / release / "modules.dep").touch()
+    for kernel in (
+        boot / "vmlinuz-6.12.0", boot / "vmlinuz-linux", boot / "vmlinuz-7.0.0",
+        modules / "6.9.0/vmlinuz", modules / "6.12.0/vmlinuz", modules / "6.14.0/vmlinuz",
+    ):  # fmt: skip
+        kernel.touch()
+    (modules / "6.14.0/modules.dep").unlink()
+    assert update.installed() == ["6.9.0", "6.12.0"]
+
+
+def test_a_kernel_that_is_only_beside_its_modules_is_copied_for_kjumpd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = script("build-helper-initrd")
+    modules, output = tmp_path / "modules", tmp_path / "helper-6.9.0-x.img"
+    copy = tmp_path / "helper-6.9.0-x.vmlinuz"
+    monkeypatch.setattr(build, "MODULES", modules)
+    (modules / "6.9.0-x").mkdir(parents=True)
+    build.keep_kernel("6.9.0-x", output)
+    assert not copy.exists()
+    (modules / "6.9.0-x/vmlinuz").write_bytes(b"kernel")
+    build.keep_kernel("6.9.0-x", output)
+    assert copy.read_bytes() == b"kernel"
+    (modules / "6.9.0-x/vmlinuz").unlink()
+    build.keep_kernel("6.9.0-x", output)
+    assert not copy.exists()
+
+
+def test_mkinitcpio_is_asked_by_its_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    update = script("update-initrds")
+    monkeypatch.setattr(update, "MODULES", tmp_path)
+    assert update.preset("6.9.0") is None
+    (tmp_path / "6.9.0").mkdir()
+    (tmp_path / "6.9.0/pkgbase").write_text("linux-nowhere\n")
+    assert update.preset("6.9.0") is None  # has none

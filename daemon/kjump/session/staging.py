@@ -72,6 +72,8 @@ def find_kernel(settings: Settings, release: str) -> Path:
         if settings.helper.kernel
         else [
             f"/boot/vmlinuz-{release}",
+            # A copy by build-helper-initrd: ProtectKernelModules= hides what follows.
+            f"/var/lib/kjump/helper-{release}.vmlinuz",
             f"/usr/lib/modules/{release}/vmlinuz",
             f"/lib/modules/{release}/vmlinuz",
         ]
