@@ -28,9 +28,11 @@ def copy(
     processors: int = 2,
     roomy: bool = True,
     fixed: str = "",
+    disturbed: range = range(0),
 ) -> tuple[float, Counter[str]]:
     """Seconds of a copy to a disk that takes ``disk(time)`` seconds for a byte, and how many chunks
-    each compression got; ``fixed``: all get this one."""
+    each compression got; ``fixed``: all get this one; ``disturbed``: chunks that take fifty times
+    the processor's time where they are not compressed."""
     choice = Choice(processors)
     free = [0.0] * processors
     writes: list[tuple[float, int]] = []
@@ -43,13 +45,14 @@ def copy(
         choice.ends(size, moment)
         return moment
 
-    for _ in range(chunks):
+    for number in range(chunks):
         now = max(now, heapq.heappop(free))
         while writes and writes[0][0] <= now:
             end()
         name = fixed or choice.choose(roomy=roomy)
         used[name] += 1
         seconds, stored = costs[name][0] * SIZE, int(costs[name][1] * SIZE)
+        seconds *= 50 if number in disturbed and name == NONE else 1
         choice.packed(name, SIZE, stored, seconds)
         done = now + seconds
         while writes and (len(writes) > 3 or writes[0][0] <= done):
@@ -78,6 +81,12 @@ def test_nothing_is_compressed_while_nothing_is_waited_for() -> None:
 def test_what_has_no_room_as_it_is_is_compressed_all_the_same() -> None:
     for rate in (0.1, 10.0):
         assert NONE not in copy(TEXT, lambda _, r=rate: GB / r, roomy=False)[1]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("rate", [0.5, 2.0])
+def test_a_disturbance_is_not_believed_for_ever(rate: float) -> None:
+    used = copy(EMULATED, lambda _: GB / rate, disturbed=range(60, 75))[1]
+    assert used[NONE] > 900, used
 
 
 def test_a_disk_that_becomes_slower_or_faster_is_noticed() -> None:

@@ -103,12 +103,18 @@ class Choice:
         cost = self._costs.get(name)
         if cost is None:
             return float(HARDER.index(name))
-        return max(cost.seconds / self._processors, cost.stored * self._target)
+        return max(self._seconds(name), cost.stored * self._target)
+
+    def _seconds(self, name: str) -> float:
+        """Of all processors for a byte of memory.  A harder compression does all that an easier one
+        does, and more: what seems to be otherwise was a disturbance."""
+        harder = HARDER[HARDER.index(name) :]
+        return min(c.seconds for n, c in self._costs.items() if n in harder) / self._processors
 
     def _waits_for_target(self, name: str) -> bool:
         """Whether with this compression the target is what is waited for."""
         cost = self._costs.get(name)
-        return cost is None or cost.stored * self._target > cost.seconds / self._processors
+        return cost is None or cost.stored * self._target > self._seconds(name)
 
 
 def _mixed(old: float, new: float) -> float:
