@@ -92,7 +92,7 @@ class Resume:
 
     wait: int = 10
     """Seconds to wait for the target to appear at boot."""
-    skip_wait: int = 2
+    skip_wait: int = 1
     """Seconds, at the least, in which Esc is heard before the session is resumed."""
 
 

@@ -81,6 +81,24 @@ def test_it_listens_raw_and_leaves_the_terminal_as_it_was(
         os.close(fd)
 
 
+@pytest.mark.parametrize("earlier", [False, True])
+def test_what_was_typed_before_counts_if_so_wished(
+    earlier: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    master, slave = pty.openpty()
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/ttyS0").symlink_to(os.ttyname(slave))
+    monkeypatch.setattr(console, "consoles", lambda: [Path("/dev/ttyS0")])
+    os.write(master, b"\x1b[A\x1b")  # an arrow key, and Esc; the terminal waits for a whole line
+    listens = Keys(earlier=earlier, root=tmp_path)
+    assert listens.read(0.5) == ([ESC] if earlier else [])
+    os.write(master, b"\x1b")
+    assert listens.read(2) == [ESC]
+    listens.close()
+    os.close(master)
+    os.close(slave)
+
+
 def test_devices_that_come_later_and_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(console, "consoles", lambda: [])
     monkeypatch.setattr(keys, "LOOK_AGAIN", 0.05)

@@ -161,8 +161,8 @@ def test_it_listens_before_it_tells_of_the_key(disk: Path, monkeypatch: pytest.M
     done: list[str] = []
 
     class Heard:
-        def __init__(self) -> None:
-            done.append("listens")
+        def __init__(self, *, earlier: bool) -> None:
+            done.append("listens" if earlier else "flushes")
 
         def read(self, _seconds: float) -> list[str]:
             return []

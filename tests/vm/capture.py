@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import suites
-from .guest import QEMU, Channel, acceleration
+from .guest import Channel, acceleration, emulator
 from .image import log
 
 INIT = Path(__file__).with_name("capture_init.py")
@@ -126,7 +126,8 @@ def boot(image: Path, initrd: Path, words: str, folder: Path) -> bytes:
     monitor = Channel()
     accel = acceleration()
     command = [
-        QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot",
+        *emulator(),
+        "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot",
         "-machine", "q35", "-accel", accel, "-cpu", "host" if accel == "kvm" else "max",
         "-m", str(MEMORY), "-device", "virtio-balloon-pci",
         "-kernel", str(image), "-initrd", str(initrd), "-append", f"{WORDS} {words}",

@@ -27,17 +27,23 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from . import suites
 from .image import Image, digest
 
 Message = dict[str, Any]
 
 QEMU = "qemu-system-x86_64"
+MENDED = (8, 1)
+"""QEMU's version from which on one emulated processor does not run into what another has just
+patched: see `Guest.emulator_failed`."""
+QEMU_SUITE = "trixie"
+"""Where this machine's is older, the one of this release of Debian is taken."""
 BOOT = 240.0  # seconds until the agents answer, at the slowest, in software emulation
 CHUNK = 24 * 1024  # of a file per message: the guest's tty buffers no more than 64 KiB
 SMBIOS_WORDS = 400
@@ -166,11 +172,31 @@ def acceleration() -> str:
     return "kvm" if done.returncode == 0 else "tcg"
 
 
-@functools.cache
-def qemu_version() -> tuple[int, int]:
-    """Major and minor."""
-    found = re.search(r"version (\d+)\.(\d+)", Guest.version())
+def version_of(words: Sequence[str]) -> tuple[int, int]:
+    """Major and minor of a QEMU."""
+    found = re.search(r"version (\d+)\.(\d+)", said_version(words))
     return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def said_version(words: Sequence[str]) -> str:
+    done = subprocess.run([*words, "--version"], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+@functools.cache
+def emulator() -> tuple[str, ...]:
+    """The words by which QEMU is started: this machine's, where it is good enough; else a newer one
+    that is unpacked in the cache, and installed nowhere.  KJUMP_QEMU decides without asking."""
+    own = (os.environ.get("KJUMP_QEMU", QEMU),)
+    if "KJUMP_QEMU" in os.environ or acceleration() == "kvm" or version_of(own) >= MENDED:
+        return own
+    try:
+        words = suites.program(QEMU_SUITE, "qemu-system-x86", f"/usr/bin/{QEMU}")
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"guest: no newer QEMU to be had ({error}); this machine's is taken", flush=True)
+        return own
+    share = Path(words[-1]).parents[1] / "share"
+    return (*words, "-L", f"{share}/qemu", "-L", f"{share}/seabios")
 
 
 class Channel:
@@ -323,11 +349,12 @@ class Guest:
         more = f",maxcpus={shape.cpus + shape.sockets}" if shape.sockets else ""
         slots = f",slots={shape.slots},maxmem=8G" if shape.slots else ""
         command = (
-            f"setpriv --pdeathsig KILL {QEMU} -nodefaults -no-user-config -display none -vga std "
+            f"-nodefaults -no-user-config -display none -vga std "
             f"-machine {shape.machine} -accel {accel} -cpu {cpu} -smp {shape.cpus}{more} "
             f"-m {shape.memory}{slots} -rtc clock=host,base={clock} -device virtio-rng-pci "
             f"-d {noted} -action reboot=shutdown,shutdown=poweroff,panic=shutdown"
         ).split()
+        command = ["setpriv", "--pdeathsig", "KILL", *emulator(), *command]
         command += shape.nodes()
         command += ["-D", str(self.log("qemu")), "-blockdev", json.dumps(disk)]
         command += ["-smbios", f"type=1,sku={shape.kernel},family={words}"]
@@ -455,9 +482,7 @@ class Guest:
 
     @staticmethod
     def version() -> str:
-        return subprocess.run(
-            [QEMU, "--version"], capture_output=True, text=True, check=True
-        ).stdout
+        return said_version(emulator())
 
     def wait_status(self, status: str, deadline: float = 120) -> None:
         """Wait for a state of QEMU's run state machine."""
@@ -581,7 +606,7 @@ class Guest:
         return (
             acceleration() == "tcg"
             and self.shape.cpus > 1
-            and qemu_version() < (8, 1)
+            and version_of(emulator()) < MENDED
             and "Oops: int3" in self.console()
         )
 

@@ -16,7 +16,7 @@ from collections import deque
 from pathlib import Path
 
 from . import image, scenarios
-from .guest import EMULATOR_FAILED, GuestError, acceleration
+from .guest import EMULATOR_FAILED, GuestError, acceleration, emulator, version_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -138,8 +138,11 @@ def main() -> int:
     if options.here:
         return max(run_one(name) for name in options.names)
     names = options.names or [*scenarios.ALWAYS, *(scenarios.MORE if options.all else ())]
-    print(f"guest tests: {len(names)} scenarios, {options.jobs} at a time, {acceleration()};"
-          f" caches in {image.cache_dir()}", flush=True)  # fmt: skip
+    version = ".".join(map(str, version_of(emulator())))
+    print(
+        f"guest tests: {len(names)} scenarios, {options.jobs} at a time, {acceleration()},"
+        f" QEMU {version}; caches in {image.cache_dir()}", flush=True
+    )  # fmt: skip
     begin = time.monotonic()
     found = guest_image()
     print(

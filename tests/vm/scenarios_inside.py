@@ -118,8 +118,10 @@ def skip(image: Image) -> None:
                 request(third)
                 power_off(third)
                 with third.again() as fourth:
+                    # Before kjump says anything: the kernel keeps it.
+                    fourth.wait_console(r"Loading essential drivers")
+                    fourth.type("\x1b")
                     fourth.wait_console(r"kjump: resuming the session of ")
-                    fourth.press("esc")
                     fourth.wait_console(r"kjump: .*\[r\] resume it", 60)
                     fourth.press("y")
                     fourth.wait_console("kjump: not resumed: A saved session was given up", 60)

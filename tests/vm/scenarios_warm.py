@@ -215,10 +215,34 @@ def warm_is_not_in_the_way(image: Image) -> None:
             require("no helper was entered", "kjump:" not in second.console()[second.seen :])
 
 
+def warm_suspend(image: Image) -> None:
+    """Suspended to RAM and woken with a warm helper in memory: the helper still saves."""
+    with Guest(image, Shape()) as guest:
+        ready(guest)
+        guest.start_work(100)
+        stage(guest)
+        for _ in range(2):
+            guest.seen = len(guest.console())
+            guest.spawn("systemctl suspend")
+            guest.wait_event("SUSPEND", 120)
+            time.sleep(2)
+            guest.ready.clear()
+            guest.qmp("system_wakeup")
+            guest.wait_ready()
+            work_holds(guest)
+            expect("staged after waking", staged(guest), "warm")
+        with cycle(guest) as again:
+            work_holds(again)
+            last = last_cycle(again)
+            expect("result", last["result"], "ok")
+            was_warm(last)
+
+
 ALWAYS: dict[str, Scenario] = {"warm": warm}
 MORE: dict[str, Scenario] = {
     "warm-kept": warm_kept,
     "warm-fails-often": warm_fails_often,
     "warm-leaves-nothing": warm_leaves_nothing,
     "warm-is-not-in-the-way": warm_is_not_in_the_way,
+    "warm-suspend": warm_suspend,
 }

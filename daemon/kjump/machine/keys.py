@@ -64,9 +64,13 @@ def terminals(active: Iterable[Path]) -> list[Path]:
 class Keys:
     """Listens from when it is made until `close`, which leaves the terminals as they were."""
 
-    def __init__(self, *, buttons: bool = True, root: Path = Path("/")) -> None:
-        """``buttons``: listen to evdev as well."""
+    def __init__(
+        self, *, buttons: bool = True, earlier: bool = False, root: Path = Path("/")
+    ) -> None:
+        """``buttons``: listen to evdev as well; ``earlier``: what was typed before counts, too,
+        as far as the kernel kept it for a terminal."""
         self._buttons = buttons
+        self._earlier = earlier
         self._root = root
         self._open: dict[Path, tuple[int, list[Any] | None]] = {}
         self._looked = 0.0
@@ -101,7 +105,7 @@ class Keys:
                 fd = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
             except OSError:
                 continue
-            self._open[path] = fd, _raw(fd)
+            self._open[path] = fd, _raw(fd, flush=not self._earlier)
 
     def _paths(self) -> Iterator[Path]:
         for path in terminals(console.consoles()):
@@ -136,9 +140,10 @@ class Keys:
         os.close(fd)
 
 
-def _raw(fd: int) -> list[Any] | None:
+def _raw(fd: int, *, flush: bool) -> list[Any] | None:
     """Have a terminal give each key at once, without an echo and without signals; how it was
-    before.  What is written to it stays as it is."""
+    before.  What is written to it stays as it is; what was typed before is thrown away, if so
+    wished."""
     try:
         before = termios.tcgetattr(fd)
         now = [*before[:6], list(before[6])]
@@ -147,7 +152,8 @@ def _raw(fd: int) -> list[Any] | None:
         now[3] &= ~(termios.ICANON | termios.ECHO | termios.ISIG | termios.IEXTEN)
         now[6][termios.VMIN], now[6][termios.VTIME] = 1, 0
         termios.tcsetattr(fd, termios.TCSANOW, now)
-        termios.tcflush(fd, termios.TCIFLUSH)
+        if flush:
+            termios.tcflush(fd, termios.TCIFLUSH)
     except (termios.error, OSError):
         return None
     return before

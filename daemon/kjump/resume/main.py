@@ -78,8 +78,9 @@ def resume(device: Device, *, started: float, skip: bool, wait: float = 0) -> No
         restore.check(description, machine())
         restore.check_file_systems(description)
         saved = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(description.get("saved", 0)))
-        # First it listens, then it tells of the key: what is typed before would be lost.
-        keys = Keys()
+        # First it listens, then it tells of the key.  Who knows the key presses it while the kernel
+        # boots.
+        keys = Keys(earlier=True)
         try:
             say(f"resuming the session of {description.get('hostname')}, saved {saved};"
                 " Esc: boot without it")  # fmt: skip
