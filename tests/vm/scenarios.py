@@ -212,6 +212,7 @@ def plug_pulled_and_flipped_bit(image: Image) -> None:
     with Guest(image, Shape()) as guest:
         ready(guest)
         guest.start_work(100)
+        guest.slow_disk(16 * MIB)  # or it is done before it tells of any progress
         request(guest)
         guest.wait_console(r"kjump: saving +\d+ %")
         guest.kill()

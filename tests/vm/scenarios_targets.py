@@ -140,6 +140,7 @@ def swap_partition(image: Image) -> None:
             again.check(f"swapoff {SWAP}; swapon {SWAP}", timeout=180)
             swapped_holds(again)
 
+            again.slow_disk(16 * MIB)  # or it is done before it tells of any progress
             request(again)
             again.wait_console(r"kjump: saving +\d+ %")
             again.kill()
