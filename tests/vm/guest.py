@@ -192,7 +192,8 @@ def emulator() -> tuple[str, ...]:
         return own
     try:
         words = suites.program(QEMU_SUITE, "qemu-system-x86", f"/usr/bin/{QEMU}")
-    except (OSError, subprocess.SubprocessError) as error:
+        version_of(words)
+    except (OSError, SystemExit, subprocess.SubprocessError) as error:
         print(f"guest: no newer QEMU to be had ({error}); this machine's is taken", flush=True)
         return own
     share = Path(words[-1]).parents[1] / "share"
