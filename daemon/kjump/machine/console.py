@@ -14,6 +14,13 @@ from pathlib import Path
 
 PREFIX = "kjump: "
 
+PATIENCE = 0.5
+"""Seconds to wait for a console that is busy, with another program's line or with its own."""
+
+_saying = threading.Lock()
+_stuck: set[Path] = set()
+"""Consoles that did not become free in that time: they are not waited for again until they are."""
+
 also: list[Callable[[str], None]] = []
 """What else is given each line, without the prefix: a splash screen."""
 
@@ -27,21 +34,40 @@ def consoles() -> list[Path]:
 
 
 def say(text: str) -> None:
-    """One line on every console."""
+    """One line on every console; for any thread."""
     line = f"{PREFIX}{text}\r\n".encode()
-    for path in consoles():
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError:
-            continue
-        try:
-            os.write(fd, line)
-        except OSError:
-            pass
-        finally:
-            os.close(fd)
+    # A terminal that somebody writes to refuses others who will not wait.
+    mine = _saying.acquire(timeout=2 * PATIENCE)
+    try:
+        for path in consoles():
+            _write(path, line)
+    finally:
+        if mine:
+            _saying.release()
     for show in also:
         show(text)
+
+
+def _write(path: Path, line: bytes) -> None:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return
+    end = time.monotonic() + (0.0 if path in _stuck else PATIENCE)
+    try:
+        while line:
+            try:
+                line = line[os.write(fd, line) :]
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    _stuck.add(path)
+                    return
+                time.sleep(0.005)
+        _stuck.discard(path)
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
 
 
 class Progress:

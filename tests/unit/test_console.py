@@ -1,0 +1,92 @@
+"""Lines on consoles that others write to, and on those that take none."""
+
+from __future__ import annotations
+
+import os
+import pty
+import threading
+import time
+import tty
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kjump.machine import console
+
+
+class Terminal:
+    """A pseudo terminal that is read from only when it is told to."""
+
+    def __init__(self) -> None:
+        self.master, self.slave = pty.openpty()
+        tty.setraw(self.slave)
+        self.path = Path(os.ttyname(self.slave))
+        self.seen = b""
+
+    def fill(self) -> threading.Thread:
+        """Write more than it takes; whoever does so stands in the way of others."""
+        thread = threading.Thread(target=os.write, args=(self.slave, b"." * 200_000), daemon=True)
+        thread.start()
+        time.sleep(0.1)
+        assert thread.is_alive()
+        return thread
+
+    def read(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        os.set_blocking(self.master, False)
+        while time.monotonic() < end:
+            try:
+                self.seen += os.read(self.master, 65536)
+            except BlockingIOError:
+                time.sleep(0.005)
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+    made = Terminal()
+    monkeypatch.setattr(console, "consoles", lambda: [made.path])
+    monkeypatch.setattr(console, "_stuck", set())
+    yield made
+    os.close(made.master)
+    os.close(made.slave)
+
+
+def test_a_line_waits_for_who_writes_just_then(terminal: Terminal) -> None:
+    other = terminal.fill()
+    says = threading.Thread(target=console.say, args=("hello",))
+    says.start()
+    time.sleep(0.1)
+    terminal.read(0.8)
+    other.join(1)
+    says.join(1)
+    assert b"kjump: hello\r\n" in terminal.seen
+
+
+def test_lines_of_all_threads_come_whole(terminal: Terminal) -> None:
+    lines = [f"line {n} " + "x" * 60 for n in range(40)]
+    threads = [threading.Thread(target=console.say, args=(line,)) for line in lines]
+    reads = threading.Thread(target=terminal.read, args=(1.5,))
+    reads.start()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    reads.join()
+    said = terminal.seen.decode().split("\r\n")
+    assert sorted(said[:-1]) == sorted(f"kjump: {line}" for line in lines)
+
+
+def test_a_console_that_takes_nothing_is_waited_for_once(terminal: Terminal) -> None:
+    terminal.fill()
+    begin = time.monotonic()
+    console.say("first")
+    first = time.monotonic() - begin
+    for _ in range(20):
+        console.say("more")
+    assert console.PATIENCE <= first < 2 * console.PATIENCE
+    assert time.monotonic() - begin < first + console.PATIENCE
+    terminal.read(0.5)
+    console.say("again")
+    terminal.read(0.2)
+    assert b"kjump: again" in terminal.seen and not console._stuck
