@@ -155,8 +155,10 @@ def warm_fails_often(image: Image) -> None:
 
 
 def warm_leaves_nothing(image: Image) -> None:
-    """A killed daemon, another's image, one more processor, an unfit kernel: nothing stays."""
-    with Guest(image, Shape(cpus=1, sockets=1)) as guest:
+    """A killed daemon, another's image, an unfit kernel: nothing stays."""
+    # Nor would it with a processor more, but none can be plugged in here: a kernel since v6.9 takes
+    # it for a mistake of the firmware where it knows no hypervisor (f0551af02130).
+    with Guest(image, Shape(cpus=1)) as guest:
         ready(guest)
         guest.start_work(20)
 
@@ -175,16 +177,6 @@ def warm_leaves_nothing(image: Image) -> None:
         until_staged(guest, "no")
         expect("the other's image", guest.check("cat /sys/kernel/kexec_loaded").strip(), "1")
         guest.check("kexec -u")
-
-        # A processor that is plugged in: what was staged knows nothing of it.
-        stage(guest)
-        (socket,) = (
-            cpu for cpu in guest.qmp("query-hotpluggable-cpus") if "qom-path" not in cpu
-        )
-        guest.qmp("device_add", driver=socket["type"], id="more", **socket["props"])
-        until_staged(guest, "no", 60)
-        nothing_staged(guest)
-        work_holds(guest)
 
         stock = image.kernels["stock"]
         set_helper(
