@@ -310,9 +310,10 @@ def refusals(image: Image) -> None:
 
 
 def distribution_kernel(image: Image) -> None:
-    """A distribution's kernel as the helper: its window is no larger than 160 MiB, and it fits."""
+    """A distribution's kernel as the helper, which copies and restores in place: its window is no
+    larger than 160 MiB, it fits, and its CONFIG_IO_STRICT_DEVMEM lets it at the session's memory."""
     stock = image.kernels["stock"]
-    with Guest(image, Shape()) as guest:
+    with Guest(image, Shape(words="kjump.restore=in-place")) as guest:
         ready(guest)
         guest.put(
             f"[Helper]\nKernel=/boot/vmlinuz-{stock}\nInitrd=/var/lib/kjump/helper-{stock}.img\n"
@@ -320,6 +321,7 @@ def distribution_kernel(image: Image) -> None:
             "/etc/kjump/kjump.conf.d/90-test.conf",
         )
         guest.check("kjumpctl reload")
+        guest.check(f"grep -qx CONFIG_IO_STRICT_DEVMEM=y /boot/config-{stock}")
         window = ctl_json(guest, "status")["Window"]
         require("the window has 160 MiB at most", window["size"] <= 160 * MIB, window)
         guest.start_work(100)
@@ -328,6 +330,7 @@ def distribution_kernel(image: Image) -> None:
             last = last_cycle(again)
             print(window, last, flush=True)
             expect("result", last["result"], "ok")
+            expect("way back", last["more"]["way"], "in-place")
             # What the helper had left when all was copied, of what it was given.
             require("memory was left", last["memory"]["available"] > 8 * MIB, last["memory"])
 
@@ -341,9 +344,10 @@ ALWAYS: dict[str, Scenario] = {
         Shape(memory=768, cpus=1, machine="pc", huge=False), between=debuggers_read_it
     ),
     "large": whole_cycle(Shape(memory=5120, cpus=2, machine="q35")),
+    "distribution-kernel": distribution_kernel,
 }
 
-MORE: dict[str, Scenario] = {"distribution-kernel": distribution_kernel} | {
+MORE: dict[str, Scenario] = {
     f"shape-{machine}-{cpus}-{memory}-{'5' if la57 else '4'}": whole_cycle(
         Shape(memory=memory, cpus=cpus, machine=machine, la57=la57)
     )

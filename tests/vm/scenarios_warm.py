@@ -144,9 +144,14 @@ def warm_fails_often(image: Image) -> None:
         guest.check(f"rm {DROP_IN}; kjumpctl reload")
         work_holds(guest)
 
-        # What the helper has not seen: it is replaced in the middle of the cycle.
+        # A mounted disk that is not what the helper has seen: it is replaced during the cycle.
+        spare = "/dev/disk/by-partlabel/spare"
+        guest.check(f"mkfs.ext4 -q {spare}; mount {spare} /mnt")
         stage(guest)
-        guest.check("sgdisk --change-name=1:other /dev/vda; partprobe /dev/vda; udevadm settle")
+        guest.check(
+            f"tune2fs -L other {spare}; udevadm trigger --settle --subsystem-match=block;"
+            " test -e /dev/disk/by-label/other"
+        )
         with cycle(guest) as again:
             work_holds(again)
             last = last_cycle(again)

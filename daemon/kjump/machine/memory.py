@@ -103,6 +103,11 @@ def helper_map(entries: Iterable[Entry], window: Range, low: Iterable[Range]) ->
     RAM: the window without its first 2 MiB (handoff, boot_params, core header lie there), and the
     ``low`` ranges below 1 MiB that are staged with it.  All other RAM is the session's and becomes
     *reserved* rather than a hole: a hole might be given to PCI devices.
+
+    But for one page, at 1 MiB.  The kernel joins what touches and is of one kind, and takes what is
+    reserved and begins below 1 MiB, as the firmware's own, for busy (arch/x86/kernel/e820.c,
+    do_mark_busy).  With CONFIG_IO_STRICT_DEVMEM, which distributions have, busy memory is not to be
+    reached through /dev/mem, and that would be all of the session's.
     """
     usable = merge([(window[0] + HEADROOM, window[1]), *low])
     out: list[Entry] = []
@@ -110,7 +115,7 @@ def helper_map(entries: Iterable[Entry], window: Range, low: Iterable[Range]) ->
         if entry.kind != E820_RAM:
             out.append(entry)
             continue
-        at = entry.start
+        at = entry.start + PAGE if entry.start == LOW_END else entry.start
         for start, end in usable:
             if end <= entry.start or start >= entry.end:
                 continue
@@ -123,6 +128,7 @@ def helper_map(entries: Iterable[Entry], window: Range, low: Iterable[Range]) ->
     return sorted(out, key=lambda entry: entry.start)
 
 
+LOW_END = 1 << 20
 HEADROOM = 2 << 20
 """Bytes at the window's start that hold what is handed over; the helper sees them as reserved."""
 
