@@ -310,8 +310,8 @@ def refusals(image: Image) -> None:
 
 
 def distribution_kernel(image: Image) -> None:
-    """A distribution's kernel as the helper, which copies and restores in place: its window is no
-    larger than 160 MiB, it fits, and its CONFIG_IO_STRICT_DEVMEM lets it at the session's memory."""
+    """A distribution's kernel as the helper, and to restore in place: its window has 160 MiB at the
+    most, it fits, and CONFIG_IO_STRICT_DEVMEM does not keep it from the session's memory."""
     stock = image.kernels["stock"]
     with Guest(image, Shape(words="kjump.restore=in-place")) as guest:
         ready(guest)

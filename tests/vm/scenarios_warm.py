@@ -144,14 +144,12 @@ def warm_fails_often(image: Image) -> None:
         guest.check(f"rm {DROP_IN}; kjumpctl reload")
         work_holds(guest)
 
-        # A mounted disk that is not what the helper has seen: it is replaced during the cycle.
+        # A file system on a disk where the helper has seen none: it is replaced during the cycle.
         spare = "/dev/disk/by-partlabel/spare"
-        guest.check(f"mkfs.ext4 -q {spare}; mount {spare} /mnt")
         stage(guest)
-        guest.check(
-            f"tune2fs -L other {spare}; udevadm trigger --settle --subsystem-match=block;"
-            " test -e /dev/disk/by-label/other"
-        )
+        guest.check(f"mkfs.ext4 -q {spare}; udevadm trigger --settle --subsystem-match=block")
+        guest.check(f"udevadm settle; test -e /dev/disk/by-uuid/$(blkid -s UUID -o value {spare})")
+        guest.check(f"mount {spare} /mnt")
         with cycle(guest) as again:
             work_holds(again)
             last = last_cycle(again)
