@@ -12,13 +12,15 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 
 from . import image, scenarios
 from .guest import EMULATOR_FAILED, GuestError, acceleration, emulator, version_of
 
 ROOT = Path(__file__).resolve().parents[2]
+AGAIN = 2
+"""How often a scenario is run once more whose guest the emulator broke."""
 
 
 def said(*command: str | Path) -> str:
@@ -89,7 +91,7 @@ def run_all(names: list[str], jobs: int, disk: image.Image) -> int:
     waiting = deque(names)
     running: dict[subprocess.Popen[bytes], tuple[str, float]] = {}
     failed: list[str] = []
-    again: set[str] = set()
+    again: Counter[str] = Counter()
     begin = time.monotonic()
     logs = Path(tempfile.mkdtemp(prefix="kjump-guests-"))
     while waiting or running:
@@ -112,9 +114,9 @@ def run_all(names: list[str], jobs: int, disk: image.Image) -> int:
             good = process.returncode == 0
             took = time.monotonic() - since
             text = (logs / f"{name}.log").read_text()
-            if not good and EMULATOR_FAILED in text and name not in again:
+            if not good and EMULATOR_FAILED in text and again[name] < AGAIN:
                 print(f"guest again  {took:5.0f} s  {name}: {EMULATOR_FAILED}", flush=True)
-                again.add(name)
+                again[name] += 1
                 waiting.append(name)
                 continue
             word = "passed" if good else "FAILED"
