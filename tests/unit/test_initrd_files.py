@@ -186,8 +186,19 @@ def test_a_kernel_that_is_only_beside_its_modules_is_copied_for_kjumpd(
 
 def test_mkinitcpio_is_asked_by_its_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     update = script("update-initrds")
+    told = tmp_path / "told"
+    program = tmp_path / "mkinitcpio"
+    program.write_text(f'#!/bin/sh\necho "$@" >>{told}\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(update, "INITRAMFS_TOOLS", tmp_path / "not here")
+    monkeypatch.setattr(update, "MKINITCPIO", program)
     monkeypatch.setattr(update, "MODULES", tmp_path)
-    assert update.preset("6.9.0") is None
+    monkeypatch.setattr(update, "PRESETS", tmp_path)
     (tmp_path / "6.9.0").mkdir()
-    (tmp_path / "6.9.0/pkgbase").write_text("linux-nowhere\n")
-    assert update.preset("6.9.0") is None  # has none
+    assert update.update_boot_initrd("6.9.0")
+    (tmp_path / "6.9.0/pkgbase").write_text("linux\n")
+    assert update.update_boot_initrd("6.9.0")  # has no preset
+    (tmp_path / "linux.preset").touch()
+    assert update.update_boot_initrd("6.9.0")
+    without = "-k 6.9.0 -g /boot/initrd.img-6.9.0"
+    assert told.read_text().splitlines() == [without, without, "-p linux"]

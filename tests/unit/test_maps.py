@@ -6,10 +6,14 @@ import mmap
 import threading
 import weakref
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kjump.machine import maps
+from kjump.errors import MemoryUnreadable
+from kjump.helper.copy import gatherer
+from kjump.helper.states import Span
+from kjump.machine import maps, pages
 from kjump.machine.maps import Maps
 from kjump.machine.ranges import PAGE, Range, merge
 
@@ -102,3 +106,20 @@ def test_threads_share_them() -> None:
     for thread in threads:
         thread.join()
     assert len(memory.asked) == 2
+
+
+def test_a_page_that_is_not_there_is_never_left_out_in_silence() -> None:
+    class Core(Memory):
+        def readable(self) -> list[Range]:
+            return [(0, 3), (4, 8)]
+
+    gather = gatherer(Core())  # type: ignore[arg-type]
+    bundle, buffer = pages.Bundle(8), mmap.mmap(-1, 8 * PAGE)
+    kinds = bytearray([pages.SAVE] * 8)
+    kinds[3] = pages.FREE
+    bundle.into(buffer, 0)
+    gather(Span(pages.Kinds(kinds), 0, 0, 8), bundle)
+    assert bundle.used + bundle.zeros == 7
+    bundle.into(buffer, 0)
+    with pytest.raises(MemoryUnreadable):
+        gather(Span(pages.Kinds(bytearray(8)), 0, 0, 8), bundle)

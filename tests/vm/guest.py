@@ -76,7 +76,6 @@ class Shape:
     kaslr: bool = True
     kernel: str = "kjump"  # or stock
     words: str = ""  # more for the kernel command line
-    sockets: int = 0  # for processors that are plugged in later
     slots: int = 0  # for memory that is plugged in later
     prealloc: bool = False  # all memory is there at power-on: for what is timed, see nodes()
     watchdog: str = ""  # i6300esb
@@ -347,11 +346,10 @@ class Guest:
         devices[-1] += ",id=hd,drive=disk,serial=kjump,bootindex=0"
         noted = "int,cpu_reset" if self.debug else "cpu_reset"  # resets name triple faults
         clock = moment if self.clock else "utc"
-        more = f",maxcpus={shape.cpus + shape.sockets}" if shape.sockets else ""
         slots = f",slots={shape.slots},maxmem=8G" if shape.slots else ""
         command = (
             f"-nodefaults -no-user-config -display none -vga std "
-            f"-machine {shape.machine} -accel {accel} -cpu {cpu} -smp {shape.cpus}{more} "
+            f"-machine {shape.machine} -accel {accel} -cpu {cpu} -smp {shape.cpus} "
             f"-m {shape.memory}{slots} -rtc clock=host,base={clock} -device virtio-rng-pci "
             f"-d {noted} -action reboot=shutdown,shutdown=poweroff,panic=shutdown"
         ).split()

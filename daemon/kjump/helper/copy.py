@@ -166,11 +166,17 @@ def gatherer(core: Vmcore) -> Callable[[Span, pages.Bundle], None]:
 
     def gather(span: Span, bundle: pages.Bundle) -> None:
         """Raises `MemoryUnreadable`, `Internal`."""
+        kinds, end = span.kinds.kinds, span.at + span.last - span.first
+        wanted = sum(kinds.count(kind, span.at, end) for kind in (pages.SAVE, pages.ZERO))
         for pfn, count, part in maps.over(span.first, span.last):
             at = span.at + pfn - span.first
             looked = bundle.gather(part.view, part.at(pfn), count, span.kinds, at, pfn)
             if looked != count:
                 raise Internal("A chunk has no room for its pages.")
+        if bundle.used + bundle.zeros != wanted:
+            raise MemoryUnreadable(
+                f"Not all pages from {span.first * PAGE:#x} on are in the session's memory."
+            )
 
     return gather
 

@@ -18,7 +18,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from kjump.errors import HelperFailed, KjumpError, TargetTooSmall
@@ -122,16 +122,6 @@ class _Desk:
         self.spare = spare
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """A chunk that is to be written: bytes ``start`` on of a buffer, to byte ``at`` of the
-    target."""
-
-    start: int
-    size: int
-    at: int
-
-
 class Writer:
     """Writes one image: `begin`, then `fill`, then `commit`."""
 
@@ -202,7 +192,10 @@ class Writer:
             buffer = self._buffer()
             laps = _Laps()
             try:
-                while (desk := self._desk(desks, laps)) is not None:
+                while True:
+                    # It comes before the span: who has the first turn must have all it needs.
+                    desk = desks.get()
+                    laps.lap("wait for a buffer")
                     try:
                         if (taken := line.take()) is None:
                             break
@@ -214,10 +207,11 @@ class Writer:
                     if not line.wait(number):
                         break
                     laps.lap("wait for its turn")
-                    chunk = self._place(buffer, packed, table)
+                    self._tables.append(table)
+                    at = self._place(buffer, packed) if packed else 0
                     line.done()
-                    if chunk is not None:
-                        self._write(buffer, chunk)
+                    if packed:
+                        self._write(buffer, packed, at)
                     progress(pages)
                     laps.lap("write")
                 with self._counting:
@@ -249,12 +243,6 @@ class Writer:
 
     def _buffer(self) -> mmap.mmap:
         return self._device.buffer(codec.largest_chunk(SPAN_PAGES))
-
-    def _desk(self, desks: queue.Queue[_Desk], laps: _Laps) -> _Desk:
-        """A free desk.  It comes before the span: who has the first turn must have all it needs."""
-        desk = desks.get()
-        laps.lap("wait for a buffer")
-        return desk
 
     def _pack(
         self,
@@ -297,27 +285,23 @@ class Writer:
         needed = left + left // 64 + SPARE
         return self._choice.choose(roomy=left > 0 and self._at + needed <= self._device.size)
 
-    def _place(
-        self, buffer: mmap.mmap, packed: codec.Packed | None, table: bytes
-    ) -> _Chunk | None:
-        """Give the next chunk its place and its number; it is this thread's turn."""
-        self._tables.append(table)
-        if packed is None:
-            return None
+    def _place(self, buffer: mmap.mmap, packed: codec.Packed) -> int:
+        """Give a chunk its number and its place on the target, which is returned; it is this
+        thread's turn."""
+        at = self._at
         self._check_room(packed.size)
         codec.seal(buffer, packed.start, self._chunks)
-        chunk = _Chunk(packed.start, packed.size, self._at)
         self._chunks += 1
         self._at += packed.size
-        return chunk
+        return at
 
-    def _write(self, buffer: mmap.mmap, chunk: _Chunk) -> None:
+    def _write(self, buffer: mmap.mmap, packed: codec.Packed, at: int) -> None:
         self._choice.begins()
         try:
-            with memoryview(buffer) as whole, whole[chunk.start :][: chunk.size] as part:
-                self._device.write_from(part, chunk.size, chunk.at)
+            with memoryview(buffer) as whole, whole[packed.start :][: packed.size] as part:
+                self._device.write_from(part, packed.size, at)
         finally:
-            self._choice.ends(chunk.size, time.monotonic())
+            self._choice.ends(packed.size, time.monotonic())
 
     def _check_room(self, size: int) -> None:
         if self._at + size > self._device.size:
