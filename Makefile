@@ -1,6 +1,6 @@
 # kjump: build, install, package, test.
 #
-#   make build          native parts (daemon/kjump/machine/built/)
+#   make build          native parts (daemon/kjump/machine/built/, daemon/request/built/)
 #   make install        everything into $(DESTDIR); serves the deb and the rpm
 #   make deb            build/deb/kjump.deb, and the source package beside it
 #   make rpm            build/rpm/kjump.rpm
@@ -59,9 +59,12 @@ NATIVE_CFLAGS := -O2 -fPIC -Wall -Wextra -Werror -ffile-prefix-map=$(CURDIR)=.
 STUBS := $(patsubst $(MACHINE)/%.S,$(BUILT)/%.bin,$(wildcard $(MACHINE)/*.S))
 LIBRARY := $(if $(wildcard $(MACHINE)/*.c),$(BUILT)/libkjump.so)
 
-build: $(STUBS) $(LIBRARY)
+# What asks on systemd's behalf is a program of its own, with the exit codes of kjump/errors.py.
+REQUEST := daemon/request/built/kjump-hibernate
 
-$(BUILT):
+build: $(STUBS) $(LIBRARY) $(REQUEST)
+
+$(BUILT) $(dir $(REQUEST)):
 	@mkdir -p $@
 
 $(BUILT)/%.o: $(MACHINE)/%.S | $(BUILT)
@@ -75,6 +78,14 @@ $(BUILT)/%.bin: $(BUILT)/%.elf
 
 $(BUILT)/libkjump.so: $(wildcard $(MACHINE)/*.c $(MACHINE)/*.h) | $(BUILT)
 	@$(CC) $(NATIVE_CFLAGS) $(CFLAGS) -shared $(LDFLAGS) -o $@ $(filter %.c,$^) $(NATIVE_LIBS)
+
+$(dir $(REQUEST))errors.h: daemon/kjump/errors.py | $(dir $(REQUEST))
+	@PYTHONPATH=daemon PYTHONDONTWRITEBYTECODE=1 python3 -c 'from kjump.errors import table; \
+		rows = ["\t{\"%s\", %d},\n" % (name, cls.exit_code) for name, cls in sorted(table().items())]; \
+		print("static const struct {\n\tconst char *name;\n\tint status;\n} ERRORS[] = {\n" + "".join(rows) + "};")' >$@
+
+$(REQUEST): daemon/request/kjump-hibernate.c $(dir $(REQUEST))errors.h
+	@$(CC) -O2 -Wall -Wextra -Werror -ffile-prefix-map=$(CURDIR)=. -I$(@D) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $< -lsystemd
 
 # -- installing -----------------------------------------------------------------------------
 
@@ -91,7 +102,7 @@ install: build
 	done
 	@$(call into,$(PYTHONDIR)/kjump/machine/built,644,$(STUBS) $(LIBRARY))
 	@$(call into,$(BINDIR),755,packaging/launchers/kjumpctl)
-	@$(call into,$(LIBEXECDIR),755,$(filter-out %/kjumpctl,$(wildcard packaging/launchers/*)) $(wildcard packaging/libexec/*))
+	@$(call into,$(LIBEXECDIR),755,$(filter-out %/kjumpctl,$(wildcard packaging/launchers/*)) $(wildcard packaging/libexec/*) $(REQUEST))
 	@$(call into,$(UNITDIR),644,$(wildcard units/*.service units/*.socket units/*.target units/*.timer units/*.path))
 	@if test -d units/dropins; then cd units/dropins && find . -type f -printf '%P\n' | while read -r f; do \
 		install -D -m 644 "$$f" "$(D)$(DATADIR)/kjump/dropins/$$f"; done; fi
@@ -193,5 +204,5 @@ kernel-debug:
 	@packaging/kernel/build --debug
 
 clean:
-	@rm -rf build dist $(BUILT) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf build dist $(BUILT) $(dir $(REQUEST)) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
