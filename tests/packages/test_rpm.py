@@ -47,6 +47,8 @@ def files_of_deb(deb: Path) -> set[str]:
 def files_of_rpm(rpm: Path) -> set[str]:
     lines = run("rpm", "-qp", "--qf", "[%{FILEMODES:perms} %{FILENAMES}\n]", rpm).splitlines()
     names = {line.split()[1] for line in lines if not line.startswith("d")}
+    # By which debuggers find the programs: a link for each.
+    names = {name for name in names if not name.startswith("/usr/lib/.build-id/")}
     return {common(name) for name in names if not name.endswith(".pyc")}
 
 
