@@ -5,22 +5,26 @@ from __future__ import annotations
 import mmap
 import random
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kjump.errors import ImageDamaged, RestoreFailed, TargetTooSmall
+from kjump.errors import ImageDamaged, RestoreFailed, ResumeSkipped, TargetTooSmall
 from kjump.helper import putback
-from kjump.image import target
+from kjump.image import skip, superblocks, target
 from kjump.image.device import Device
 from kjump.image.extents import Extents
-from kjump.image.layout import ZERO, Extent
+from kjump.image.layout import COMPLETE, RESTORING, ZERO, Extent
 from kjump.image.read import Image
-from kjump.machine import pages
+from kjump.machine import memory, pages
+from kjump.machine.keys import ESC
 from kjump.machine.ranges import PAGE
 from kjump.resume import inplace
+
+from . import imaging
 
 MIB = 1 << 20
 
@@ -136,3 +140,99 @@ def test_a_target_without_room_for_the_restorer_is_too_small(tmp_path: Path) -> 
 def test_words_of_the_command_line() -> None:
     found = putback.words_of("quiet kjump.restore=abc kjump.target=/dev/x=y root=/dev/z")
     assert found == {"kjump.restore": "abc", "kjump.target": "/dev/x=y"}
+
+
+# -- Esc while pages are put back
+
+
+class Keyboard:
+    """Each look at it hears what is next."""
+
+    def __init__(self, *presses: str) -> None:
+        self.presses = list(presses)
+        self.states: list[int] = []
+        self.image: Image
+
+    def read(self, seconds: float) -> list[str]:
+        if seconds > 10:  # the question stands
+            found = superblocks.load(self.image.device)
+            assert found is not None
+            self.states.append(found.state)
+        key = self.presses.pop(0) if self.presses else ""
+        return [key] if key else []
+
+
+RAM = 4096
+"""Pages."""
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Iterator[Image]:
+    """An image that is being restored."""
+    rng = random.Random(4)
+    path = tmp_path / "target"
+    with path.open("wb") as file:
+        file.truncate(64 << 20)
+    target.prepare(path, cycle_id=uuid.UUID(int=1), hostname="h")
+    description = {
+        "ram": [[0, RAM * PAGE]], "window": [3584 * PAGE, 4096 * PAGE], "low": [],
+        "report_page": 3000 * PAGE, "nonce": "00" * 16, "jump_back": 0x1000,
+    }  # fmt: skip
+    parts = [(at, rng.randbytes(256 * PAGE)) for at in range(256, 2560, 256)]
+    with Device(path, writable=True) as device:
+        done = imaging.fill(device, parts, [Extent(2600, 7)], description=description)
+        superblocks.store(device, done, state=RESTORING, outcome={"by": "helper"})
+        yield Image(device)
+
+
+def restored(
+    image: Image, keyboard: Keyboard, physical: Physical, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Memory:
+        def __init__(self, *, writable: bool) -> None:
+            assert writable
+
+        def __enter__(self) -> Physical:
+            return physical
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    keyboard.image = image
+    monkeypatch.setattr(memory, "PhysicalMemory", Memory)
+    putback.put_back(image, 1.0, skip.Chance(keyboard, 0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "presses", [[], ["", "", ESC, "r"], [ESC, "r", "", ESC, "r"], [""] * 9 + [ESC, "r"]]
+)
+def test_who_asks_and_resumes_gets_every_page(
+    saved: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, presses: list[str]
+) -> None:
+    physical, keyboard = Physical(tmp_path / "memory", RAM), Keyboard(*presses)
+    physical.memory[2603 * PAGE] = 1
+    restored(saved, keyboard, physical, monkeypatch)
+    assert not keyboard.presses
+    # While the question stands a power cut loses nothing.
+    assert keyboard.states == [COMPLETE] * presses.count("r")
+    assert superblocks.load(saved.device).state == RESTORING  # type: ignore[union-attr]
+    count = 0
+    for pfn, page in imaging.content(saved, saved.index()):
+        assert physical.memory[pfn * PAGE : (pfn + 1) * PAGE] == page
+        count += 1
+    assert count == 2304 and not physical.memory[2603 * PAGE]
+
+
+def test_who_gives_it_up_in_the_restorer_gets_another_boot(
+    saved: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    physical, keyboard = Physical(tmp_path / "memory", RAM), Keyboard("", ESC, "y")
+    with pytest.raises(ResumeSkipped):
+        restored(saved, keyboard, physical, monkeypatch)
+    assert keyboard.states == [COMPLETE]
+    assert not any(physical.memory[3000 * PAGE : 3001 * PAGE])  # no report
+
+
+def test_the_time_for_the_key_comes_from_the_boot_kernel() -> None:
+    assert putback._seconds({"kjump.skip-wait": "2.5"}) == 2.5
+    assert putback._seconds({}) == putback._seconds({"kjump.skip-wait": "x"}) == 0

@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 
 from kjump.errors import ResumeSkipped
-from kjump.image import superblocks, target
+from kjump.image import skip, superblocks, target
 from kjump.image.device import Device
 from kjump.image.layout import COMPLETE, RESTORING
 from kjump.image.read import Image
-from kjump.machine import syscalls
+from kjump.machine import splash, syscalls
 from kjump.machine.keys import ESC, POWER
-from kjump.resume import restore, skip, splash
 
 from . import imaging
 
@@ -132,7 +131,7 @@ def test_while_the_question_stands_the_image_is_complete(
                 seen.append(on_disk(image))
             return super().read(seconds)
 
-    asks = restore.Skippable(image, chance(Watched((0, ESC), (3, "r"))))
+    asks = skip.Skippable(image, chance(Watched((0, ESC), (3, "r"))))
     begin(image)
     before = on_disk(image)
     assert before[0] == RESTORING
@@ -142,7 +141,7 @@ def test_while_the_question_stands_the_image_is_complete(
 
 
 def test_given_up_and_switched_off(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    asks = restore.Skippable(image, chance(Hand((0, ESC), (3, "y"))))
+    asks = skip.Skippable(image, chance(Hand((0, ESC), (3, "y"))))
     begin(image)
     with pytest.raises(ResumeSkipped, match="given up"):
         asks.look()
@@ -151,7 +150,7 @@ def test_given_up_and_switched_off(image: Image, monkeypatch: pytest.MonkeyPatch
         raise Off
 
     monkeypatch.setattr(syscalls, "power_off", off)
-    asks = restore.Skippable(image, chance(Hand((0.5, ESC), (3, "p"))))
+    asks = skip.Skippable(image, chance(Hand((0.5, ESC), (3, "p"))))
     begin(image)
     asks.look()  # nothing was pressed yet
     assert on_disk(image)[0] == RESTORING
@@ -161,7 +160,7 @@ def test_given_up_and_switched_off(image: Image, monkeypatch: pytest.MonkeyPatch
 
 
 def test_who_resumes_may_ask_again(image: Image) -> None:
-    asks = restore.Skippable(image, chance(Hand((0, ESC), (1, "r"), (1.5, ESC), (2, "y"))))
+    asks = skip.Skippable(image, chance(Hand((0, ESC), (1, "r"), (1.5, ESC), (2, "y"))))
     begin(image)
     with pytest.raises(ResumeSkipped):
         asks.last_look()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from .guest import Guest, Shape
@@ -20,6 +21,7 @@ from .steps import (
     work_holds,
 )
 
+ROOT = Path(__file__).parents[2]
 Scenario = Callable[[Image], None]
 CONFIGURATION = "/etc/kjump/kjump.conf.d/95-test.conf"
 
@@ -116,5 +118,21 @@ def setup(image: Image) -> None:
             again.check("kjumpctl plot -o /run/cycle.svg; test -s /run/cycle.svg")
 
 
+def debian_tests(image: Image) -> None:
+    """The Debian package's own tests (autopkgtest), those that need a machine of their own too."""
+    with Guest(image, Shape()) as guest:
+        ready(guest)
+        guest.check("kjumpctl disable; mkdir -p /run/debian-tests")
+        for name in ("installed", "service", "purge"):  # the last leaves no package
+            script = f"/run/debian-tests/{name}"
+            guest.put((ROOT / "packaging/debian/tests" / name).read_bytes(), script)
+            result = guest.run(
+                f"cd /run/debian-tests && AUTOPKGTEST_TMP=/tmp sh {script}", timeout=900
+            )
+            print(result.out, result.err, flush=True)
+            expect(f"exit status of {name}", result.rc, 0)
+        require("the package is gone", guest.run("dpkg -s kjump").rc != 0)
+
+
 ALWAYS: dict[str, Scenario] = {"doctor": doctor}
-MORE: dict[str, Scenario] = {"setup": setup}
+MORE: dict[str, Scenario] = {"setup": setup, "debian-tests": debian_tests}

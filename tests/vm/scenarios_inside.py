@@ -135,6 +135,47 @@ def skip(image: Image) -> None:
                     expect("state", ctl_json(fourth, "image info")["state"], "spent")
 
 
+def skip_in_place(image: Image) -> None:
+    """Esc in the restorer: [r] resumes, [p] switches off and keeps it, [y] restarts without it."""
+
+    def asked(guest: Guest, press: Callable[[str], None], key: str) -> None:
+        guest.wait_console(r"kjump: resuming in place; Esc")
+        guest.slow_disk(60 * MIB)
+        guest.wait_console(r"kjump: resuming kjump-guest in place: +\d+ %")
+        press(key)
+        guest.wait_console(r"kjump: .*\[r\] resume it", 60)
+        guest.slow_disk(0)
+
+    with Guest(image, Shape(words="kjump.restore=in-place")) as guest:
+        ready(guest)
+        guest.start_work(100)
+        request(guest)
+        power_off(guest)
+        with guest.again() as second:
+            asked(second, second.press, "esc")
+            second.press("p")
+            second.wait_console("kjump: switching off; the saved session is kept", 60)
+            ends(second, 60)
+            with second.again() as third:
+                asked(third, third.type, "\x1b")
+                third.type("r")
+                third.wait_ready(SAVE)
+                work_holds(third)
+                expect("way back", last_cycle(third)["more"]["way"], "in-place")
+                request(third)
+                power_off(third)
+                with third.again() as fourth:
+                    asked(fourth, fourth.type, "\x1b")
+                    fourth.type("y")
+                    fourth.wait_console("kjump: not resumed: A saved session was given up", 60)
+                    ends(fourth, 60, "reset")
+                    with fourth.again() as fifth:
+                        ready(fifth)
+                        require("the work is gone", not fifth.work()["work"]["ok"])
+                        expect("error", last_cycle(fifth)["error"], "ResumeSkipped")
+                        expect("state", ctl_json(fifth, "image info")["state"], "spent")
+
+
 def hang(image: Image) -> None:
     """A copy that makes no progress, and one that is stopped, come back; a watchdog of the hardware
     restarts the machine when nobody is left to do so."""
@@ -212,6 +253,7 @@ def dracut(image: Image) -> None:
 ALWAYS: dict[str, Scenario] = {"cancel": cancel}
 MORE: dict[str, Scenario] = {
     "skip": skip,
+    "skip-in-place": skip_in_place,
     "hang": hang,
     "soft-watchdog": soft_watchdog,
     "dracut": dracut,

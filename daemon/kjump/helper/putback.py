@@ -1,14 +1,16 @@
 """Restoring in place: every page of the image back where it belongs, then the jump.
 
 Runs in the helper's kernel and initrd, loaded by the boot kernel into the image's own window
-(`kjump.resume.inplace`).  What it overwrites is nobody's any more.  If it fails, the image says
-why and the machine is restarted: there is no system left to return to.
+(`kjump.resume.inplace`).  What it overwrites is nobody's any more.  If it fails, or a person gives
+the session up, the image says why and the machine is restarted: there is no system left to return
+to.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kjump.errors import Internal, KjumpError, RestoreFailed, WrongTarget
@@ -20,8 +22,10 @@ from kjump.image.extents import Extents
 from kjump.image.layout import RESTORING, ZERO, Extent
 from kjump.image.place import check_pages, pieces
 from kjump.image.read import Chunk, Image
+from kjump.image.skip import Chance, Skippable
 from kjump.machine import memory, pages, syscalls
 from kjump.machine.console import Progress, say
+from kjump.machine.keys import Keys
 from kjump.machine.maps import Maps
 from kjump.machine.ranges import PAGE, Range
 
@@ -66,25 +70,57 @@ def words_of(cmdline: str) -> dict[str, str]:
     return {name: value for name, _, value in found if name.startswith("kjump.")}
 
 
-def put_back(image: Image, started: float) -> Cell:
-    """Write all pages and the report; where to jump.  Raises any `KjumpError`."""
+class _Asked(Exception):
+    """A key was pressed: a person is to be asked."""
+
+
+def unless_asked(chance: Chance, write: Callable[[Chunk], None]) -> Callable[[Chunk], None]:
+    """``write``, which raises `_Asked` where a key was pressed; for any number of threads."""
+    hearing = threading.Lock()
+
+    def listening(chunk: Chunk) -> None:
+        if hearing.acquire(blocking=False):
+            try:
+                if chance.asked():
+                    raise _Asked
+            finally:
+                hearing.release()
+        write(chunk)
+
+    return listening
+
+
+def put_back(image: Image, started: float, chance: Chance) -> Cell:
+    """Write all pages and the report; where to jump.  Raises any `KjumpError`, `ResumeSkipped`
+    where a person wants to boot without the session, who may have it switched off, too."""
     description = image.description()
     extents = image.index()
     check_pages(extents, description)
+    skippable = Skippable(image, chance)
     total = image.superblock.data_pages + image.superblock.zero_pages
-    progress = Progress(f"resuming {description.get('hostname', '')} in place:", total * PAGE)
+    title = f"resuming {description.get('hostname', '')} in place:"
     phases = {"restorer boot": round(started, 3)}
     ranges = pieces(description)
     with memory.PhysicalMemory(writable=True) as physical:
         places = Places(physical, ranges)
+        while True:
+            progress = Progress(title, total * PAGE)
 
-        def write(chunk: Chunk) -> None:
-            places.write(chunk.extents, chunk.data)
-            progress.add(chunk.pages * PAGE)
+            def write(chunk: Chunk, progress: Progress = progress) -> None:
+                places.write(chunk.extents, chunk.data)
+                progress.add(chunk.pages * PAGE)
 
-        image.each(extents, write, processors=memory.processors())
+            begun = time.monotonic()
+            try:
+                image.each(
+                    extents, unless_asked(chance, write), processors=memory.processors()
+                )
+                break
+            except _Asked:
+                skippable.ask()  # who resumes begins again: no page is worse for it
         places.write(extents.only(ZERO), None)
-        phases["put back"] = round(time.monotonic() - started, 3)
+        phases["put back"] = round(time.monotonic() - begun, 3)
+        skippable.last_look()
         page = Extents.of([Extent(int(description["report_page"]) // PAGE, 1)])
         document = report(description, image.superblock.outcome, phases)
         places.write(page, reports.pack(bytes.fromhex(description["nonce"]), document))
@@ -120,8 +156,10 @@ def main(cmdline: str) -> int:
             s = image.superblock
             if s.state != RESTORING or str(s.cycle) != words["kjump.restore"]:
                 raise WrongTarget(f"{path} does not hold the image that is being restored.")
+            keys = Keys(earlier=True)  # those that were pressed while this kernel booted
             try:
-                cell = put_back(image, started)
+                say("resuming in place; Esc: boot without the saved session")
+                cell = put_back(image, started, Chance(keys, _seconds(words)))
             except KjumpError as error:
                 _keep(image, error)
                 raise
@@ -129,6 +167,8 @@ def main(cmdline: str) -> int:
                 wrapped = Internal(f"The restorer failed: {error!r}.")
                 _keep(image, wrapped)
                 raise wrapped from error
+            finally:
+                keys.close()
         say("jumping into the session")
         leave.jump_back(cell)
     except KjumpError as error:
@@ -141,3 +181,11 @@ def main(cmdline: str) -> int:
 def _keep(image: Image, error: KjumpError) -> None:
     outcome = {"by": "resume", "result": "failed", **error.report()}
     target.pass_over(image.device, image.superblock, outcome)
+
+
+def _seconds(words: Mapping[str, str]) -> float:
+    """In which the key is heard at the least."""
+    try:
+        return float(words.get("kjump.skip-wait", ""))
+    except ValueError:
+        return 0.0

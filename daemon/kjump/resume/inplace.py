@@ -41,8 +41,11 @@ def choose(words: Sequence[str], *, pages: int, available: int, restorer: bool) 
     return SNAPSHOT if fits or not restorer else IN_PLACE
 
 
-def load(image: Image, description: Mapping[str, Any], cmdline: str) -> None:
-    """Load the restorer.  Raises `ImageDamaged`, `RestoreFailed`; nothing is touched then."""
+def load(image: Image, description: Mapping[str, Any], cmdline: str, wait: float) -> None:
+    """Load the restorer.  ``wait``: seconds, at the least, in which it hears Esc.
+
+    Raises `ImageDamaged`, `RestoreFailed`; nothing is touched then.
+    """
     found = image.restorer()
     if found is None:
         raise RestoreFailed("There is no restorer with the image.")
@@ -55,6 +58,7 @@ def load(image: Image, description: Mapping[str, Any], cmdline: str) -> None:
             *placing.words(cmdline, cpus=min(memory.processors(), placing.CPUS)),
             f"kjump.restore={image.superblock.cycle}",
             f"kjump.target={place(image)}",
+            f"kjump.skip-wait={wait:g}",
         ]
     )
     entry, segments = placing.place(

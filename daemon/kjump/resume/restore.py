@@ -20,18 +20,17 @@ from kjump.errors import (
     PagingModeDiffers,
     RestoreFailed,
     RestoreNoMemory,
-    ResumeSkipped,
 )
 from kjump.handoff import report as reports
-from kjump.image import fingerprint, superblocks
+from kjump.image import fingerprint, skip, superblocks
 from kjump.image.extents import Extents
-from kjump.image.layout import COMPLETE, RESTORING
+from kjump.image.layout import RESTORING
 from kjump.image.place import check_pages
 from kjump.image.read import Image
-from kjump.machine import code, memory, syscalls
+from kjump.machine import code, memory
 from kjump.machine.console import Progress, say
 from kjump.machine.ranges import PAGE
-from kjump.resume import inplace, skip, snapshot
+from kjump.resume import inplace, snapshot
 
 
 @dataclass(frozen=True)
@@ -89,48 +88,6 @@ def report_page(description: Mapping[str, Any], outcome: Mapping[str, Any]) -> s
     return snapshot.Insert(int(description["report_page"]) // PAGE, page)
 
 
-class Skippable:
-    """Asks whether to skip resuming, where a key was pressed, and does as is answered.
-
-    The image is complete while the question stands: whatever happens to the machine meanwhile, the
-    next boot finds it as this one did.
-    """
-
-    def __init__(self, image: Image, chance: skip.Chance) -> None:
-        self._image = image
-        self._chance = chance
-        self._kept = image.superblock.outcome
-
-    def look(self) -> None:
-        """Raises `ResumeSkipped`; does not return where the machine is switched off."""
-        if self._chance.asked():
-            self._ask()
-
-    def last_look(self) -> None:
-        """The same, before nothing can be undone any more: there was time enough for the key."""
-        while self._chance.last():
-            self._ask()
-
-    def _ask(self) -> None:
-        image = self._image
-        before = image.superblock
-        if before.state != COMPLETE:
-            image.superblock = superblocks.store(
-                image.device, before, state=COMPLETE, outcome=self._kept
-            )
-        decided = self._chance.decide()
-        if decided == skip.GIVE_UP:
-            raise ResumeSkipped("A saved session was given up at the console.")
-        if decided == skip.SWITCH_OFF:
-            say("switching off; the saved session is kept")
-            syscalls.power_off()
-        say("resuming")
-        if before.state != COMPLETE:
-            image.superblock = superblocks.store(
-                image.device, image.superblock, state=before.state, outcome=before.outcome
-            )
-
-
 def restore(
     image: Image,
     description: Mapping[str, Any],
@@ -145,7 +102,7 @@ def restore(
     there.  Raises any `KjumpError` of the image and of the restore, and `ResumeSkipped`; nothing
     of the running system is touched then.
     """
-    skippable = Skippable(image, chance)
+    skippable = skip.Skippable(image, chance)
     index = image.index()
     check_pages(index, description)
     phases = {"boot kernel": round(boot, 3), "check": round(time.monotonic() - started, 3)}
@@ -168,8 +125,9 @@ def restore(
             if not restorer:
                 raise
     say("restoring in place: the image does not fit beside the boot kernel")
-    skippable.last_look()
-    inplace.load(image, description, inplace.command_line())
+    # No wait here: the restorer hears the key, too, and nothing is lost until it jumps.
+    skippable.look()
+    inplace.load(image, description, inplace.command_line(), chance.wait)
     image.superblock = superblocks.store(
         image.device, image.superblock, state=RESTORING, outcome=outcome
     )
@@ -181,7 +139,7 @@ def _beside(
     index: Extents,
     description: Mapping[str, Any],
     outcome: Mapping[str, Any],
-    skippable: Skippable,
+    skippable: skip.Skippable,
 ) -> None:
     """Load through /dev/snapshot and jump.  Raises any `KjumpError`."""
     page = report_page(description, outcome)
@@ -221,7 +179,7 @@ def _load(
     *,
     zero_pages: bool,
     title: Mapping[str, Any],
-    skippable: Skippable,
+    skippable: skip.Skippable,
 ) -> None:
     plan = snapshot.plan(index, inserts, zero_pages=zero_pages)
     numbers = plan.numbers()

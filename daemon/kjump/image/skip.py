@@ -1,8 +1,8 @@
 """A key to boot without the saved session, up to the moment at which it runs again.
 
-Runs in the boot initrd.  Esc alone gives nothing up: the person is asked, and who does not answer
-gets the session.  A session that is given up cannot be resumed later, as the file systems go on
-without it; so the other way out is to switch off, which keeps it.
+Runs in the boot initrd and in the restorer.  Esc alone gives nothing up: the person is asked, and
+who does not answer gets the session.  A session that is given up cannot be resumed later, as the
+file systems go on without it; so the other way out is to switch off, which keeps it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from kjump.errors import ResumeSkipped
+from kjump.image import superblocks
+from kjump.image.layout import COMPLETE
+from kjump.image.read import Image
+from kjump.machine import syscalls
 from kjump.machine.console import say
 from kjump.machine.keys import ESC, POWER, Keys
-from kjump.resume.splash import Splash
+from kjump.machine.splash import Splash
 
 GIVE_UP, SWITCH_OFF, RESUME = "give up", "switch off", "resume"
 ANSWERS = {"y": GIVE_UP, "p": SWITCH_OFF, "r": RESUME, POWER: SWITCH_OFF}
@@ -41,6 +46,7 @@ class Chance:
     ) -> None:
         """``wait``: seconds, at the least, in which Esc is heard; ``splash``: what hides the
         console."""
+        self.wait = wait
         self._keys = keys
         self._splash = splash
         self._clock = clock
@@ -76,3 +82,46 @@ class Chance:
                 return found
         say(f"nobody answered in {PATIENCE:.0f} s")
         return RESUME
+
+
+class Skippable:
+    """Asks whether to skip resuming, where a key was pressed, and does as is answered.
+
+    The image is complete while the question stands: whatever happens to the machine meanwhile, the
+    next boot finds it as this one did.
+    """
+
+    def __init__(self, image: Image, chance: Chance) -> None:
+        self._image = image
+        self._chance = chance
+        self._kept = image.superblock.outcome
+
+    def look(self) -> None:
+        """Raises `ResumeSkipped`; does not return where the machine is switched off."""
+        if self._chance.asked():
+            self.ask()
+
+    def last_look(self) -> None:
+        """The same, before nothing can be undone any more: there was time enough for the key."""
+        while self._chance.last():
+            self.ask()
+
+    def ask(self) -> None:
+        """Ask, whatever was pressed."""
+        image = self._image
+        before = image.superblock
+        if before.state != COMPLETE:
+            image.superblock = superblocks.store(
+                image.device, before, state=COMPLETE, outcome=self._kept
+            )
+        decided = self._chance.decide()
+        if decided == GIVE_UP:
+            raise ResumeSkipped("A saved session was given up at the console.")
+        if decided == SWITCH_OFF:
+            say("switching off; the saved session is kept")
+            syscalls.power_off()
+        say("resuming")
+        if before.state != COMPLETE:
+            image.superblock = superblocks.store(
+                image.device, image.superblock, state=before.state, outcome=before.outcome
+            )
