@@ -126,7 +126,7 @@ install: build
 	@cp -r --no-preserve=ownership,timestamps packaging/dracut/95kjump-helper $(if $(filter dracut,$(INITRDS)),packaging/dracut/96kjump-resume) $(D)/usr/lib/dracut/modules.d/
 ifneq ($(filter initramfs-tools,$(INITRDS)),)
 	@$(call into,$(DATADIR)/initramfs-tools/hooks,755,packaging/initramfs-tools/hooks/kjump)
-	@$(call into,$(DATADIR)/initramfs-tools/scripts/local-premount,755,packaging/initramfs-tools/scripts/local-premount/kjump)
+	@$(foreach place,init-top init-premount local-premount,$(call into,$(DATADIR)/initramfs-tools/scripts/$(place),755,packaging/initramfs-tools/scripts/$(place)/kjump) &&) true
 endif
 ifneq ($(filter mkinitcpio,$(INITRDS)),)
 	@$(call into,/usr/lib/initcpio/install,644,packaging/mkinitcpio/install/kjump)

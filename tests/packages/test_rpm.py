@@ -21,6 +21,8 @@ ONLY_DEBIAN = (
     "/usr/share/doc/kjump/changelog",
     "/usr/share/doc/kjump/copyright",
     "/usr/share/initramfs-tools/hooks/kjump",
+    "/usr/share/initramfs-tools/scripts/init-premount/kjump",
+    "/usr/share/initramfs-tools/scripts/init-top/kjump",
     "/usr/share/initramfs-tools/scripts/local-premount/kjump",
     "/usr/share/lintian/overrides/kjump",
 )

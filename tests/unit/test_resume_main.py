@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kjump import settings
 from kjump.errors import (
     FileSystemChanged,
     ImageDamaged,
@@ -308,3 +311,23 @@ def test_where_to_look() -> None:
     for spec, known in (("/other", recorded), ("/img", None), ("/img", {"spec": "/img"})):
         with pytest.raises(NoTarget):
             main.place_to_look([], spec, known)
+
+
+def test_started_early_it_waits_for_the_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    word, asked = tmp_path / "go", threading.Event()
+
+    def place(*_: object) -> tuple[list[Path], None]:
+        asked.set()
+        raise NoTarget("Nowhere.")
+
+    configured = replace(settings.Settings(), target=replace(settings.Settings().target, path="x"))
+    monkeypatch.setattr(settings, "load", lambda: configured)
+    monkeypatch.setattr(main, "place_to_look", place)
+    thread = threading.Thread(target=main.main, args=(["--after", str(word)],))
+    thread.start()
+    assert not asked.wait(0.3)
+    word.touch()
+    assert asked.wait(10)
+    thread.join()

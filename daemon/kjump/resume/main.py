@@ -170,11 +170,17 @@ def look(path: Path, locator: int | None, *, started: float, skip: bool, wait: f
         resume(device, started=started, skip=skip, wait=wait)
 
 
-def main() -> int:
-    """Always lets the boot go on; the exit code is the error's, for who wants to know."""
-    started = time.monotonic()
+def main(arguments: Sequence[str] = ()) -> int:
+    """Always lets the boot go on; the exit code is the error's, for who wants to know.
+
+    ``arguments``: ``--after PATH``: started early; touch nothing before this file is there.
+    """
+    after = Path(arguments[1]) if arguments[:1] == ["--after"] else None
     words = Path("/proc/cmdline").read_text().split()
     settings = configuration.load()
+    while after is not None and not after.exists():
+        time.sleep(0.01)
+    started = time.monotonic()
     told = any(word.startswith("kjump.target=") for word in words)
     if not settings.target.path and not told:
         return 0
