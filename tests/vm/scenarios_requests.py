@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from .guest import DiskErrors, Guest, Shape
 from .image import SWAP_UUID, Image
 from .steps import (
+    SAVE,
     ctl,
     ctl_json,
     cycle,
     expect,
     last_cycle,
     nothing_staged,
+    power_off,
     ready,
     require,
     work_holds,
@@ -347,6 +350,74 @@ CAPABILITIES = {
 """What hibernation is refused with without each; CAP_SYS_RAWIO is for /proc/kcore alone."""
 
 
+LOGIND = "org.freedesktop.login1 /org/freedesktop/login1 org.freedesktop.login1.Manager"
+IDLE = "/run/systemd/logind.conf.d/idle.conf"
+
+# Has the keyboard say "hibernate" where F12 is pressed: struct input_keymap_entry and EVIOCSKEYCODE
+# of uapi/linux/input.h; PS/2 keyboards' code of F12, KEY_SUSPEND.
+REMAP = """
+import fcntl, glob, struct
+for path in glob.glob("/dev/input/event*"):
+    with open(path, "rb") as device:
+        name = bytearray(80)
+        fcntl.ioctl(device, 0x80004506 | len(name) << 16, name)
+        if b"Keyboard" in name or b"keyboard" in name:
+            entry = struct.pack("=BBHI32s", 0, 4, 0, 205, struct.pack("<I", 0x58))
+            fcntl.ioctl(device, 0x40284504, entry)
+            print(path)
+"""
+
+
+def asked_by_the_user(guest: Guest) -> None:
+    """As a desktop's menu does (KDE's, XFCE's, GNOME's)."""
+    expect("CanHibernate, as the user hears it", login1(guest, "CanHibernate"), "yes")
+    guest.spawn(f"busctl call {LOGIND} HibernateWithFlags t 0", user=True)
+
+
+def asked_by_root(guest: Guest) -> None:
+    """As UPower does where the battery is empty."""
+    expect("CanHibernate, as root hears it", login1(guest, "CanHibernate", user=False), "yes")
+    guest.spawn(f"busctl call {LOGIND} Hibernate b false")
+
+
+def asked_by_key(guest: Guest) -> None:
+    """The hibernate key of the keyboard."""
+    guest.put(REMAP.encode(), "/run/remap.py")
+    require("a keyboard has it", guest.check("python3 /run/remap.py").strip())
+    # logind asks the keyboard for its keys when it begins to listen.
+    guest.check("systemctl restart systemd-logind; sleep 2")
+    guest.press("f12")
+
+
+def asked_by_idleness(guest: Guest) -> None:
+    """IdleAction=hibernate, where nobody does anything for a while."""
+    lines = "[Login]\nIdleAction=hibernate\nIdleActionSec=15s\n"
+    guest.put(lines.encode(), IDLE)
+    guest.check("systemctl restart systemd-logind")
+
+
+def ways(image: Image) -> None:
+    """Whoever asks: a menu, UPower, the hibernate key, idleness; all lead to kjump."""
+    with ExitStack() as guests:
+        guest = guests.enter_context(Guest(image, Shape()))
+        ready(guest)
+        guest.check(f"mkdir -p {IDLE.rpartition('/')[0]}")
+        guest.start_work(50)
+        for ask in (asked_by_the_user, asked_by_root, asked_by_key, asked_by_idleness):
+            before = len(ctl_json(guest, "history"))
+            guest.seen = len(guest.console())
+            ask(guest)
+            power_off(guest)
+            guest = guests.enter_context(guest.again())
+            guest.wait_ready(SAVE)
+            guest.check(f"rm -f {IDLE}; systemctl restart systemd-logind")
+            work_holds(guest)
+            entries = ctl_json(guest, "history")
+            expect(f"cycles, {ask.__doc__}", len(entries), before + 1)
+            expect(f"result, {ask.__doc__}", entries[-1]["result"], "ok")
+            print(ask.__doc__, entries[-1]["phases"], flush=True)
+
+
 def sandbox(image: Image) -> None:
     """Each capability that kjumpd has is needed: without it, a named refusal."""
     with Guest(image, Shape()) as guest:
@@ -380,6 +451,7 @@ def other_release(suite: str) -> Scenario:
 ALWAYS: dict[str, Scenario] = {"requests": requests}
 MORE: dict[str, Scenario] = {
     "noresume": noresume,
+    "ways": ways,
     "killed": killed,
     "sandbox": sandbox,
     "requests-bookworm": other_release("bookworm"),
