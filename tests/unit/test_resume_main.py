@@ -31,7 +31,7 @@ from kjump.image.layout import COMPLETE, EMPTY, RESTORING, SPENT, WRITING
 from kjump.image.read import Image
 from kjump.machine.memory import Entry
 from kjump.machine.ranges import PAGE
-from kjump.resume import inplace, main, restore
+from kjump.resume import inplace, main, restore, snapshot
 
 from . import imaging
 
@@ -142,21 +142,81 @@ def test_another_machines_image_is_left_alone(disk: Path) -> None:
     assert disk.read_bytes() == before
 
 
-def test_it_is_restoring_on_disk_before_anything_is_loaded(
+class PowerCut(BaseException):
+    pass
+
+
+def test_while_it_loads_the_image_is_complete_and_after_a_power_cut_it_is_tried_again(
     disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Up to some tries: a machine that hangs in it is to boot in the end."""
     seen = []
 
     def load(image: Image, *_: object, **__: object) -> None:
-        seen.append(target.examine(disk))
+        found = target.examine(disk)
+        assert found is not None
+        seen.append((found.state, found.reason["tries"]))
+        raise PowerCut
+
+    monkeypatch.setattr(restore, "_load", load)
+    write(disk, description())
+    for _ in range(restore.TRIES):
+        with pytest.raises(PowerCut):
+            resume(disk)
+    assert seen == [("complete", 1), ("complete", 2), ("complete", 3)]
+    with pytest.raises(RestoreFailed, match="begun 3 times"):
+        resume(disk)
+    assert found(disk) == ("spent", "RestoreFailed")
+
+
+def test_a_refusal_of_the_kernel_is_not_tried_again(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
         raise RestoreFailed("the kernel refused")
 
     monkeypatch.setattr(restore, "_load", load)
     write(disk, description())
     with pytest.raises(RestoreFailed):
         resume(disk)
-    assert [x.state for x in seen if x] == ["restoring"]
     assert found(disk) == ("spent", "RestoreFailed")
+
+
+def test_it_is_restoring_on_disk_before_the_kernel_may_jump(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From there on the session may have run, and its file systems changed."""
+    states = []
+
+    def state() -> str:
+        found = target.examine(disk)
+        assert found is not None
+        return found.state
+
+    class Kernel:
+        def __enter__(self) -> Kernel:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def write_page(self, _page: object) -> None:
+            states.append(state())
+
+        def write_pages(self, *_: object) -> None:
+            states.append(state())
+
+        def restore(self) -> None:
+            states.append(state())
+            raise PowerCut
+
+    monkeypatch.setattr(snapshot, "Snapshot", Kernel)
+    write(disk, description())
+    with pytest.raises(PowerCut):
+        resume(disk)
+    assert states[-1] == "restoring" and set(states[:-1]) == {"complete"}
+    with pytest.raises(ImageSpent):
+        resume(disk)
 
 
 def test_it_listens_before_it_tells_of_the_key(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 from kjump.errors import ResumeSkipped
 from kjump.image import skip, superblocks, target
 from kjump.image.device import Device
-from kjump.image.layout import COMPLETE, RESTORING
+from kjump.image.layout import COMPLETE
 from kjump.image.read import Image
 from kjump.machine import splash, syscalls
 from kjump.machine.keys import ESC, POWER
@@ -105,25 +105,26 @@ def image(tmp_path: Path) -> Iterator[Image]:
 
 def begin(image: Image) -> None:
     image.superblock = superblocks.store(
-        image.device, image.superblock, state=RESTORING, outcome={"by": "helper", "phases": {}}
+        image.device, image.superblock, outcome={"by": "helper", "phases": {}, "tries": 2}
     )
 
 
-def on_disk(image: Image) -> tuple[int, str]:
+def on_disk(image: Image) -> tuple[int, int]:
+    """State, and how often a resume was begun."""
     found = superblocks.load(image.device)
     assert found is not None
-    return found.state, str(found.outcome)
+    return found.state, skip.tries(found.outcome)
 
 
 class Off(Exception):
     """The machine is off."""
 
 
-def test_while_the_question_stands_the_image_is_complete(
+def test_the_question_is_no_try_that_failed(
     image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So whatever happens to the machine then, the session is there at the next boot."""
-    seen: list[tuple[int, str]] = []
+    """Whatever happens to the machine then, the session is there at the next boot."""
+    seen: list[tuple[int, int]] = []
 
     class Watched(Hand):
         def read(self, seconds: float) -> list[str]:
@@ -134,9 +135,9 @@ def test_while_the_question_stands_the_image_is_complete(
     asks = skip.Skippable(image, chance(Watched((0, ESC), (3, "r"))))
     begin(image)
     before = on_disk(image)
-    assert before[0] == RESTORING
+    assert before == (COMPLETE, 2)
     asks.look()
-    assert seen[0] == (COMPLETE, str({"by": "helper"}))
+    assert seen[0] == (COMPLETE, 1)
     assert on_disk(image) == before  # and it goes on as if nothing had been
 
 
@@ -153,10 +154,10 @@ def test_given_up_and_switched_off(image: Image, monkeypatch: pytest.MonkeyPatch
     asks = skip.Skippable(image, chance(Hand((0.5, ESC), (3, "p"))))
     begin(image)
     asks.look()  # nothing was pressed yet
-    assert on_disk(image)[0] == RESTORING
+    assert on_disk(image) == (COMPLETE, 2)
     with pytest.raises(Off):
         asks.last_look()
-    assert on_disk(image)[0] == COMPLETE
+    assert on_disk(image) == (COMPLETE, 1)
 
 
 def test_who_resumes_may_ask_again(image: Image) -> None:
@@ -217,3 +218,11 @@ def test_a_splash_screen_that_hangs_is_done_without(
     assert time.monotonic() - begun < 10
     assert not screen.is_there
     assert "20 %" not in (tmp_path / "said").read_text()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "found"),
+    [({}, 0), ({"tries": 2}, 2), ({"tries": -1}, 0), ({"tries": "2"}, 0), ({"tries": None}, 0)],
+)
+def test_tries_that_are_no_number_are_none(outcome: dict[str, object], found: int) -> None:
+    assert skip.tries(outcome) == found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from .guest import Guest, Shape
 from .image import Image
@@ -176,6 +177,39 @@ def skip_in_place(image: Image) -> None:
                         expect("state", ctl_json(fifth, "image info")["state"], "spent")
 
 
+def power_goes_while_resuming(image: Image) -> None:
+    """The plug is pulled while memory is read, one way and the other: the next boot resumes; three
+    times are enough."""
+
+    def pulled(guest: Guest, shown: str) -> None:
+        guest.wait_console(r"kjump: resuming the session of")
+        guest.slow_disk(30 * MIB)
+        guest.wait_console(shown)
+        guest.kill()
+
+    snapshot, in_place = r"kjump: resuming kjump-guest: +\d+ %", r"kjump-guest in place: +\d+ %"
+    with ExitStack() as guests:
+        guest = guests.enter_context(Guest(image, Shape()))
+        ready(guest)
+        guest.start_work(100)
+        for ways in ((snapshot, in_place), (in_place, snapshot, snapshot)):
+            request(guest)
+            power_off(guest)
+            for shown in ways:
+                words = "kjump.restore=in-place" if shown == in_place else ""
+                guest = guests.enter_context(guest.again(words=words))
+                pulled(guest, shown)
+            guest = guests.enter_context(guest.again(words=""))
+            if len(ways) < 3:
+                guest.wait_ready(SAVE)
+                work_holds(guest)
+                expect("result", last_cycle(guest)["result"], "ok")
+        guest.wait_console("kjump: not resumed: Resuming was begun 3 times")
+        ready(guest)
+        expect("error told by the daemon", last_cycle(guest)["error"], "RestoreFailed")
+        expect("state", ctl_json(guest, "image info")["state"], "spent")
+
+
 def hang(image: Image) -> None:
     """A copy that makes no progress, and one that is stopped, come back; a watchdog of the hardware
     restarts the machine when nobody is left to do so."""
@@ -254,6 +288,7 @@ ALWAYS: dict[str, Scenario] = {"cancel": cancel}
 MORE: dict[str, Scenario] = {
     "skip": skip,
     "skip-in-place": skip_in_place,
+    "power-goes-while-resuming": power_goes_while_resuming,
     "hang": hang,
     "soft-watchdog": soft_watchdog,
     "dracut": dracut,

@@ -17,9 +17,9 @@ from kjump.errors import Internal, KjumpError, RestoreFailed, WrongTarget
 from kjump.handoff import report as reports
 from kjump.handoff.cell import Cell
 from kjump.helper import leave
-from kjump.image import target
+from kjump.image import superblocks, target
 from kjump.image.extents import Extents
-from kjump.image.layout import RESTORING, ZERO, Extent
+from kjump.image.layout import COMPLETE, RESTORING, ZERO, Extent
 from kjump.image.place import check_pages, pieces
 from kjump.image.read import Chunk, Image
 from kjump.image.skip import Chance, Skippable
@@ -125,6 +125,8 @@ def put_back(image: Image, started: float, chance: Chance) -> Cell:
         document = report(description, image.superblock.outcome, phases)
         places.write(page, reports.pack(bytes.fromhex(description["nonce"]), document))
         places.close()
+    # From here on nobody uses this image again: the session may have run.
+    image.superblock = superblocks.store(image.device, image.superblock, state=RESTORING)
     start, end = (int(x) for x in description["window"])
     return Cell(0, bytes(16), start, end - start, int(description["jump_back"]))
 
@@ -154,7 +156,7 @@ def main(cmdline: str) -> int:
         with target.open_image(path, locator, writable=True) as device:
             image = Image(device)
             s = image.superblock
-            if s.state != RESTORING or str(s.cycle) != words["kjump.restore"]:
+            if s.state != COMPLETE or str(s.cycle) != words["kjump.restore"]:
                 raise WrongTarget(f"{path} does not hold the image that is being restored.")
             keys = Keys(earlier=True)  # those that were pressed while this kernel booted
             try:

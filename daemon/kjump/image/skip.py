@@ -8,11 +8,11 @@ file systems go on without it; so the other way out is to switch off, which keep
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from kjump.errors import ResumeSkipped
 from kjump.image import superblocks
-from kjump.image.layout import COMPLETE
 from kjump.image.read import Image
 from kjump.machine import syscalls
 from kjump.machine.console import say
@@ -32,6 +32,12 @@ QUESTION = (
 def answer(keys: list[str]) -> str | None:
     """What the first key that is an answer says; capitals are the same.  Pure."""
     return next((ANSWERS[key.lower()] for key in keys if key.lower() in ANSWERS), None)
+
+
+def tries(outcome: Mapping[str, Any]) -> int:
+    """How often a resume was begun that did not come to its end, by an image's outcome.  Pure."""
+    found = outcome.get("tries")
+    return found if isinstance(found, int) and found > 0 else 0
 
 
 class Chance:
@@ -87,14 +93,13 @@ class Chance:
 class Skippable:
     """Asks whether to skip resuming, where a key was pressed, and does as is answered.
 
-    The image is complete while the question stands: whatever happens to the machine meanwhile, the
-    next boot finds it as this one did.
+    While the question stands, the try that it interrupts is taken back: the machine works, and
+    whatever happens to it meanwhile, the next boot finds the image as this one did.
     """
 
     def __init__(self, image: Image, chance: Chance) -> None:
         self._image = image
         self._chance = chance
-        self._kept = image.superblock.outcome
 
     def look(self) -> None:
         """Raises `ResumeSkipped`; does not return where the machine is switched off."""
@@ -109,11 +114,8 @@ class Skippable:
     def ask(self) -> None:
         """Ask, whatever was pressed."""
         image = self._image
-        before = image.superblock
-        if before.state != COMPLETE:
-            image.superblock = superblocks.store(
-                image.device, before, state=COMPLETE, outcome=self._kept
-            )
+        before = image.superblock.outcome
+        self._note({**before, "tries": max(0, tries(before) - 1)})
         decided = self._chance.decide()
         if decided == GIVE_UP:
             raise ResumeSkipped("A saved session was given up at the console.")
@@ -121,7 +123,8 @@ class Skippable:
             say("switching off; the saved session is kept")
             syscalls.power_off()
         say("resuming")
-        if before.state != COMPLETE:
-            image.superblock = superblocks.store(
-                image.device, image.superblock, state=before.state, outcome=before.outcome
-            )
+        self._note(before)
+
+    def _note(self, outcome: Mapping[str, Any]) -> None:
+        image = self._image
+        image.superblock = superblocks.store(image.device, image.superblock, outcome=outcome)

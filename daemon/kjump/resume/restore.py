@@ -24,13 +24,17 @@ from kjump.errors import (
 from kjump.handoff import report as reports
 from kjump.image import fingerprint, skip, superblocks
 from kjump.image.extents import Extents
-from kjump.image.layout import RESTORING
+from kjump.image.layout import COMPLETE, RESTORING
 from kjump.image.place import check_pages
 from kjump.image.read import Image
 from kjump.machine import code, memory
 from kjump.machine.console import Progress, say
 from kjump.machine.ranges import PAGE
 from kjump.resume import inplace, snapshot
+
+TRIES = 3
+"""How often a resume is begun whose end nobody saw: the power may have gone, and no harm is done
+before the jump.  More would lock a person out whose machine hangs in it."""
 
 
 @dataclass(frozen=True)
@@ -96,18 +100,17 @@ def restore(
     started: float,
     boot: float,
 ) -> None:
-    """Mark the image as being restored, load it, and jump.  Does not return when it works.
+    """Load the image and jump.  Does not return when it works.
 
     ``started``: monotonic time when this program began; ``boot``: seconds the kernel took up to
     there.  Raises any `KjumpError` of the image and of the restore, and `ResumeSkipped`; nothing
     of the running system is touched then.
     """
-    skippable = skip.Skippable(image, chance)
     index = image.index()
     check_pages(index, description)
     phases = {"boot kernel": round(boot, 3), "check": round(time.monotonic() - started, 3)}
-    outcome = dict(image.superblock.outcome)
-    outcome["phases"] = {**dict(outcome.get("phases", {})), **phases}
+    begin(image, phases)
+    skippable = skip.Skippable(image, chance)
     restorer = image.superblock.kernel_length > 0
     way = inplace.choose(
         inplace.command_line().split(),
@@ -116,33 +119,44 @@ def restore(
         restorer=restorer,
     )
     if way == inplace.SNAPSHOT:
-        image.superblock = superblocks.store(
-            image.device, image.superblock, state=RESTORING, outcome=outcome
-        )
         try:
-            _beside(image, index, description, outcome, skippable)
+            _beside(image, index, description, skippable)
         except RestoreNoMemory:
             if not restorer:
                 raise
+            if image.superblock.state != COMPLETE:  # the kernel has not jumped
+                image.superblock = superblocks.store(
+                    image.device, image.superblock, state=COMPLETE
+                )
     say("restoring in place: the image does not fit beside the boot kernel")
     # No wait here: the restorer hears the key, too, and nothing is lost until it jumps.
     skippable.look()
     inplace.load(image, description, inplace.command_line(), chance.wait)
-    image.superblock = superblocks.store(
-        image.device, image.superblock, state=RESTORING, outcome=outcome
-    )
     inplace.jump()
+
+
+def begin(image: Image, phases: Mapping[str, float]) -> None:
+    """Note on the target that a resume begins, and what it took up to here.
+
+    Until the jump the image stays complete: if the power goes, the next boot begins again.
+    Raises `RestoreFailed` where that was to no avail.
+    """
+    outcome = dict(image.superblock.outcome)
+    tries = skip.tries(outcome)
+    if tries >= TRIES:
+        raise RestoreFailed(f"Resuming was begun {tries} times and did not come to its end.")
+    outcome |= {"tries": tries + 1, "phases": {**dict(outcome.get("phases", {})), **phases}}
+    image.superblock = superblocks.store(image.device, image.superblock, outcome=outcome)
 
 
 def _beside(
     image: Image,
     index: Extents,
     description: Mapping[str, Any],
-    outcome: Mapping[str, Any],
     skippable: skip.Skippable,
 ) -> None:
     """Load through /dev/snapshot and jump.  Raises any `KjumpError`."""
-    page = report_page(description, outcome)
+    page = report_page(description, image.superblock.outcome)
     window = int(description["window"][0])
     trampoline = code.jump_pages(
         window,
@@ -215,4 +229,6 @@ def _load(
         if done != data_pages * PAGE:
             raise ImageDamaged("The image holds another number of pages than its index says.")
         skippable.last_look()
+        # From here on nobody uses this image again: the session may have run.
+        image.superblock = superblocks.store(image.device, image.superblock, state=RESTORING)
         device.restore()
