@@ -37,9 +37,8 @@ def memory_facts(guest: Guest) -> dict[str, int]:
 def filled(guest: Guest, memory: int) -> float:
     """Fill the guest's memory up to what it must spare; the share of RAM that is in use then."""
     window = ctl_json(guest, "status")["Window"]
-    # The window and somewhat less than 5 %; where that is not more than staging asks for, no
-    # request could be served.
-    spare = max(window["size"] + memory * MIB * 45 // 1000, window["available_needed"] + 8 * MIB)
+    # The window and 5 %; where that is not more than staging asks for, no request could be served.
+    spare = max(window["size"] + memory * MIB * 50 // 1000, window["available_needed"] + 8 * MIB)
     blocks = guest.fill(f"start --until-available {spare // MIB}")["blocks"]
     facts = memory_facts(guest)
     used = 1 - facts["MemAvailable"] / facts["MemTotal"]
