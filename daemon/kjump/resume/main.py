@@ -34,9 +34,9 @@ from kjump.machine import console, memory
 from kjump.machine.console import say
 from kjump.machine.identity import machine_identity
 from kjump.machine.keys import Keys
+from kjump.machine.splash import Splash
 from kjump.resume import restore
 from kjump.resume.skip import Chance
-from kjump.resume.splash import Splash
 
 RECORDED = Path("/var/lib/kjump/target.json")
 """Where a target that is a file lies, as update-initrds found it."""

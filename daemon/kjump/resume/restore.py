@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +111,10 @@ class Skippable:
         """The same, before nothing can be undone any more: there was time enough for the key."""
         while self._chance.last():
             self._ask()
+
+    def console(self) -> AbstractContextManager[None]:
+        """Within this nobody has the terminal but the kernel."""
+        return self._chance.console()
 
     def _ask(self) -> None:
         image = self._image
@@ -257,4 +262,5 @@ def _load(
         if done != data_pages * PAGE:
             raise ImageDamaged("The image holds another number of pages than its index says.")
         skippable.last_look()
-        device.restore()
+        with skippable.console():
+            device.restore()

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from kjump.machine.console import say
 from kjump.machine.keys import ESC, POWER, Keys
-from kjump.resume.splash import Splash
+from kjump.machine.splash import Splash
 
 GIVE_UP, SWITCH_OFF, RESUME = "give up", "switch off", "resume"
 ANSWERS = {"y": GIVE_UP, "p": SWITCH_OFF, "r": RESUME, POWER: SWITCH_OFF}
@@ -61,10 +62,12 @@ class Chance:
 
     def decide(self) -> str:
         """Ask, and wait for the answer; one of `GIVE_UP`, `SWITCH_OFF`, `RESUME`."""
-        if self._splash is None:
+        with self.console():
             return self._decide()
-        with self._splash.out_of_the_way():
-            return self._decide()
+
+    def console(self) -> AbstractContextManager[None]:
+        """Within this nothing hides the console, and nobody else has the terminal."""
+        return nullcontext() if self._splash is None else self._splash.out_of_the_way()
 
     def _decide(self) -> str:
         for line in QUESTION:
