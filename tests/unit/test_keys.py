@@ -99,6 +99,26 @@ def test_what_was_typed_before_counts_if_so_wished(
     os.close(slave)
 
 
+def test_a_terminal_that_another_program_has_set_is_raw_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    master, slave = pty.openpty()
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/ttyS0").symlink_to(os.ttyname(slave))
+    monkeypatch.setattr(console, "consoles", lambda: [Path("/dev/ttyS0")])
+    monkeypatch.setattr(keys, "LOOK_AGAIN", 0.3)
+    before = termios.tcgetattr(slave)
+    listens = Keys(root=tmp_path)
+    termios.tcsetattr(slave, termios.TCSANOW, before)
+    os.write(master, b"y")
+    assert listens.read(0.1) == []
+    assert listens.read(2) == ["y"]
+    listens.close()
+    assert termios.tcgetattr(slave) == before
+    os.close(master)
+    os.close(slave)
+
+
 def test_devices_that_come_later_and_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(console, "consoles", lambda: [])
     monkeypatch.setattr(keys, "LOOK_AGAIN", 0.05)

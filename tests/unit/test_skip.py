@@ -12,10 +12,12 @@ import pytest
 from kjump.errors import ResumeSkipped
 from kjump.image import skip, superblocks, target
 from kjump.image.device import Device
+from kjump.image.extents import Extents
 from kjump.image.layout import COMPLETE
 from kjump.image.read import Image
 from kjump.machine import splash, syscalls
 from kjump.machine.keys import ESC, POWER
+from kjump.resume import restore, snapshot
 
 from . import imaging
 
@@ -190,8 +192,10 @@ def test_what_the_console_says_is_on_the_splash_screen(tmp_path: Path) -> None:
         "display-message|--text=resuming 10 %|",
         "hide-message|--text=resuming 10 %|",
         "display-message|--text=resuming 20 %|",
+        "hide-splash|",
         "deactivate|",
         "reactivate|",
+        "show-splash|",
     ]
 
 
@@ -204,6 +208,58 @@ def test_no_splash_screen_is_no_matter(tmp_path: Path) -> None:
     assert (tmp_path / "said").read_text() == "--ping|\n"
     with splash.Splash((tmp_path / "nonesuch",)).out_of_the_way():
         pass
+
+
+def test_one_that_hung_is_asked_to_make_room_for_a_question_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plymouth has the keys until it gives them back."""
+    monkeypatch.setattr(splash, "PATIENCE", 1)
+    screen = plymouth(tmp_path, "case $1 in d*) sleep 3;; esac")
+    screen.show("resuming 10 %")
+    assert not screen.is_there
+    with screen.out_of_the_way():
+        assert screen.is_there
+    said = (tmp_path / "said").read_text().splitlines()
+    assert said[2:] == ["hide-splash|", "deactivate|", "reactivate|", "show-splash|"]
+    taken: list[bool] = []
+    monkeypatch.setattr(splash, "take_terminal", lambda: taken.append(True))
+    with screen.out_of_the_way():
+        assert not taken
+    monkeypatch.setattr(splash, "MAKING_ROOM", 1)
+    with screen.out_of_the_way():
+        assert taken and not screen.is_there
+
+
+def test_nobody_has_the_terminal_when_the_memory_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: Image
+) -> None:
+    """The kernel may change to another terminal then, and wait for ever for who has this one."""
+    at: list[list[str]] = []
+
+    class Device:
+        def __enter__(self) -> Device:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def write_page(self, _data: object) -> None:
+            pass
+
+        def restore(self) -> None:
+            at.append((tmp_path / "said").read_text().splitlines())
+
+    hand = Hand()
+    screen = plymouth(tmp_path, "exit 0")
+    asks = skip.Chance(hand, 0, screen, hand.clock)  # type: ignore[arg-type]
+    monkeypatch.setattr(snapshot, "Snapshot", Device)
+    monkeypatch.setattr(snapshot, "stream", lambda *_: ())
+    restore._load(
+        image, Extents.of([]), [], 1 << 30, zero_pages=True, title={},
+        skippable=skip.Skippable(image, asks),
+    )  # fmt: skip
+    assert at[0][-2:] == ["hide-splash|", "deactivate|"]
 
 
 def test_a_splash_screen_that_hangs_is_done_without(

@@ -8,7 +8,8 @@ written to once it is there; guests run on qcow2 overlays of it.
 Nothing is downloaded but Debian packages, from where this machine's own apt gets them.  Needs root
 (mounts in a namespace of its own), no loop devices.
 
-usage: python3 -m tests.vm.image [--deb kjump.deb] [--swap] [--suite NAME] --kernel linux-image.deb
+usage: python3 -m tests.vm.image [--deb kjump.deb] [--swap | --plymouth] [--suite NAME]
+           --kernel linux-image.deb
 """
 
 from __future__ import annotations
@@ -85,6 +86,35 @@ FILES = {
     ),
     "/etc/udev/rules.d/99-kjtest.rules": f'KERNEL=="ttyS2", OWNER="{USER}", MODE="0600"\n',
     "/etc/kjump/kjump.conf.d/50-target.conf": "[Target]\nPath=PARTLABEL=kjump\n",
+}
+# A guest with a splash screen, in a base system of its own: the others boot without.  The theme
+# shows what it was told by the colour of the whole screen, which a picture of it tells.
+PLYMOUTH = "plymouth"
+PLYMOUTH_PACKAGES = "plymouth fontconfig"  # its hook for the boot initrd wants the second
+THEME = "/usr/share/plymouth/themes/kjtest"
+PLYMOUTH_FILES = {
+    "/etc/plymouth/plymouthd.conf": "[Daemon]\nTheme=kjtest\nShowDelay=0\nDeviceTimeout=8\n",
+    f"{THEME}/kjtest.plymouth": (
+        "[Plymouth Theme]\nName=Test\nDescription=Colours\nModuleName=script\n\n"
+        f"[script]\nImageDir={THEME}\nScriptFile={THEME}/kjtest.script\n"
+    ),
+    f"{THEME}/kjtest.script": """\
+fun colour(red, green, blue) {
+    Window.SetBackgroundTopColor(red, green, blue);
+    Window.SetBackgroundBottomColor(red, green, blue);
+}
+fun shown(text) {
+    start = String(text).SubString(0, 8);
+    if (start == "resuming") colour(0, 1, 0);
+    else if (start == "saving  ") colour(0, 0, 1);
+    else colour(1, 1, 0);
+}
+colour(1, 0, 0);
+# Without a picture nothing is drawn at all.
+logo = Sprite(Image("special://logo"));
+logo.SetPosition(0, 0, 1);
+Plymouth.SetDisplayMessageFunction(shown);
+""",
 }
 MASKED = (
     "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer "
@@ -262,10 +292,10 @@ def build_kernels(root: Path, kernel: Path) -> None:
     in_root(root, f"dpkg --install {deb}; rm {deb}")
 
 
-def build_system(root: Path, deb: Path | None) -> None:
-    """Make a guest of the bare system, then install kjump as a user would."""
+def build_system(root: Path, deb: Path | None, files: dict[str, str]) -> None:
+    """Make a guest of the bare system with these files, then install kjump as a user would."""
     in_root(root, f"useradd --create-home --uid {UID} --shell /bin/bash {USER}; passwd -d root")
-    for name, text in FILES.items():
+    for name, text in files.items():
         path = root / name[1:]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -425,11 +455,17 @@ def prune_snapshots(cache: Path) -> None:
 
 
 def build(
-    kernel: Path, deb: Path | None, *, swap: bool = False, suite: str = SUITE
+    kernel: Path,
+    deb: Path | None,
+    *,
+    swap: bool = False,
+    plymouth: bool = False,
+    suite: str = SUITE,
 ) -> Image:
     """The guest disk for this kernel package and this kjump package, from the cache or built.
 
-    ``swap``: for the kernel's own hibernation, see `use_swap`.  ``suite``: Debian's release.
+    ``swap``: for the kernel's own hibernation, see `use_swap`.  ``plymouth``: with a splash screen.
+    ``suite``: Debian's release.
     """
     if os.geteuid() != 0:
         raise SystemExit("the guest image is built by root: it mounts and it makes device nodes")
@@ -437,19 +473,23 @@ def build(
         # Copies: what a build is named by is what it contains, even if a package is remade now.
         kernel = Path(shutil.copy(kernel, name))
         deb = Path(shutil.copy(deb, name)) if deb else None
-        return build_cached(cache_dir(), kernel, deb, swap, suite)
+        return build_cached(cache_dir(), kernel, deb, swap, plymouth, suite)
 
 
 def build_cached(
-    cache: Path, kernel: Path, deb: Path | None, swap: bool, suite: str = SUITE
+    cache: Path, kernel: Path, deb: Path | None, swap: bool, plymouth: bool, suite: str
 ) -> Image:
     wanted = {*PACKAGES.split(), STOCK_KERNEL, *(dependencies(deb) if deb else ())}
+    files = FILES
+    if plymouth:
+        wanted.update(PLYMOUTH_PACKAGES.split())
+        files = FILES | PLYMOUTH_FILES
     packages = sorted(name for name in wanted if name != "dracut")
     base_key = digest(
         build_base, suite, " ".join(packages), " ".join(UNREAD), FILES[INITRAMFS_CONF]
     )
     kernels_key = digest(base_key, kernel, build_kernels, in_root)
-    guest = (json.dumps(FILES), MASKED, GRUB_CFG, GRUB_MODULES)
+    guest = (json.dumps(files), MASKED, GRUB_CFG, GRUB_MODULES)
     programs = [HERE / name for name in GUEST_PROGRAMS]
     layout = f"{ROOT_SIZE} {TARGET_SIZE} {SMALL_SIZE} {SWAP_SIZE} {SPARE_SIZE} {USER} {UID}"
     image_key = digest(
@@ -458,7 +498,9 @@ def build_cached(
     )  # fmt: skip
     base = cache / f"base-{base_key}.tar.zst"
     kernels = cache / f"kernels-{kernels_key}.tar.zst"
-    kind = "swap" if swap else "guest" if suite == SUITE else f"{suite}-guest"
+    kind = "swap" if swap else PLYMOUTH if plymouth else "guest"
+    if suite != SUITE:
+        kind = f"{suite}-{kind}"
     image = cache / f"{kind}-{image_key}.qcow2"
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -477,7 +519,7 @@ def build_cached(
                 pack(root, kernels)
         log(f"guest image: the disk, with {deb.name if deb else 'no kjump package'}")
         with scratch_root(cache, kernels) as root:
-            build_system(root, deb)
+            build_system(root, deb, files)
             if swap:
                 use_swap(root)
             result = build_disk(root, image)
@@ -491,12 +533,18 @@ def build_cached(
 def main() -> int:
     parser = argparse.ArgumentParser(description="Build the disk of a test guest.")
     parser.add_argument("--deb", type=Path, help="the kjump package; without it: a bare guest")
-    parser.add_argument("--swap", action="store_true", help="for the kernel's own hibernation")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--swap", action="store_true", help="for the kernel's own hibernation")
+    which.add_argument("--plymouth", action="store_true", help="with a splash screen")
     parser.add_argument("--suite", default=SUITE, help="Debian's release, by its code name")
     parser.add_argument("--kernel", type=Path, required=True, help="kernel with KEXEC_JUMP")
     arguments = parser.parse_args()
     built = build(
-        arguments.kernel, arguments.deb, swap=arguments.swap, suite=arguments.suite
+        arguments.kernel,
+        arguments.deb,
+        swap=arguments.swap,
+        plymouth=arguments.plymouth,
+        suite=arguments.suite,
     )
     print(built.path)
     return 0

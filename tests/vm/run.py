@@ -56,14 +56,23 @@ def swap_image() -> image.Image:
     return built(kernel_package(), None)
 
 
-def built(kernel: Path, package: Path | None, suite: str = image.SUITE) -> image.Image:
+def plymouth_image() -> image.Image:
+    """The guest with Plymouth; one that KJUMP_PLYMOUTH_IMAGE names is taken as it is."""
+    if "KJUMP_PLYMOUTH_IMAGE" in os.environ:
+        return image.Image.load(Path(os.environ["KJUMP_PLYMOUTH_IMAGE"]))
+    return built(kernel_package(), our_package(), plymouth=True)
+
+
+def built(
+    kernel: Path, package: Path | None, suite: str = image.SUITE, *, plymouth: bool = False
+) -> image.Image:
     """From the cache, or built; without a package the one that hibernates to swap."""
     if os.geteuid() == 0:
-        return image.build(kernel, package, swap=package is None, suite=suite)
+        return image.build(kernel, package, swap=package is None, plymouth=plymouth, suite=suite)
     # Building mounts file systems and makes device nodes; running the guests needs no rights.
     cache = image.cache_dir().parent
     what: list[str | Path] = ["--deb", package] if package else ["--swap"]
-    what += ["--suite", suite]
+    what += [*(["--plymouth"] if plymouth else []), "--suite", suite]
     path = said(
         "sudo", "env", f"KJUMP_CACHE={cache}", f"PYTHONPATH={ROOT}", sys.executable,
         "-m", "tests.vm.image", "--kernel", kernel, *what,

@@ -20,6 +20,7 @@ from . import (
     scenarios_inside,
     scenarios_oracle,
     scenarios_requests,
+    scenarios_splash,
     scenarios_targets,
     scenarios_warm,
 )
@@ -370,6 +371,7 @@ for more in (
     scenarios_warm,
     scenarios_debuggers,
     scenarios_requests,
+    scenarios_splash,
 ):
     ALWAYS |= more.ALWAYS
     MORE |= more.MORE

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from kjump.errors import ResumeSkipped
@@ -73,10 +74,12 @@ class Chance:
 
     def decide(self) -> str:
         """Ask, and wait for the answer; one of `GIVE_UP`, `SWITCH_OFF`, `RESUME`."""
-        if self._splash is None:
+        with self.console():
             return self._decide()
-        with self._splash.out_of_the_way():
-            return self._decide()
+
+    def console(self) -> AbstractContextManager[None]:
+        """Within this nothing hides the console, and nobody else has the terminal."""
+        return nullcontext() if self._splash is None else self._splash.out_of_the_way()
 
     def _decide(self) -> str:
         for line in QUESTION:
@@ -110,6 +113,10 @@ class Skippable:
         """The same, before nothing can be undone any more: there was time enough for the key."""
         while self._chance.last():
             self.ask()
+
+    def console(self) -> AbstractContextManager[None]:
+        """Within this nobody has the terminal but the kernel."""
+        return self._chance.console()
 
     def ask(self) -> None:
         """Ask, whatever was pressed."""

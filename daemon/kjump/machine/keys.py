@@ -100,6 +100,11 @@ class Keys:
         self._looked = time.monotonic()
         for path in self._paths():
             if path in self._open:
+                fd, before = self._open[path]
+                if before is not None:
+                    # Another program may have set it otherwise, as Plymouth does when it gives a
+                    # terminal back.
+                    _raw(fd, flush=False)
                 continue
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -229,6 +229,7 @@ def _load(
         if done != data_pages * PAGE:
             raise ImageDamaged("The image holds another number of pages than its index says.")
         skippable.last_look()
-        # From here on nobody uses this image again: the session may have run.
-        image.superblock = superblocks.store(image.device, image.superblock, state=RESTORING)
-        device.restore()
+        with skippable.console():
+            # From here on nobody uses this image again: the session may have run.
+            image.superblock = superblocks.store(image.device, image.superblock, state=RESTORING)
+            device.restore()

@@ -13,6 +13,11 @@ depends() {
     echo systemd
 }
 
+installkernel() {
+    # Esc is heard through it, also where Plymouth has the terminal.
+    hostonly='' instmods -o evdev
+}
+
 install() {
     # A boot initrd without kjump still boots; one that cannot be made may not.
     if ! /usr/libexec/kjump/initrd-files resume --into "$initdir"; then

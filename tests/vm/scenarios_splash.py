@@ -1,0 +1,128 @@
+"""Plymouth, the real one: what it shows of a cycle, and that it is in nobody's way.
+
+The theme of these guests (`image.PLYMOUTH_FILES`) paints the whole screen in one colour for what it
+was told last, so that a picture of the screen says whether plymouthd got a message and drew it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from .guest import Guest, Shape
+from .image import Image
+from .steps import (
+    SAVE,
+    ends,
+    expect,
+    last_cycle,
+    power_off,
+    ready,
+    request,
+    work_holds,
+)
+
+MIB = 1 << 20
+Scenario = Callable[[Image], None]
+
+WORDS = "splash plymouth.ignore-serial-consoles"
+RATE = 4 * MIB
+"""Of the disk, in bytes a second: slow enough to look at the screen."""
+CONSOLE = (0, 0, 0)
+RESUMING, SAVING, ANOTHER = (0, 255, 0), (0, 0, 255), (255, 255, 0)
+"""Colours: there is no splash screen; its theme was told a line that begins with "resuming", with
+"saving", or another line of ours.  Before the first one it is red."""
+Colour = tuple[int, int, int]
+
+
+def screen(guest: Guest) -> tuple[Colour, float]:
+    """The colour of most of the screen, and the share of it that has it."""
+    path = guest.folder / "screen.ppm"
+    guest.qmp("screendump", filename=str(path))
+    data = path.read_bytes()
+    # A binary portable pixmap, as QEMU writes it: P6, width and height, 255, each on a line.
+    _, size, _, pixels = data.split(b"\n", 3)
+    width, height = map(int, size.split())
+    count = width * height
+    step = 31  # not every pixel: a prime, which meets all columns
+    seen = Counter(pixels[at : at + 3] for at in range(0, 3 * count, 3 * step))
+    colour, times = seen.most_common(1)[0]
+    return (colour[0], colour[1], colour[2]), times / seen.total()
+
+
+def shows(guest: Guest, *wanted: Colour, deadline: float = 60) -> None:
+    """Wait until the screen shows one of these colours, and hardly anything else."""
+    end = time.monotonic() + deadline
+    seen: list[tuple[Colour, float]] = []
+    while time.monotonic() < end and guest.running:
+        found = screen(guest)
+        if found not in seen:
+            seen.append(found)
+        if found[0] in wanted and found[1] > 0.9:
+            print(f"the screen shows {found[0]}", flush=True)
+            return
+        time.sleep(0.2)
+    raise guest.error(f"the screen shows none of {wanted}, but in turn {seen}")
+
+
+def resuming(guest: Guest) -> None:
+    """Wait until the boot resumes, and have it take its time."""
+    guest.wait_console(r"kjump: resuming the session of .*Esc: boot without it")
+    guest.slow_disk(RATE)
+
+
+def runs_on(guest: Guest, way: str) -> None:
+    """The session is back, by this way, and unharmed."""
+    guest.slow_disk(0)
+    guest.wait_ready(SAVE)
+    work_holds(guest)
+    last = last_cycle(guest)
+    print(f"{way}: {last['phases']}", flush=True)
+    expect("result", last["result"], "ok")
+    expect("way back", last["more"]["way"], way)
+
+
+def boot(guest: Guest) -> Guest:
+    """A session is saved; its user has second thoughts at boot, twice, and then resumes it."""
+    request(guest)
+    power_off(guest)
+    # Debian's own kernel at boot, as it shows the console on the same screen.
+    with guest.again(kernel="stock") as second:
+        resuming(second)
+        shows(second, RESUMING)
+        second.press("esc")
+        second.wait_console(r"kjump: .*\[r\] resume it", 60)
+        shows(second, CONSOLE)
+        second.press("p")
+        second.wait_console("kjump: switching off; the saved session is kept", 60)
+        ends(second, 60)
+        third = second.again().start()
+    resuming(third)
+    third.type("\x1b")
+    third.wait_console(r"kjump: .*\[r\] resume it", 60)
+    third.type("r")
+    shows(third, RESUMING)
+    runs_on(third, "snapshot")
+    return third
+
+
+def plymouth(_: Image) -> None:
+    """Plymouth shows what is resumed, both ways; Esc is heard beside it; the session is whole."""
+    from .run import plymouth_image
+
+    with Guest(plymouth_image(), Shape(words=WORDS)) as first:
+        ready(first)
+        first.start_work(100)
+        with boot(first) as guest:
+            request(guest)
+            power_off(guest)
+            with guest.again(words=f"{WORDS} kjump.restore=in-place") as again:
+                again.wait_console(r"kjump: resuming the session of ")
+                # The first line is soon followed by the one that tells of the way.
+                shows(again, RESUMING, ANOTHER)
+                runs_on(again, "in-place")
+
+
+ALWAYS: dict[str, Scenario] = {}
+MORE: dict[str, Scenario] = {"plymouth": plymouth}
