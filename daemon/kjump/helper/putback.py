@@ -15,6 +15,7 @@ from kjump.errors import Internal, KjumpError, RestoreFailed, WrongTarget
 from kjump.handoff import report as reports
 from kjump.handoff.cell import Cell
 from kjump.helper import leave
+from kjump.helper.screen import Screen
 from kjump.image import target
 from kjump.image.extents import Extents
 from kjump.image.layout import RESTORING, ZERO, Extent
@@ -112,6 +113,8 @@ def main(cmdline: str) -> int:
     """The restorer.  Does not return when it works; restarts the machine when it does not."""
     started = time.monotonic()
     words = words_of(cmdline)
+    screen = Screen()
+    screen.begin(cmdline)
     try:
         place, locator = target.parse_place(words.get("kjump.target", ""))
         path = target.wait_for([place], DEVICE_WAIT)
@@ -130,6 +133,7 @@ def main(cmdline: str) -> int:
                 _keep(image, wrapped)
                 raise wrapped from error
         say("jumping into the session")
+        screen.end()
         leave.jump_back(cell)
     except KjumpError as error:
         say(f"not resumed: {error.sentence}")
