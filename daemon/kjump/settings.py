@@ -60,6 +60,8 @@ class Helper:
     """Processors the helper uses; 0: all, four at the most."""
     warm: bool = False
     """Whether a helper is started ahead and rests until it is needed."""
+    plymouth: bool = False
+    """Whether the helper's initrd gets Plymouth, where that is installed."""
 
     def initrd_of(self, release: str) -> Path:
         """The helper initrd for a kernel release."""
@@ -203,6 +205,7 @@ KEYS = (
     Key("Helper", "WatchdogSec", "watchdog", _seconds(0, 86400)),
     Key("Helper", "CpuCount", "cpu_count", _whole(0, 4096)),
     Key("Helper", "Warm", "warm", _yes_or_no),
+    Key("Helper", "Plymouth", "plymouth", _yes_or_no),
     Key("Image", "Compression", "compression", _one_of("auto", "zstd", "lz4", "none")),
     Key("Image", "CompressionLevel", "compression_level", _whole(1, 19)),
     Key("Session", "HookTimeoutSec", "hook_timeout", _seconds(1, 3600)),

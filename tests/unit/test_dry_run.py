@@ -14,6 +14,7 @@ from kjump.errors import TargetMissing
 from kjump.handoff.cell import Cell
 from kjump.handoff.note import DRY_RUN, Note
 from kjump.helper import copy, leave
+from kjump.helper.screen import Screen
 from kjump.helper.states import WINDOW, States
 from kjump.helper.watch import Watch
 from kjump.image import target
@@ -56,7 +57,7 @@ def helper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 
 
 def run() -> dict[str, Any]:
-    return copy.run(Cell(0, NONCE, 0x100000, 0x100000), copy.Clock(), Watch())
+    return copy.run(Cell(0, NONCE, 0x100000, 0x100000), copy.Clock(), Watch(), Screen([]))
 
 
 def test_it_tells_what_would_be_saved_and_writes_nothing(helper: Path) -> None:

@@ -121,6 +121,43 @@ def test_drivers_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert module.existing({"nvme", "dm_mod", "no_such_driver"}, "1.2.3") == ["dm_mod", "nvme"]
 
 
+def test_displays_their_drivers_and_what_a_picture_takes(tmp_path: Path) -> None:
+    build = script("build-helper-initrd")
+    drm = tmp_path / "class/drm"
+    for card, driver in (("card0", "bochs"), ("card1", "")):
+        device = tmp_path / "devices" / card
+        device.mkdir(parents=True)
+        if driver:
+            (tmp_path / "module" / driver).mkdir(parents=True)
+            (device / "driver").mkdir()
+            (device / "driver/module").symlink_to(tmp_path / "module" / driver)
+        (drm / card).mkdir(parents=True)
+        (drm / card / "device").symlink_to(device)
+    for name, modes in (("card0-DP-1", "1920x1200\n800x600\n"), ("card0-DP-2", "")):
+        (drm / name).mkdir()
+        (drm / name / "modes").write_text(modes)
+    assert build.drivers_of_displays(drm) == {"bochs"}
+    assert build.picture(drm) == 1920 * 1200 * 4
+    assert build.drivers_of_displays(tmp_path) == set()
+    assert build.picture(tmp_path) == build.PICTURE
+
+
+def test_plymouth_is_put_in_where_it_is_wanted_and_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build = script("build-helper-initrd")
+    monkeypatch.setattr(build, "picture", lambda: 1000)
+    installed = {*build.PLYMOUTH}
+    monkeypatch.setattr(build.shutil, "which", lambda name: name if name in installed else None)
+    assert build.splash(False) == 0
+    assert build.splash(True) == build.SPLASH + 3000
+    assert f"{build.SPLASH >> 20} MiB" in (ROOT / "docs/kjump.conf.5.md").read_text()
+    assert capsys.readouterr().out == ""
+    installed.remove("plymouthd")
+    assert build.splash(True) == 0
+    assert "no Plymouth here (plymouthd)" in capsys.readouterr().out
+
+
 def test_what_systemd_opens_by_name_and_needs() -> None:
     build = script("build-helper-initrd")
     note = '[{"feature":"mount","description":"-","priority":"%s","soname":["libmount.so.1"]}]\0'

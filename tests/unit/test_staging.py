@@ -66,6 +66,15 @@ def test_the_paging_mode_goes_with_the_command_line() -> None:
     assert "root=/dev/x" not in words and "quiet" not in words
 
 
+def test_what_a_splash_screen_takes_is_told_beside_the_initrd(tmp_path: Path) -> None:
+    initrd, beside = tmp_path / "helper.img", tmp_path / "helper.json"
+    assert staging.splash_size(initrd) == 0
+    beside.write_text('{"unpacked": 5}')
+    assert staging.splash_size(initrd) == 0
+    beside.write_text('{"splash": 12345}')
+    assert staging.splash_size(initrd) == 12345
+
+
 @pytest.mark.parametrize(("init_size", "packed", "unpacked"), [(29, 11, 33), (56, 12, 36)])
 def test_the_window_holds_all_its_parts_in_160_mib(
     init_size: int, packed: int, unpacked: int
@@ -77,6 +86,10 @@ def test_the_window_holds_all_its_parts_in_160_mib(
     assert parts["unpacked"] == unpacked * mib
     # Packed and unpacked are there at once.
     assert sum(parts.values()) >= (init_size + packed + unpacked + 16) * mib
+    shown = staging.window_parts(
+        init_size * mib, packed * mib, unpacked * mib, 2, 1 << 30, 24 * mib
+    )
+    assert sum(shown.values()) - sum(parts.values()) == 24 * mib
     large = staging.window_parts(init_size * mib, packed * mib, unpacked * mib, 2, 64 << 30)
     assert large["pages"] - parts["pages"] == 63 * mib
     heavy = staging.window_parts(init_size * mib, 90 * mib, unpacked * mib, 2, 1 << 30)

@@ -29,6 +29,7 @@ from kjump.handoff.cell import Cell
 from kjump.handoff.note import Note
 from kjump.helper import copy
 from kjump.helper import warm as rests
+from kjump.helper.screen import Screen
 from kjump.helper.watch import Watch
 from kjump.machine.ranges import PAGE
 from kjump.session import warm
@@ -236,7 +237,8 @@ def test_what_a_warm_helper_cannot_see_makes_it_stale(
     stale = is_warm and phase != "copy" and error is not TargetWriteFailed
     try:
         with pytest.raises(KjumpError) as raised:
-            copy.run(Cell(0, NONCE, WINDOW[0], WINDOW[1] - WINDOW[0]), copy.Clock(), Unwatched())
+            cell = Cell(0, NONCE, WINDOW[0], WINDOW[1] - WINDOW[0])
+            copy.run(cell, copy.Clock(), Unwatched(), Screen([]))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -253,7 +255,7 @@ def test_an_unknown_mode_is_no_order_to_save(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(copy, "save", lambda *_: pytest.fail("it saves"))
     try:
         with pytest.raises(WrongHandoffVersion):
-            copy.run(Cell(0, NONCE, *WINDOW), copy.Clock(), Unwatched())
+            copy.run(Cell(0, NONCE, *WINDOW), copy.Clock(), Unwatched(), Screen([]))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -15,6 +15,7 @@ import pytest
 from kjump.errors import Cancelled, HelperHung, KjumpError, TargetWriteFailed
 from kjump.handoff.cell import Cell
 from kjump.helper import copy, leave, watch, watchdog
+from kjump.helper.screen import Screen
 from kjump.helper.watch import Watch
 from kjump.machine.keys import ESC, POWER
 
@@ -224,7 +225,7 @@ def test_whatever_comes_after_the_copy_is_not_raised(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(copy, "run", fail)
     monkeypatch.setattr(leave, "failure", failure)
-    assert copy.attempt(Cell(0, bytes(16), 0, 0), copy.Clock(), looks) == {
+    assert copy.attempt(Cell(0, bytes(16), 0, 0), copy.Clock(), looks, Screen([])) == {
         "error": "TargetWriteFailed"
     }
     looks.end()

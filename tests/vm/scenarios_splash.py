@@ -12,14 +12,17 @@ from collections.abc import Callable
 
 from .guest import Guest, Shape
 from .image import Image
+from .scenarios_inside import cancelled, set_up
 from .steps import (
     SAVE,
+    ctl_json,
     ends,
     expect,
     last_cycle,
     power_off,
     ready,
     request,
+    require,
     work_holds,
 )
 
@@ -29,10 +32,12 @@ Scenario = Callable[[Image], None]
 WORDS = "splash plymouth.ignore-serial-consoles"
 RATE = 4 * MIB
 """Of the disk, in bytes a second: slow enough to look at the screen."""
-CONSOLE = (0, 0, 0)
+CONSOLE, TEXT = (0, 0, 0), (46, 52, 54)
+"""Colours: there is no splash screen; the theme is Plymouth's own for a display whose graphics are
+not there in time ("text"), which writes what it is told on that ground."""
 RESUMING, SAVING, ANOTHER = (0, 255, 0), (0, 0, 255), (255, 255, 0)
-"""Colours: there is no splash screen; its theme was told a line that begins with "resuming", with
-"saving", or another line of ours.  Before the first one it is red."""
+"""Colours: our theme was told a line that begins with "resuming", with "saving", or another line of
+ours.  Before the first one it is red."""
 Colour = tuple[int, int, int]
 
 
@@ -107,6 +112,54 @@ def boot(guest: Guest) -> Guest:
     return third
 
 
+def give_the_helper_one(guest: Guest) -> None:
+    """Have Plymouth in the helper, whose kernel is Debian's own."""
+    stock = guest.image.kernels["stock"]
+    initrd = f"/var/lib/kjump/helper-{stock}.img"
+    before = int(guest.check(f"stat -c %s {initrd}"))
+    set_up(
+        guest, "[Helper]", "Plymouth=yes", f"Kernel=/boot/vmlinuz-{stock}", f"Initrd={initrd}"
+    )
+    begun = time.monotonic()
+    guest.check(
+        f"/usr/libexec/kjump/update-initrds --helper-only --release {stock}", timeout=900
+    )
+    guest.check("kjumpctl reload")
+    after = int(guest.check(f"stat -c %s {initrd}"))
+    window = ctl_json(guest, "status")["Window"]
+    print(f"helper's initrd: {before} bytes without, {after} with Plymouth, made in"
+          f" {time.monotonic() - begun:.0f} s; {window}", flush=True)  # fmt: skip
+    require("a splash screen is reckoned with", window["splash"] >= 12 * MIB, window)
+
+
+def helper(_: Image) -> None:
+    """The helper shows with Plymouth what it saves; Esc is heard beside it; so does a restore in
+    place."""
+
+    def press(guest: Guest) -> None:
+        shows(guest, SAVING, TEXT)
+        guest.press("esc")
+
+    from .run import plymouth_image
+
+    with Guest(plymouth_image(), Shape(words=WORDS)) as first:
+        ready(first)
+        first.start_work(100)
+        give_the_helper_one(first)
+        cancelled(first, lambda: press(first), "Esc")
+        first.slow_disk(RATE)
+        request(first)
+        first.wait_console(r"kjump: saving +\d+ %", SAVE)
+        shows(first, SAVING, TEXT)
+        first.slow_disk(0)
+        power_off(first)
+        with first.again(kernel="stock", words=f"{WORDS} kjump.restore=in-place") as again:
+            again.wait_console(r"kjump: resuming .* in place:", SAVE)
+            again.slow_disk(RATE)
+            shows(again, RESUMING, TEXT)
+            runs_on(again, "in-place")
+
+
 def plymouth(_: Image) -> None:
     """Plymouth shows what is resumed, both ways; Esc is heard beside it; the session is whole."""
     from .run import plymouth_image
@@ -125,4 +178,4 @@ def plymouth(_: Image) -> None:
 
 
 ALWAYS: dict[str, Scenario] = {}
-MORE: dict[str, Scenario] = {"plymouth": plymouth}
+MORE: dict[str, Scenario] = {"plymouth": plymouth, "plymouth-helper": helper}

@@ -34,6 +34,7 @@ from kjump.errors import (
 from kjump.handoff import note
 from kjump.handoff.cell import Cell
 from kjump.helper import leave, putback, warm
+from kjump.helper.screen import Screen
 from kjump.helper.states import Span, classify
 from kjump.helper.watch import Watch
 from kjump.image import fingerprint, superblocks, target
@@ -288,7 +289,7 @@ def rehearse(core: Vmcore, facts: Mapping[str, str], handoff: Handoff, clock: Cl
     return {"pages": states.counts(), "map": states.coarse(), "processors": processors()}
 
 
-def run(cell: Cell, clock: Clock, watch: Watch) -> Report:
+def run(cell: Cell, clock: Clock, watch: Watch, screen: Screen) -> Report:
     """Save and power off.  Raises any `KjumpError`; returns only in a dry run, with its figures."""
     clock.phase("handoff")
     signal.signal(signal.SIGALRM, _out_of_time)
@@ -316,6 +317,7 @@ def run(cell: Cell, clock: Clock, watch: Watch) -> Report:
             return rehearse(core, facts, handoff, clock)
         if mode is not None:
             raise WrongHandoffVersion(f"The handoff asks for {mode!r}, which is not known here.")
+        screen.begin(Path("/proc/cmdline").read_text())
         watch.begin(handoff.watchdog)
         try:
             report = save(core, facts, handoff, clock, watch)
@@ -324,8 +326,11 @@ def run(cell: Cell, clock: Clock, watch: Watch) -> Report:
                 raise
             # Another helper looks for itself, and gets another window.
             raise StaleHelper(f"The warm helper cannot go on.  {error.what}") from error
+    # The image is complete: nothing may take that back any more.
+    signal.setitimer(signal.ITIMER_REAL, 0)
     size = report["image"]["size"]
     say(f"saved: {size >> 20} MiB written in {clock.phases.get('copy', 0):.1f} s; switching off")
+    screen.end()
     syscalls.power_off()
     raise HelperFailed("The machine does not switch off.")
 
@@ -340,14 +345,16 @@ def main() -> int:
         return putback.main(cmdline)
     clock = Clock()
     watch = Watch(putback.words_of(cmdline).get("kjump.inject", ""))
+    screen = Screen()
     say("the helper is running")
     try:
         cell = leave.find_cell()
     except DamagedHandoff as error:
         say(error.sentence)
         return error.exit_code
-    report = attempt(cell, clock, watch)
+    report = attempt(cell, clock, watch, screen)
     watch.end()
+    screen.end()
     clock.phase("")
     report.update(phases=clock.phases, memory=own_memory())
     leave.tell(cell, report)
@@ -356,11 +363,11 @@ def main() -> int:
     return None
 
 
-def attempt(cell: Cell, clock: Clock, watch: Watch) -> Report:
+def attempt(cell: Cell, clock: Clock, watch: Watch, screen: Screen) -> Report:
     """`run`, and the report of what it came to."""
     try:
         try:
-            found = run(cell, clock, watch)
+            found = run(cell, clock, watch, screen)
         finally:
             # What would be raised from here on must not keep the helper from going back.
             signal.setitimer(signal.ITIMER_REAL, 0)

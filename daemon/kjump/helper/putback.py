@@ -17,6 +17,7 @@ from kjump.errors import Internal, KjumpError, RestoreFailed, WrongTarget
 from kjump.handoff import report as reports
 from kjump.handoff.cell import Cell
 from kjump.helper import leave
+from kjump.helper.screen import Screen
 from kjump.image import superblocks, target
 from kjump.image.extents import Extents
 from kjump.image.layout import COMPLETE, RESTORING, ZERO, Extent
@@ -150,6 +151,8 @@ def main(cmdline: str) -> int:
     """The restorer.  Does not return when it works; restarts the machine when it does not."""
     started = time.monotonic()
     words = words_of(cmdline)
+    screen = Screen()
+    screen.begin(cmdline)
     try:
         place, locator = target.parse_place(words.get("kjump.target", ""))
         path = target.wait_for([place], DEVICE_WAIT)
@@ -161,7 +164,7 @@ def main(cmdline: str) -> int:
             keys = Keys(earlier=True)  # those that were pressed while this kernel booted
             try:
                 say("resuming in place; Esc: boot without the saved session")
-                cell = put_back(image, started, Chance(keys, _seconds(words)))
+                cell = put_back(image, started, Chance(keys, _seconds(words), screen))
             except KjumpError as error:
                 _keep(image, error)
                 raise
@@ -172,6 +175,7 @@ def main(cmdline: str) -> int:
             finally:
                 keys.close()
         say("jumping into the session")
+        screen.end()
         leave.jump_back(cell)
     except KjumpError as error:
         say(f"not resumed: {error.sentence}")

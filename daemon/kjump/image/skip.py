@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 from kjump.errors import ResumeSkipped
 from kjump.image import superblocks
@@ -18,7 +18,6 @@ from kjump.image.read import Image
 from kjump.machine import syscalls
 from kjump.machine.console import say
 from kjump.machine.keys import ESC, POWER, Keys
-from kjump.machine.splash import Splash
 
 GIVE_UP, SWITCH_OFF, RESUME = "give up", "switch off", "resume"
 ANSWERS = {"y": GIVE_UP, "p": SWITCH_OFF, "r": RESUME, POWER: SWITCH_OFF}
@@ -41,6 +40,13 @@ def tries(outcome: Mapping[str, Any]) -> int:
     return found if isinstance(found, int) and found > 0 else 0
 
 
+class Hiding(Protocol):
+    """What hides the console, a splash screen."""
+
+    def out_of_the_way(self) -> AbstractContextManager[None]:
+        """Within this the console is in its place, with the keyboard."""
+
+
 class Chance:
     """The chance to skip resuming; `asked` is called again and again, `last` before the jump."""
 
@@ -48,7 +54,7 @@ class Chance:
         self,
         keys: Keys,
         wait: float,
-        splash: Splash | None = None,
+        splash: Hiding | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``wait``: seconds, at the least, in which Esc is heard; ``splash``: what hides the

@@ -1,7 +1,7 @@
 """Plymouth: what the console says, on the splash screen too.
 
-Runs in the boot initrd.  Never fails, never waits long: a splash screen that does not answer is
-done without.
+Runs in the boot initrd, and in the helper where it has Plymouth.  Never fails, never waits long: a
+splash screen that does not answer is done without.
 """
 
 from __future__ import annotations

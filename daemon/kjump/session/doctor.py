@@ -73,6 +73,8 @@ class Surroundings:
     helper_made: float = 0.0
     modules_made: float = 0.0
     """Seconds since 1970: when the helper's initrd and the running kernel's modules were made."""
+    plymouth: bool = False
+    """Whether the helper's initrd is to have Plymouth, as configured."""
     installed: tuple[str, ...] = ()
     """Releases of the kernels in /boot, oldest first."""
     configs: Mapping[str, str] = field(default_factory=dict)
@@ -193,6 +195,9 @@ def helper_age(facts: Facts, more: Surroundings) -> Finding:
         return failed(name, NoHelperInitrd(what))
     if more.helper_made and more.helper_made < more.modules_made:
         what = f"The modules of {facts.release} have changed since the helper's initrd was made."
+        return warning(name, NoHelperInitrd(what))
+    if version and bool(more.helper.get("plymouth")) != more.plymouth:
+        what = f"The helper's initrd was made {'without' if more.plymouth else 'with'} Plymouth."
         return warning(name, NoHelperInitrd(what))
     return Finding(name, OK, f"The helper's initrd is kjump {VERSION}'s, made for {facts.release}.")
 
@@ -331,6 +336,7 @@ def read(settings: Settings, facts: Facts) -> Surroundings:
         enough=areas.enough(),
         helper=document(initrd.with_suffix(".json")),
         helper_made=made(initrd),
+        plymouth=settings.helper.plymouth,
         modules_made=made(MODULES / facts.release / "modules.dep"),
         installed=tuple(releases),
         configs=configurations(releases[-1:]),

@@ -93,8 +93,21 @@ def unpacked_size(initrd: Path) -> int:
         return 4 * initrd.stat().st_size
 
 
+def splash_size(initrd: Path) -> int:
+    """Bytes that a splash screen takes while it runs, told beside the initrd; else it has none."""
+    try:
+        return int(json.loads(initrd.with_suffix(".json").read_text())["splash"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
 def window_parts(
-    init_size: int, packed: int, unpacked: int, processors: int, memory_size: int
+    init_size: int,
+    packed: int,
+    unpacked: int,
+    processors: int,
+    memory_size: int,
+    splash: int = 0,
 ) -> dict[str, int]:
     """What the window has to hold, in bytes: the helper's memory at its fullest.
 
@@ -109,6 +122,7 @@ def window_parts(
         "running": max(packed + UNPACKING, RUNNING),
         "processors": processors * PROCESSOR,
         "pages": memory_size // PAGE * PAGE_STATE,
+        "splash": splash,
     }
 
 
@@ -123,7 +137,12 @@ def sizing(settings: Settings, release: str) -> Sizing:
     packed = initrd.stat().st_size
     total = sum(end - start for start, end in memory.system_ram(memory.iomem()))
     parts = window_parts(
-        header.init_size, packed, unpacked_size(initrd), cpu_count(settings), total
+        header.init_size,
+        packed,
+        unpacked_size(initrd),
+        cpu_count(settings),
+        total,
+        splash_size(initrd),
     )
     size = settings.helper.window_size or sum(parts.values())
     size = align_up(size, windows.ALIGNMENT)

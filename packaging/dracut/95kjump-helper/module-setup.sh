@@ -35,6 +35,43 @@ installkernel() {
         done
 }
 
+# Plymouth, small: the programs, the theme in force, and what that theme draws with.
+# No keyboard layouts: it asks for nothing, and kjump hears the keys.
+install_plymouth() {
+    local theme themes=/usr/share/plymouth/themes plugins plugin pictures font
+    theme=$(plymouth-set-default-theme) && [[ -f $themes/$theme/$theme.plymouth ]] || theme=text
+    plugins=$(plymouth --get-splash-plugin-path) || return 1
+    plugins=${plugins%/}
+    inst_multiple plymouthd plymouth || return 1
+    # The renderers that draw, and "text" for a display that has no graphics.
+    for plugin in text details "$(sed -n 's/^ModuleName=//p' "$themes/$theme/$theme.plymouth")" \
+        renderers/drm renderers/frame-buffer; do
+        [[ -f $plugins/$plugin.so ]] && inst_binary "$plugins/$plugin.so"
+    done
+    for plugin in text details "$theme"; do
+        [[ -d $themes/$plugin ]] && inst_multiple -o "$themes/$plugin"/*
+    done
+    # Pictures that several themes share lie with another one.
+    pictures=$(sed -n 's/^ImageDir=//p' "$themes/$theme/$theme.plymouth")
+    [[ -d $pictures ]] && inst_multiple -o "$pictures"/*
+    inst_simple /usr/share/plymouth/debian-logo.png
+    # Letters: this one of the two that draw them needs the smaller libraries by far, and it looks
+    # for its font under this name.
+    if [[ $theme != text && -f $plugins/label-freetype.so ]]; then
+        font=$(fc-match -f '%{file}' 2> /dev/null)
+        if [[ -f $font ]]; then
+            inst_binary "$plugins/label-freetype.so"
+            inst_simple "$font" /usr/share/fonts/Plymouth.ttf
+        fi
+    fi
+    mkdir -p "$initdir/etc/plymouth"
+    printf '[Daemon]\nTheme=%s\nShowDelay=0\nDeviceTimeout=8\n' "$theme" \
+        > "$initdir/etc/plymouth/plymouthd.conf"
+    # Where it cannot read its defaults it does without.
+    inst_simple /usr/share/plymouth/plymouthd.defaults
+    return 0
+}
+
 install() {
     local lib="${systemdutildir:-/usr/lib/systemd}"
 
@@ -80,6 +117,11 @@ install() {
     ln -sf ../usr/lib/initrd-release "$initdir/etc/os-release"
     mkdir -p "$initdir/etc/systemd"
     cp "$moddir/system.conf" "$initdir/etc/systemd/system.conf"
+
+    # It is done without rather than keep the helper's initrd from being made.
+    if [[ $KJUMP_PLYMOUTH ]]; then
+        install_plymouth || dwarn "kjump-helper: Plymouth could not be put in"
+    fi
 
     "${KJUMP_LIBEXEC:-/usr/libexec/kjump}/initrd-files" helper --into "$initdir" ||
         { dfatal "kjump-helper: cannot copy the Python files"; exit 1; }
