@@ -27,13 +27,13 @@ from . import (
 from .guest import DiskErrors, Guest, Shape
 from .image import Image
 from .steps import (
-    ctl,
     ctl_json,
     cycle,
     ends,
     expect,
     hibernate_fails,
     last_cycle,
+    normal_boot,
     nothing_staged,
     power_off,
     ready,
@@ -194,18 +194,6 @@ def pretend_initrds_are_made(guest: Guest) -> None:
         ' p = "/var/lib/kjump/boot.json"; d = json.load(open(p));'
         ' d["config"] = s.fingerprint(s.load()); json.dump(d, open(p, "w"))\''
     )
-
-
-def normal_boot(guest: Guest, error: str) -> None:
-    """This power-on is a boot, not a resume, and tells why."""
-    guest.wait_console(r"kjump: not resumed: .*")
-    ready(guest)
-    require("the work is gone", not guest.work()["work"]["ok"])
-    last = last_cycle(guest)
-    expect("error told by the daemon", last["error"], error)
-    status = ctl(guest, "status").out
-    require("status tells why", error in status or last["what"] in status, status)
-    expect("state of the image", ctl_json(guest, "image info")["state"], "spent")
 
 
 def plug_pulled_and_flipped_bit(image: Image) -> None:

@@ -23,6 +23,7 @@ from .steps import (
     ready,
     request,
     require,
+    session_is_gone,
     work_holds,
 )
 
@@ -91,11 +92,22 @@ def cancel(image: Image) -> None:
             expect("result", last_cycle(again)["result"], "ok")
 
 
+def is_asked(guest: Guest) -> None:
+    """Esc was pressed while a session is resumed: wait for the question."""
+    guest.wait_console(r"kjump: .*\[r\] resume it", 60)
+
+
+def is_kept(guest: Guest) -> None:
+    """The answer was [p]: the machine goes off, and the session waits for the next boot."""
+    guest.wait_console("kjump: switching off; the saved session is kept", 60)
+    ends(guest, 60)
+
+
 def question(guest: Guest) -> None:
     """Esc at boot, on the serial line; wait for the question."""
     guest.wait_console(r"kjump: resuming the session of .*Esc: boot without it")
     guest.type("\x1b")
-    guest.wait_console(r"kjump: .*\[r\] resume it", 60)
+    is_asked(guest)
 
 
 def skip(image: Image) -> None:
@@ -109,10 +121,9 @@ def skip(image: Image) -> None:
             # Before kjump says anything: the kernel keeps it.
             second.wait_console(r"Loading essential drivers")
             second.type("\x1b")
-            second.wait_console(r"kjump: .*\[r\] resume it", 60)
+            is_asked(second)
             second.type("p")
-            second.wait_console("kjump: switching off; the saved session is kept", 60)
-            ends(second, 60)
+            is_kept(second)
             with second.again() as third:
                 question(third)
                 third.type("x\x1b[Ar")
@@ -124,16 +135,12 @@ def skip(image: Image) -> None:
                 with third.again() as fourth:
                     fourth.wait_console(r"kjump: resuming the session of ")
                     fourth.press("esc")
-                    fourth.wait_console(r"kjump: .*\[r\] resume it", 60)
+                    is_asked(fourth)
                     fourth.press("y")
                     fourth.wait_console("kjump: not resumed: A saved session was given up", 60)
-                    ready(fourth)
-                    require("the work is gone", not fourth.work()["work"]["ok"])
-                    last = last_cycle(fourth)
-                    expect("error told by the daemon", last["error"], "ResumeSkipped")
+                    session_is_gone(fourth, "ResumeSkipped")
                     status = ctl(fourth, "status").out
                     require("status tells why", "given up" in status, status)
-                    expect("state", ctl_json(fourth, "image info")["state"], "spent")
 
 
 def skip_in_place(image: Image) -> None:
@@ -144,7 +151,7 @@ def skip_in_place(image: Image) -> None:
         guest.slow_disk(60 * MIB)
         guest.wait_console(r"kjump: resuming kjump-guest in place: +\d+ %")
         press(key)
-        guest.wait_console(r"kjump: .*\[r\] resume it", 60)
+        is_asked(guest)
         guest.slow_disk(0)
 
     with Guest(image, Shape(words="kjump.restore=in-place")) as guest:
@@ -155,8 +162,7 @@ def skip_in_place(image: Image) -> None:
         with guest.again() as second:
             asked(second, second.press, "esc")
             second.press("p")
-            second.wait_console("kjump: switching off; the saved session is kept", 60)
-            ends(second, 60)
+            is_kept(second)
             with second.again() as third:
                 asked(third, third.type, "\x1b")
                 third.type("r")
@@ -171,10 +177,7 @@ def skip_in_place(image: Image) -> None:
                     fourth.wait_console("kjump: not resumed: A saved session was given up", 60)
                     ends(fourth, 60, "reset")
                     with fourth.again() as fifth:
-                        ready(fifth)
-                        require("the work is gone", not fifth.work()["work"]["ok"])
-                        expect("error", last_cycle(fifth)["error"], "ResumeSkipped")
-                        expect("state", ctl_json(fifth, "image info")["state"], "spent")
+                        session_is_gone(fifth, "ResumeSkipped")
 
 
 def power_goes_while_resuming(image: Image) -> None:
@@ -205,9 +208,7 @@ def power_goes_while_resuming(image: Image) -> None:
                 work_holds(guest)
                 expect("result", last_cycle(guest)["result"], "ok")
         guest.wait_console("kjump: not resumed: Resuming was begun 3 times")
-        ready(guest)
-        expect("error told by the daemon", last_cycle(guest)["error"], "RestoreFailed")
-        expect("state", ctl_json(guest, "image info")["state"], "spent")
+        session_is_gone(guest, "RestoreFailed")
 
 
 def hang(image: Image) -> None:

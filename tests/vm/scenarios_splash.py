@@ -12,11 +12,10 @@ from collections.abc import Callable
 
 from .guest import Guest, Shape
 from .image import Image
-from .scenarios_inside import cancelled, set_up
+from .scenarios_inside import cancelled, is_asked, is_kept, set_up
 from .steps import (
     SAVE,
     ctl_json,
-    ends,
     expect,
     last_cycle,
     power_off,
@@ -97,15 +96,14 @@ def boot(guest: Guest) -> Guest:
         resuming(second)
         shows(second, RESUMING)
         second.press("esc")
-        second.wait_console(r"kjump: .*\[r\] resume it", 60)
+        is_asked(second)
         shows(second, CONSOLE)
         second.press("p")
-        second.wait_console("kjump: switching off; the saved session is kept", 60)
-        ends(second, 60)
+        is_kept(second)
         third = second.again().start()
     resuming(third)
     third.type("\x1b")
-    third.wait_console(r"kjump: .*\[r\] resume it", 60)
+    is_asked(third)
     third.type("r")
     shows(third, RESUMING)
     runs_on(third, "snapshot")

@@ -148,3 +148,20 @@ def refused(guest: Guest, code: str, availability: str) -> None:
     require("hibernate is refused", result.rc not in (0, 124), result)
     require(f"hibernate names {code}", code in result.out + result.err, result)
     nothing_staged(guest)
+
+
+def session_is_gone(guest: Guest, error: str) -> None:
+    """Nothing was resumed, and the daemon tells why."""
+    ready(guest)
+    require("the work is gone", not guest.work()["work"]["ok"])
+    last = last_cycle(guest)
+    expect("error told by the daemon", last["error"], error)
+    status = ctl(guest, "status").out
+    require("status tells why", error in status or last["what"] in status, status)
+    expect("state of the image", ctl_json(guest, "image info")["state"], "spent")
+
+
+def normal_boot(guest: Guest, error: str) -> None:
+    """This power-on is a boot, not a resume, and tells why."""
+    guest.wait_console(r"kjump: not resumed: .*")
+    session_is_gone(guest, error)
