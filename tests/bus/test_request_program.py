@@ -13,6 +13,7 @@ import pytest
 
 from kjump import errors
 from kjump.cli import main as kjumpctl
+from kjump.session import units
 
 from .conftest import ROOT, Client, Daemon
 
@@ -67,6 +68,14 @@ def test_a_cycle(run: Run, daemon: Daemon) -> None:
 def test_sessions_are_not_frozen_where_systemd_is_told_not_to(run: Run, daemon: Daemon) -> None:
     assert ends(run(SYSTEMD_SLEEP_FREEZE_USER_SESSIONS="False"))[0] == 0
     assert daemon.done.count("prepare") == 1 and "freeze" not in daemon.done
+
+
+def test_it_reads_that_word_as_kjumpctl_does(run: Run, daemon: Daemon) -> None:
+    for word in ("0", "no", "N", "f", "OFF", "1", "yes", "", "none"):
+        before = daemon.done.count("freeze")
+        assert ends(run(SYSTEMD_SLEEP_FREEZE_USER_SESSIONS=word))[0] == 0
+        froze = daemon.done.count("freeze") > before
+        assert froze != units.says_no(word), word
 
 
 @pytest.mark.parametrize("cls", [errors.JumpFailed, errors.TargetTooSmall])

@@ -19,6 +19,7 @@ from kjump.helper.states import WINDOW, States
 from kjump.helper.watch import Watch
 from kjump.image import target
 from kjump.image.device import Device
+from kjump.machine import syscalls
 
 NONCE = bytes(range(16))
 ORDER = {
@@ -54,6 +55,37 @@ def helper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     yield disk
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+class Off(BaseException):
+    """The machine is off."""
+
+
+def test_once_the_image_is_complete_no_deadline_takes_it_back(
+    helper: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a dry run nor a failure: the display is given back, and the machine goes off."""
+    left: list[object] = []
+
+    class Ends(Screen):
+        def begin(self, cmdline: str = "") -> None:
+            left.append("begun")
+
+        def end(self) -> None:
+            left.append(signal.getitimer(signal.ITIMER_REAL)[0])
+
+    def off() -> None:
+        raise Off
+
+    order = {key: value for key, value in ORDER.items() if key != "mode"}
+    monkeypatch.setattr(copy, "read_notes", lambda _core: ({}, Note(1, order)))
+    monkeypatch.setattr(copy, "save", lambda *_: {"image": {"size": 1}})
+    monkeypatch.setattr(syscalls, "power_off", off)
+    watch = Watch()
+    with pytest.raises(Off):
+        copy.run(Cell(0, NONCE, 0x100000, 0x100000), copy.Clock(), watch, Ends([]))
+    watch.end()
+    assert left == ["begun", 0.0]
 
 
 def run() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from kjump.image.device import Device
 from kjump.image.extents import Extents
 from kjump.image.layout import COMPLETE, RESTORING, ZERO, Extent
 from kjump.image.read import Image
-from kjump.machine import memory, pages
+from kjump.machine import memory, pages, placing, syscalls
 from kjump.machine.keys import ESC
 from kjump.machine.ranges import PAGE
 from kjump.resume import inplace
@@ -135,6 +135,31 @@ def test_a_target_without_room_for_the_restorer_is_too_small(tmp_path: Path) -> 
         file.truncate(20 * MIB)
     with pytest.raises(TargetTooSmall):
         target.prepare(disk, cycle_id=uuid.UUID(int=1), hostname="h", restorer=(big, big))
+
+
+def test_what_the_restorer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, part = tmp_path / "disk", tmp_path / "part"
+    with disk.open("wb") as file:
+        file.truncate(32 * MIB)
+    part.write_bytes(b"x" * 5000)
+    cycle = uuid.UUID(int=7)
+    target.prepare(disk, cycle_id=cycle, hostname="h", restorer=(part, part))
+    told: list[str] = []
+
+    def place(*given: object, **_: object) -> tuple[int, list[object]]:
+        told.extend(str(given[4]).split())
+        return 0, []
+
+    monkeypatch.setattr(placing, "place", place)
+    monkeypatch.setattr(syscalls, "kexec_load", lambda *_, **__: None)
+    with Device(disk) as device:
+        window = {"window": [64 * MIB, 192 * MIB], "low": []}
+        inplace.load(Image(device), window, "console=ttyS0 kjump.noresume", 2.5)
+    words = putback.words_of(" ".join(told))
+    assert words == {
+        "kjump.restore": str(cycle), "kjump.target": str(disk), "kjump.skip-wait": "2.5"
+    }  # fmt: skip
+    assert putback._seconds(words) == 2.5 and "console=ttyS0" in told
 
 
 def test_words_of_the_command_line() -> None:

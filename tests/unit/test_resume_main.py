@@ -276,9 +276,11 @@ def test_a_device_only_the_session_opens_has_no_fingerprint(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("restorer", [False, True])
+@pytest.mark.parametrize("late", [False, True])
 def test_no_memory_beside_the_boot_kernel_is_no_end_where_a_restorer_lies_with_the_image(
-    disk: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, restorer: bool
+    disk: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, restorer: bool, late: bool
 ) -> None:
+    """``late``: the kernel says so only when it should jump."""
     part = tmp_path / "part"
     part.write_bytes(b"x" * 5000)
     target.prepare(
@@ -289,11 +291,15 @@ def test_no_memory_beside_the_boot_kernel_is_no_end_where_a_restorer_lies_with_t
     )
     done = []
 
-    def load(*_: object, **__: object) -> None:
+    def load(image: Image, *_: object, **__: object) -> None:
+        if late:
+            image.superblock = superblocks.store(image.device, image.superblock, state=RESTORING)
         raise RestoreNoMemory("full")
 
     def jump() -> None:
         done.append("jump")
+        # The restorer enters no session in another state.
+        assert superblocks.load(Device(disk)).state == COMPLETE  # type: ignore[union-attr]
         raise RestoreFailed("as the test wants it")
 
     monkeypatch.setattr(restore, "_load", load)
