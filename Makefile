@@ -54,7 +54,7 @@ CC ?= gcc
 LD := ld
 OBJCOPY := objcopy
 NATIVE_LIBS := -lzstd -llz4 -lz
-NATIVE_CFLAGS := -O2 -fPIC -Wall -Wextra -Werror -ffile-prefix-map=$(CURDIR)=.
+NATIVE_CFLAGS := -O2 -Wall -Wextra -Werror -ffile-prefix-map=$(CURDIR)=.
 
 STUBS := $(patsubst $(MACHINE)/%.S,$(BUILT)/%.bin,$(wildcard $(MACHINE)/*.S))
 LIBRARY := $(if $(wildcard $(MACHINE)/*.c),$(BUILT)/libkjump.so)
@@ -77,7 +77,7 @@ $(BUILT)/%.bin: $(BUILT)/%.elf
 	@$(OBJCOPY) -O binary $< $@
 
 $(BUILT)/libkjump.so: $(wildcard $(MACHINE)/*.c $(MACHINE)/*.h) | $(BUILT)
-	@$(CC) $(NATIVE_CFLAGS) $(CFLAGS) -shared $(LDFLAGS) -o $@ $(filter %.c,$^) $(NATIVE_LIBS)
+	@$(CC) $(NATIVE_CFLAGS) -fPIC $(CFLAGS) -shared $(LDFLAGS) -o $@ $(filter %.c,$^) $(NATIVE_LIBS)
 
 $(dir $(REQUEST))errors.h: daemon/kjump/errors.py | $(dir $(REQUEST))
 	@PYTHONPATH=daemon PYTHONDONTWRITEBYTECODE=1 python3 -c 'from kjump.errors import table; \
@@ -85,7 +85,7 @@ $(dir $(REQUEST))errors.h: daemon/kjump/errors.py | $(dir $(REQUEST))
 		print("static const struct {\n\tconst char *name;\n\tint status;\n} ERRORS[] = {\n" + "".join(rows) + "};")' >$@
 
 $(REQUEST): daemon/request/kjump-hibernate.c $(dir $(REQUEST))errors.h
-	@$(CC) -O2 -Wall -Wextra -Werror -ffile-prefix-map=$(CURDIR)=. -I$(@D) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $< -lsystemd
+	@$(CC) $(NATIVE_CFLAGS) -I$(@D) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $< -lsystemd
 
 # -- installing -----------------------------------------------------------------------------
 
