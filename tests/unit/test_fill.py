@@ -15,13 +15,12 @@ PAGE = 4096
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fill, "RANDOM_BASE", 4)
-    monkeypatch.setattr(fill, "TEXT_BASE", 4)
+    monkeypatch.setattr(fill, "BASES", {fill.RANDOM: 4, fill.TEXT: 4, fill.ZEROS: 1})
     monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": PAGE}.get(name, 4096))
 
 
-def filled(share: float, mib: int) -> fill.Fill:
-    out = fill.Fill(share)
+def filled(share: float, mib: int, zeros: float = 0.0) -> fill.Fill:
+    out = fill.Fill(share, zeros)
     out.grow(mib)
     return out
 
@@ -49,8 +48,8 @@ def test_the_first_block_with_a_wrong_byte_is_named(at: int) -> None:
 
 def test_a_damaged_base_is_found() -> None:
     found = filled(1.0, 2)
-    found.bases[True][3 * MIB] ^= 1
-    assert found.wrong() == "the random base is damaged"
+    found.bases[fill.RANDOM][3 * MIB] ^= 1
+    assert found.wrong() == "the base of random is damaged"
 
 
 def test_a_block_in_the_place_of_another_is_found() -> None:
@@ -60,13 +59,24 @@ def test_a_block_in_the_place_of_another_is_found() -> None:
 
 
 def test_filling_stops_at_what_is_to_be_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = fill.Fill(1.0)
+    found = fill.Fill(1.0, 0.0)
     monkeypatch.setattr(fill, "available", lambda: 12 - found.blocks)
     found.grow_until(5)
     assert found.blocks == 7
 
 
 def test_shares_are_spread_evenly() -> None:
-    kinds = [fill.is_random(n, 0.25) for n in range(16)]
+    kinds = [fill.is_one(n, 0.25) for n in range(16)]
     assert sum(kinds) == 4
     assert all(any(kinds[n : n + 4]) for n in range(0, 16, 4))
+
+
+def test_blocks_of_zeros_are_that_but_for_their_stamp() -> None:
+    found = filled(0.5, 12, zeros=0.5)
+    blocks = [bytes(found.memory[n * MIB + PAGE : (n + 1) * MIB]) for n in range(12)]
+    assert [not any(block) for block in blocks] == [False, True] * 6
+    kinds = [fill.kind_of(n, *found.shares) for n in range(12)]
+    assert kinds.count(fill.TEXT) == kinds.count(fill.RANDOM) == 3
+    assert found.answer()["ok"]
+    found.memory[2 * MIB - 1] = 1
+    assert found.wrong() == "block 1 of 12 is damaged"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import mmap
 import re
 import shutil
 import struct
@@ -13,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kjump.errors import DamagedHandoff, NoHelperKernel, NotPrivileged
+from kjump.image.layout import EXTENT
 from kjump.machine import bzimage, code, coreheader, memory, paging
 from kjump.machine.memory import E820_RAM, E820_RESERVED, HEADROOM, Entry
+from kjump.machine.native import address_of
 from kjump.machine.ranges import PAGE, intersect, merge, overlaps, subtract, whole_pages
 
 MIB = 1 << 20
@@ -76,13 +80,24 @@ def test_identity_refuses_what_the_levels_do_not_reach() -> None:
 
 @pytest.mark.parametrize("levels", [4, 5])
 @pytest.mark.parametrize("large", [False, True])
-def test_jump_pages_map_code_stack_and_target(levels: int, large: bool) -> None:
+@pytest.mark.parametrize("zeros", [b"", EXTENT.pack(0x300000, 2, 1) * 300000])
+def test_jump_pages_map_code_stack_target_and_what_is_cleared(
+    levels: int, large: bool, zeros: bytes
+) -> None:
     at, target = 0x7FA00000, 0x13FFFE000
-    pages = code.jump_pages(at, target, levels=levels, gigabyte_pages=large)
-    root, stack, found = struct.unpack_from("<3Q", pages, code.JUMP_PARAMETERS)
-    assert root == at + 2 * PAGE and found == target
-    for address in (at, stack, stack + 7, target, target + PAGE - 1):
-        assert paging.translate(pages[2 * PAGE :], root, address, levels=levels) == address
+    ram = [(0x100000, 0x40000000), (0x300000000, 0x301000000)]
+    jump = code.jump_pages(
+        at, target, levels=levels, gigabyte_pages=large, zeros=zeros, memory=ram if zeros else ()
+    )
+    root, stack, found, cleared = struct.unpack_from("<4Q", jump.data, code.JUMP_PARAMETERS)
+    assert root == jump.tables and found == target and bool(cleared) == bool(zeros)
+    wanted = [at, stack, stack + 7, root - 1, target, target + PAGE - 1]
+    if zeros:
+        wanted += [cleared, cleared + len(zeros) + code.END_OF_ZEROS - 1, 0x300000000, 0x300001FFF]
+        listed = jump.data[cleared - at :]
+        assert listed.startswith(zeros + bytes(code.END_OF_ZEROS))
+    for address in wanted:
+        assert paging.translate(jump.data[root - at :], root, address, levels=levels) == address
 
 
 # -- assembled code ----------------------------------------
@@ -115,7 +130,9 @@ def test_entry_parameters_are_where_the_loader_writes_them() -> None:
 
 def test_jump_parameters_are_where_the_loader_writes_them() -> None:
     found, at = symbols("jump"), code.JUMP_PARAMETERS
-    assert [found[n] for n in ("start", "tables", "stack", "target")] == [0, at, at + 8, at + 16]
+    assert [found[n] for n in ("start", "tables", "stack", "target", "zeros")] == [
+        0, at, at + 8, at + 16, at + 24
+    ]  # fmt: skip
     assert found["kept"] == code.JUMP_KEPT
 
 
@@ -160,6 +177,30 @@ def test_a_kept_helper_hands_its_own_address_on_before_it_leaves_its_tables() ->
         at = match.end()
     before = disassembly("jump").partition("<kept>:")[0]
     assert "(%rsp)" not in before, "the boot kernel's stack is not mapped"
+
+
+def test_what_clears_pages_clears_those_and_no_others() -> None:
+    """The machine code itself, run here: its addresses are this program's for once."""
+    memory_here = mmap.mmap(-1, 16 * PAGE)
+    memory_here[:] = b"x" * len(memory_here)
+    first = address_of(memory_here) // PAGE
+    runs = [(1, 1), (3, 4), (14, 2)]
+    room = mmap.mmap(-1, 2 * PAGE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    run_at, ret = address_of(room), 0x400
+    blob = bytearray(code.blob("jump"))
+    struct.pack_into("<Q", blob, code.JUMP_PARAMETERS + 16, run_at + ret)
+    room[: len(blob)] = bytes(blob)
+    room[ret] = 0xC3
+    table = b"".join(EXTENT.pack(first + pfn, pages, 1) for pfn, pages in runs)
+    room[PAGE : PAGE + len(table)] = table  # the extent without pages is there already
+    clear = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_uint64)(
+        run_at + symbols("jump")["clear"]
+    )
+    clear(0, run_at + PAGE)
+    blank = {n for pfn, pages in runs for n in range(pfn, pfn + pages)}
+    for n in range(16):
+        wanted = (b"\0" if n in blank else b"x") * PAGE
+        assert memory_here[n * PAGE : n * PAGE + PAGE] == wanted
 
 
 # -- boot protocol ----------------------------------------

@@ -20,12 +20,13 @@ from kjump.errors import (
     RestoreFailed,
 )
 from kjump.image.extents import Extents
-from kjump.image.layout import DATA, ZERO, Extent
+from kjump.image.layout import DATA, EXTENT, ZERO, Extent
 from kjump.image.place import check_pages
+from kjump.machine import code
 from kjump.machine.memory import Entry
 from kjump.machine.ranges import PAGE
 from kjump.resume import restore, snapshot
-from kjump.resume.snapshot import END, ZERO_PAGE, Insert
+from kjump.resume.snapshot import END, Insert
 
 MACHINE = restore.Machine("id", [Entry(0, 0x9FC00, 1), Entry(0x100000, 0x8000000, 1)], 32000, 5)
 DESCRIPTION = {
@@ -95,11 +96,12 @@ def page(pfn: int) -> bytes:
     return struct.pack("<Q", pfn + 1) * 512
 
 
-@given(SPANS, st.booleans(), st.integers(1, 5), st.booleans())
+@given(SPANS, st.integers(0, 3), st.integers(1, 5), st.booleans())
 def test_numbers_and_stream_agree(
-    spans: list[tuple[int, int, int]], zero_pages: bool, per_chunk: int, replaces: bool
+    spans: list[tuple[int, int, int]], most: int, per_chunk: int, replaces: bool
 ) -> None:
-    """``replaces``: the inserts take the place of pages that the image has as well."""
+    """``most``: extents of zeros that are not loaded; ``replaces``: the inserts take the place of
+    pages that the image has as well."""
     extents: list[Extent] = []
     inserts: list[Insert] = []
     content: dict[int, bytes] = {}
@@ -122,21 +124,48 @@ def test_numbers_and_stream_agree(
         )
         for part in (data[i : i + per_chunk] for i in range(0, len(data), per_chunk))
     ]
-    plan = snapshot.plan(Extents.of(extents), inserts, zero_pages=zero_pages)
+    zeros, rest = Extents.of(extents).split(most)
+    plan = snapshot.plan(rest, inserts)
     numbers = list(plan.numbers())
     assert len(numbers) % 512 == 0
     listed = numbers[: numbers.index(END)]
-    plain = [n & ~ZERO_PAGE for n in listed]
-    assert plain == sorted(content) and not listed[-1] & ZERO_PAGE
-    assert zero_pages or not any(n & ZERO_PAGE for n in listed)
+    cleared = [p for e in zeros for p in range(e.pfn, e.pfn + e.pages)]
+    assert listed == sorted(content.keys() - set(cleared)) and len(listed) == plan.pages
+    assert all(content[n] == bytes(PAGE) for n in cleared) and len(zeros) <= most
     stream = b"".join(
         buffer[offset : offset + length]
         for buffer, offset, length in snapshot.stream(chunks, plan)  # type: ignore[arg-type]
     )
-    wanted = [n for n in listed if not n & ZERO_PAGE]
-    assert plan.data_pages == len(wanted)
-    assert stream == b"".join(content[n] for n in wanted)
-    assert all(content[n & ~ZERO_PAGE] == bytes(PAGE) for n in listed if n & ZERO_PAGE)
+    assert stream == b"".join(content[n] for n in listed)
+
+
+def test_pages_of_zeros_are_cleared_not_loaded() -> None:
+    description = {
+        **DESCRIPTION, "report_page": 0x200000, "jump_back": 0x7FFF000, "nonce": "00" * 16
+    }  # fmt: skip
+    index = Extents.of([Extent(0x100, 4), Extent(0x104, 3, ZERO), Extent(0x200, 9, ZERO)])
+    plan, tables = restore.beside(index, description, {})
+    # The report's page is one that is written, whatever it was.
+    assert list(plan.numbers())[:5] == [0x100, 0x101, 0x102, 0x103, 0x200]
+    (jump,) = [i for i in plan.inserts if i.pfn == 0x4000000 // PAGE]
+    assert plan.pages == 5 + jump.pages and 0x4000000 < tables < 0x4000000 + len(jump.data)
+    at = struct.unpack_from("<4Q", jump.data, code.JUMP_PARAMETERS)[3] - 0x4000000
+    found = list(EXTENT.iter_unpack(jump.data[at : at + 3 * EXTENT.size]))
+    assert found == [(0x104, 3, ZERO), (0x201, 8, ZERO), (0, 0, 0)]
+
+
+def test_what_the_list_of_zeros_has_no_room_for_is_loaded() -> None:
+    description = {
+        **DESCRIPTION, "report_page": 0x100000, "jump_back": 0x7FFF000, "nonce": "00" * 16,
+        "window": [0x4000000, 0x4000000 + 64 * PAGE],
+    }  # fmt: skip
+    zeros = [Extent(0x200 + 2 * n, 1, ZERO) for n in range(5000)]
+    plan, _tables = restore.beside(Extents.of(zeros), description, {})
+    kept = 64 * PAGE // restore.ZEROS_SHARE // EXTENT.size
+    jump = next(i for i in plan.inserts if i.pfn == 0x4000000 // PAGE)
+    assert plan.pages == 1 + jump.pages + 5000 - kept
+    with pytest.raises(RestoreFailed, match="no room"):
+        restore.beside(Extents.of(zeros), {**description, "window": [0x4000000, 0x4002000]}, {})
 
 
 def test_header_fields() -> None:

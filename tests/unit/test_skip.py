@@ -256,8 +256,8 @@ def test_nobody_has_the_terminal_when_the_memory_is_put_back(
     monkeypatch.setattr(snapshot, "Snapshot", Device)
     monkeypatch.setattr(snapshot, "stream", lambda *_: ())
     restore._load(
-        image, Extents.of([]), [], 1 << 30, zero_pages=True, title={},
-        skippable=skip.Skippable(image, asks),
+        image, Extents.of([]), snapshot.plan(Extents.of([]), []), 0, {"window": [1 << 30, 0]},
+        skip.Skippable(image, asks),
     )  # fmt: skip
     assert at[0][-2:] == ["hide-splash|", "deactivate|"]
 

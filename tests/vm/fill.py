@@ -7,7 +7,7 @@ hold is remembered in that process alone, so it must come back too.
 
 Nothing is locked, and nothing is left on disk.
 
-usage: fill.py start (--mib N | --until-available MIB) [--random SHARE]
+usage: fill.py start (--mib N | --until-available MIB) [--random SHARE] [--zeros SHARE]
        fill.py check | stop
 """
 
@@ -30,10 +30,10 @@ from typing import Any
 
 MIB = 1 << 20
 SOCKET = Path(f"/run/user/{os.getuid()}/kjtest-fill")
-RANDOM_BASE = 64
-"""MiB that nothing compresses.  Blocks that lie near one another show different parts of it."""
-TEXT_BASE = 16
-"""MiB like text: 3:1 with zstd -1."""
+RANDOM, TEXT, ZEROS = "random", "text", "zeros"
+BASES = {RANDOM: 64, TEXT: 16, ZEROS: 1}
+"""MiB of what blocks are made of.  Random: nothing compresses it; blocks that lie near one another
+show different parts of it.  Text: 3:1 with zstd -1.  Zeros: all of a block but its first bytes."""
 SHIFT = 8 * 4099
 """Bytes by which a base is turned each time it is used up: no two pages of all blocks are alike."""
 STAMP = 16
@@ -72,9 +72,16 @@ def text(size: int) -> bytes:
     return bytes(out[:size])
 
 
-def is_random(number: int, share: float) -> bool:
-    """Whether this block is one that nothing compresses: `share` of all, evenly spread."""
+def is_one(number: int, share: float) -> bool:
+    """Whether this block is one of `share` of all, evenly spread."""
     return int((number + 1) * share) > int(number * share)
+
+
+def kind_of(number: int, random: float, zeros: float) -> str:
+    """What a block is made of; ``random``: the share of those that are not of zeros."""
+    if is_one(number, zeros):
+        return ZEROS
+    return RANDOM if is_one(number - int(number * zeros), random) else TEXT
 
 
 def part(number: int, size: int) -> tuple[int, int]:
@@ -93,33 +100,32 @@ def stamp(number: int) -> bytes:
 class Fill:
     """The blocks, in one process from `start` on."""
 
-    def __init__(self, share: float) -> None:
-        self.share = share
+    def __init__(self, random: float, zeros: float) -> None:
+        self.shares = (random, zeros)
         self.blocks = 0
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         self.room = total // MIB
         self.memory = anonymous(self.room)
-        self.bases: dict[bool, mmap.mmap] = {}
-        for random, size in ((True, RANDOM_BASE), (False, TEXT_BASE)):
-            if share == (0 if random else 1):
-                continue
-            base = anonymous(size)
-            for at in range(0, size * MIB, MIB):
-                base[at : at + MIB] = os.urandom(MIB) if random else text(MIB)
-            self.bases[random] = base
-        self.sums = {random: zlib.crc32(base) for random, base in self.bases.items()}
+        self.bases: dict[str, mmap.mmap] = {}
+        used = {kind_of(number, *self.shares) for number in range(1000)}
+        made = {RANDOM: os.urandom, TEXT: text, ZEROS: bytes}
+        for kind in used:
+            base = anonymous(BASES[kind])
+            for at in range(0, len(base), MIB):
+                base[at : at + MIB] = made[kind](MIB)
+            self.bases[kind] = base
+        self.sums = {kind: zlib.crc32(base) for kind, base in self.bases.items()}
 
-    def base_of(self, number: int) -> tuple[mmap.mmap, int, int]:
-        """A block's base, and what `part` says."""
-        random = is_random(number, self.share)
-        base = self.bases[random]
-        return base, *part(number, len(base) // MIB)
+    def base_of(self, number: int) -> tuple[str, int, int]:
+        """What a block is made of, and what `part` says."""
+        kind = kind_of(number, *self.shares)
+        return kind, *part(number, BASES[kind])
 
     def add(self) -> None:
         """One block more."""
-        base, begin, first = self.base_of(self.blocks)
+        kind, begin, first = self.base_of(self.blocks)
         at = self.blocks * MIB
-        with memoryview(base) as view:
+        with memoryview(self.bases[kind]) as view:
             self.memory[at : at + first] = view[begin : begin + first]
             if first < MIB:
                 self.memory[at + first : at + MIB] = view[: MIB - first]
@@ -141,14 +147,14 @@ class Fill:
 
     def wrong(self) -> str | None:
         """The first thing that is not as it must be, or None."""
-        for random, base in self.bases.items():
-            if zlib.crc32(base) != self.sums[random]:
-                return f"the {'random' if random else 'text'} base is damaged"
+        for kind, base in self.bases.items():
+            if zlib.crc32(base) != self.sums[kind]:
+                return f"the base of {kind} is damaged"
         ours = address(self.memory)
-        starts = {random: address(base) for random, base in self.bases.items()}
+        starts = {kind: address(base) for kind, base in self.bases.items()}
         for number in range(self.blocks):
-            _, begin, first = self.base_of(number)
-            at_base = starts[is_random(number, self.share)]
+            kind, begin, first = self.base_of(number)
+            at_base = starts[kind]
             at = ours + number * MIB
             same = (
                 ctypes.string_at(at, STAMP) == stamp(number)
@@ -207,7 +213,7 @@ def start(options: argparse.Namespace) -> int:
     for fd in (0, 1, 2):
         os.dup2(log, fd)
     try:
-        fill = Fill(options.random)
+        fill = Fill(options.random, options.zeros)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(SOCKET))
         listener.listen()
@@ -246,6 +252,7 @@ def main() -> int:
     amount.add_argument("--mib", type=int)
     amount.add_argument("--until-available", type=int)
     starter.add_argument("--random", type=float, default=1.0, help="share of what is random")
+    starter.add_argument("--zeros", type=float, default=0.0, help="share of what is zeros")
     for name in ("check", "ping", "stop"):
         commands.add_parser(name)
     options = parser.parse_args()

@@ -24,6 +24,8 @@ from .steps import (
 MIB = 1 << 20
 PAGE = 4096
 WORK = 20  # MiB of the user's work; the rest is the fill's
+ZEROS = 0.8
+"""The share of a fill that is zeros."""
 PER_GIB = 180
 """Seconds that a GiB may take to save, or to put back, in emulation."""
 
@@ -97,8 +99,27 @@ def full_memory(shape: Shape, *, least: float, in_place: bool = False) -> Callab
     return run
 
 
+def zeros(image: Image) -> None:
+    """Memory full of zeros: the boot kernel need not hold them, and lay where many of them go."""
+    with Guest(image, Shape()) as guest:
+        ready(guest)
+        guest.start_work(WORK)
+        spare = ctl_json(guest, "status")["Window"]["available_needed"] // MIB + 16
+        blocks = guest.fill(f"start --until-available {spare} --zeros {ZEROS}")["blocks"]
+        with cycle(guest) as again:
+            holds(again)
+            nothing_staged(again)
+            last = last_cycle(again)
+            expect("result", last["result"], "ok")
+            # With those of zeros it would not fit.
+            expect("way back", last["more"]["way"], "snapshot")
+            found = last["pages"]["zero"] * PAGE
+            require("they are pages of zeros", found > 0.9 * ZEROS * blocks * MIB, last)
+
+
 ALWAYS = {
     "full-1g": full_memory(Shape(la57=True, machine="pc"), least=0.75, in_place=True),
+    "zeros": zeros,
 }
 
 MORE = {

@@ -67,7 +67,7 @@ def _jump_pages(cell: cells.Cell) -> tuple[int, bytes]:
         cell.jump_back,
         levels=5 if memory.is_5_level() else 4,
         gigabyte_pages=memory.has_gigabyte_pages(),
-    )
+    ).data
 
 
 def jump_back_kept(cell: cells.Cell) -> None:

@@ -20,7 +20,7 @@ from kjump.helper import leave
 from kjump.helper.screen import Screen
 from kjump.image import superblocks, target
 from kjump.image.extents import Extents
-from kjump.image.layout import COMPLETE, RESTORING, ZERO, Extent
+from kjump.image.layout import COMPLETE, RESTORING, Extent
 from kjump.image.place import check_pages, pieces
 from kjump.image.read import Chunk, Image
 from kjump.image.skip import Chance, Skippable
@@ -119,7 +119,7 @@ def put_back(image: Image, started: float, chance: Chance) -> Cell:
                 break
             except _Asked:
                 skippable.ask()  # who resumes begins again: no page is worse for it
-        places.write(extents.only(ZERO), None)
+        places.write(extents.zeros, None)
         phases["put back"] = round(time.monotonic() - begun, 3)
         skippable.last_look()
         page = Extents.of([Extent(int(description["report_page"]) // PAGE, 1)])

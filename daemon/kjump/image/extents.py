@@ -27,8 +27,11 @@ _outside = LIBRARY.kj_extents_outside
 _outside.argtypes = (POINTER, U64, POINTER, U64)
 _outside.restype = U64
 _numbers = LIBRARY.kj_extents_numbers
-_numbers.argtypes = (POINTER, U64, U64, POINTER)
-_numbers.restype = U64
+_numbers.argtypes = (POINTER, U64, POINTER)
+_numbers.restype = None
+_split = LIBRARY.kj_extents_split
+_split.argtypes = (POINTER, U64, U64, POINTER, POINTER)
+_split.restype = U64
 
 
 class Extents(Sequence[Extent]):
@@ -88,15 +91,19 @@ class Extents(Sequence[Extent]):
         last = self[-1]
         return last.pfn + last.pages
 
-    def only(self, kind: int) -> Extents:
-        """Those of one kind."""
-        size = EXTENT.size
-        kept = [
-            self.table[at * size : at * size + size]
-            for at, (_, _, found) in enumerate(EXTENT.iter_unpack(self.table))
-            if found == kind
-        ]
-        return Extents(b"".join(kept))
+    def split(self, most: int) -> tuple[Extents, Extents]:
+        """The first ``most`` extents of zeros, or all there are, and what remains without them."""
+        zeros, rest = bytearray(len(self.table)), bytearray(len(self.table))
+        found = _split(
+            address_of(self.table), len(self), most, address_of(zeros), address_of(rest)
+        )
+        cut = int(found) * EXTENT.size
+        return Extents(zeros[:cut]), Extents(rest[: len(self.table) - cut])
+
+    @property
+    def zeros(self) -> Extents:
+        """Those of pages of zeros."""
+        return self.split(len(self))[0]
 
     def replaced(self, pfn: int, pages: int, new: Extent | None) -> Extents:
         """Without the pages [pfn, pfn + pages), and with ``new`` in their place."""
@@ -127,14 +134,13 @@ class Extents(Sequence[Extent]):
         at = _outside(address_of(self.table), len(self), native, len(flat) // 2)
         return self[at] if at < len(self) else None
 
-    def numbers(self, flag: int, room: int) -> tuple[Any, int]:
-        """An array of ``room`` u64 that begins with all page frame numbers, those of pages of
-        zeros with ``flag`` set; and how many bear it."""
+    def numbers(self, room: int) -> Any:
+        """An array of ``room`` u64 that begins with all page frame numbers."""
         if room < self.pages:
             raise ValueError("no room")
         out = (ctypes.c_uint64 * room)()
-        flagged = _numbers(address_of(self.table), len(self), flag, out)
-        return out, int(flagged)
+        _numbers(address_of(self.table), len(self), out)
+        return out
 
 
 class Due:

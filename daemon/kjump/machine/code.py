@@ -7,16 +7,20 @@ keeps its parameters as quads at the offset named here, which a test compares wi
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from kjump.machine.paging import identity
-from kjump.machine.ranges import PAGE
+from kjump.machine.ranges import PAGE, Range, align_up
 
 BUILT = Path(__file__).with_name("built")
 ENTRY_PARAMETERS = 0x100
 JUMP_PARAMETERS = 0x80
 JUMP_KEPT = 0x60
 """Where a kernel that wants to be entered again enters the jump code; see ``jump.S``."""
+END_OF_ZEROS = 16
+"""Bytes of the extent without pages that ends the list of what to clear."""
 
 
 def blob(name: str) -> bytes:
@@ -31,15 +35,39 @@ def entry_stub(*, note_slot: int, cell_slot: int, boot_params: int, kernel_entry
     return bytes(code)
 
 
-def jump_pages(at: int, target: int, *, levels: int, gigabyte_pages: bool) -> bytes:
+@dataclass(frozen=True)
+class Jump:
+    """What jumps: whole pages, entered at the first byte or at `JUMP_KEPT`."""
+
+    data: bytes
+    tables: int
+    """Physical address of the page tables in them: what CR3 may be at the entry."""
+
+
+def jump_pages(
+    at: int,
+    target: int,
+    *,
+    levels: int,
+    gigabyte_pages: bool,
+    zeros: bytes | bytearray = b"",
+    memory: Iterable[Range] = (),
+) -> Jump:
     """The code and tables that jump to ``target``, for the physical address ``at``.
 
-    Page 0 is the code (entered at its first byte, or at `JUMP_KEPT`), page 1 the stack, the rest
-    page tables that map these pages and the target.
+    ``zeros``: extents, as an image's index has them, of pages to be cleared before the jump;
+    ``memory``: the physical addresses among which these are.  Page 0 is the code, page 1 the
+    stack, then comes the list of what to clear, then page tables that map all this, the memory and
+    the target.
     """
-    root = at + 2 * PAGE
-    ranges = [(at, at + (1 << 21)), (target, target + PAGE)]
+    listed = bytes(zeros) + bytes(END_OF_ZEROS) if zeros else b""
+    listed = listed.ljust(align_up(len(listed), PAGE), b"\0")
+    root = at + 2 * PAGE + len(listed)
+    ranges = [(at, root), (target, target + PAGE), *memory]
     tables = identity(root, ranges, levels=levels, gigabyte_pages=gigabyte_pages)
     code = bytearray(blob("jump"))
-    struct.pack_into("<3Q", code, JUMP_PARAMETERS, root, at + 2 * PAGE - 16, target)
-    return bytes(code).ljust(2 * PAGE, b"\0") + tables
+    struct.pack_into(
+        "<4Q", code, JUMP_PARAMETERS,
+        root, at + 2 * PAGE - 16, target, at + 2 * PAGE if zeros else 0,
+    )  # fmt: skip
+    return Jump(bytes(code).ljust(2 * PAGE, b"\0") + listed + tables, root)

@@ -87,21 +87,28 @@ uint64_t kj_extents_outside(const struct extent *list, uint64_t count, const uin
 	return count;
 }
 
-/*
- * All page frame numbers one after the other; those of pages of zeros with `flag` set.  Returns
- * how many bear the flag.  `out` has room for all.
- */
-uint64_t kj_extents_numbers(const struct extent *list, uint64_t count, uint64_t flag,
-			    uint64_t *out)
+/* All page frame numbers one after the other.  `out` has room for all. */
+void kj_extents_numbers(const struct extent *list, uint64_t count, uint64_t *out)
 {
-	uint64_t flagged = 0;
+	for (uint64_t i = 0; i < count; i++)
+		for (uint32_t n = 0; n < list[i].pages; n++)
+			*out++ = list[i].pfn + n;
+}
+
+/*
+ * The first `most` extents of zeros go to `zeros`, all others to `rest`; both have room for all.
+ * Returns how many went to `zeros`.
+ */
+uint64_t kj_extents_split(const struct extent *list, uint64_t count, uint64_t most,
+			  struct extent *zeros, struct extent *rest)
+{
+	uint64_t found = 0;
 
 	for (uint64_t i = 0; i < count; i++) {
-		uint64_t mark = list[i].kind == EXTENT_ZERO ? flag : 0;
-
-		for (uint32_t n = 0; n < list[i].pages; n++)
-			*out++ = (list[i].pfn + n) | mark;
-		flagged += mark ? list[i].pages : 0;
+		if (list[i].kind == EXTENT_ZERO && found < most)
+			zeros[found++] = list[i];
+		else
+			*rest++ = list[i];
 	}
-	return flagged;
+	return found;
 }

@@ -6,9 +6,13 @@
  * code runs at its physical address with interrupts off; what is mapped besides differs, so it
  * brings its own tables.
  *
+ * Nobody is left behind then, so whatever memory the kernel before had may be written to: the
+ * session's pages of zeros are cleared here.  Nobody had to hold them until then, and a boot kernel
+ * that has room for all pages but these need not know of them.
+ *
  * The session's kernel expects what kexec itself would give it (arch/x86/kernel/
  * relocate_kernel_64.S): identity mapping of its control page, plain CR0 and CR4, a readable word
- * at 0(%rsp).  The loader fills the three quads at `parameters`, physical addresses.
+ * at 0(%rsp).  The loader fills the four quads at `parameters`, physical addresses.
  *
  * `kept` is the other way in, for a helper that wants to be entered again: its kernel, leaving with
  * its context preserved, calls the code with its own re-entry address at 0(%rsp).  That address
@@ -37,8 +41,11 @@ start:
 	andl	$~(CR0_EM | CR0_TS | CR0_WP | CR0_AM), %eax
 	movq	%rax, %cr0
 	movq	tables(%rip), %rax
-	movq	%rax, %cr3			/* maps this page, the stack and the target */
+	movq	%rax, %cr3			/* maps these pages, the target and what is cleared */
 	movq	stack(%rip), %rsp
+	movq	zeros(%rip), %rsi
+	testq	%rsi, %rsi
+	jnz	clear
 	jmpq	*target(%rip)
 
 	.org	0x60
@@ -56,5 +63,37 @@ parameters:
 tables:	.quad	0				/* top-level page table */
 stack:	.quad	0				/* 0(stack) must be readable */
 target:	.quad	0				/* the jump-back address */
+zeros:	.quad	0				/* what to clear; 0: nothing */
+
+/*
+ * Extents as an image's index has them (kjump-image(5)): page frame number, number of pages (32
+ * bits), kind.  One without pages ends the list.  64 bytes at a time, which is quick on any
+ * processor; `rep stosb` is not, without ERMS.
+ */
+clear:
+	xorl	%eax, %eax
+next:
+	movl	8(%rsi), %ecx
+	testl	%ecx, %ecx
+	jz	cleared
+	movq	(%rsi), %rdi
+	shlq	$12, %rdi
+	shlq	$6, %rcx
+blank:
+	movq	%rax, (%rdi)
+	movq	%rax, 8(%rdi)
+	movq	%rax, 16(%rdi)
+	movq	%rax, 24(%rdi)
+	movq	%rax, 32(%rdi)
+	movq	%rax, 40(%rdi)
+	movq	%rax, 48(%rdi)
+	movq	%rax, 56(%rdi)
+	addq	$64, %rdi
+	decq	%rcx
+	jnz	blank
+	addq	$16, %rsi
+	jmp	next
+cleared:
+	jmpq	*target(%rip)
 	.org	0x100
 	.section .note.GNU-stack, "", @progbits

@@ -30,8 +30,8 @@ kernel cannot wait for memory there."""
 def choose(words: Sequence[str], *, pages: int, available: int, restorer: bool) -> str:
     """Which way to take: beside the boot kernel where that has room, else in place.
 
-    ``pages``: of the image, those of zeros included; ``available``: bytes; ``restorer``: whether
-    one lies with the image.  ``kjump.restore=snapshot|in-place`` among the command line's words
+    ``pages``: those to be loaded; ``available``: bytes; ``restorer``: whether one lies with the
+    image.  ``kjump.restore=snapshot|in-place`` among the command line's words
     forces it.
     """
     for way in (SNAPSHOT, IN_PLACE):

@@ -6,7 +6,6 @@ when it works.
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,8 +23,8 @@ from kjump.errors import (
 from kjump.handoff import report as reports
 from kjump.image import fingerprint, skip, superblocks
 from kjump.image.extents import Extents
-from kjump.image.layout import COMPLETE, RESTORING
-from kjump.image.place import check_pages
+from kjump.image.layout import COMPLETE, EXTENT, RESTORING, Extent
+from kjump.image.place import check_pages, pieces
 from kjump.image.read import Image
 from kjump.machine import code, memory
 from kjump.machine.console import Progress, say
@@ -35,6 +34,8 @@ from kjump.resume import inplace, snapshot
 TRIES = 3
 """How often a resume is begun whose end nobody saw: the power may have gone, and no harm is done
 before the jump.  More would lock a person out whose machine hangs in it."""
+ZEROS_SHARE = 4
+"""The part of the window that the list of pages to clear may take; what is not in it is loaded."""
 
 
 @dataclass(frozen=True)
@@ -112,15 +113,16 @@ def restore(
     begin(image, phases)
     skippable = skip.Skippable(image, chance)
     restorer = image.superblock.kernel_length > 0
+    plan, tables = beside(index, description, image.superblock.outcome)
     way = inplace.choose(
         inplace.command_line().split(),
-        pages=image.superblock.data_pages + image.superblock.zero_pages,
+        pages=plan.pages,
         available=memory.own_memory()["available"],
         restorer=restorer,
     )
     if way == inplace.SNAPSHOT:
         try:
-            _beside(image, index, description, skippable)
+            _load(image, index, plan, tables, description, skippable)
         except RestoreNoMemory:
             if not restorer:
                 raise
@@ -149,73 +151,57 @@ def begin(image: Image, phases: Mapping[str, float]) -> None:
     image.superblock = superblocks.store(image.device, image.superblock, outcome=outcome)
 
 
-def _beside(
-    image: Image,
-    index: Extents,
-    description: Mapping[str, Any],
-    skippable: skip.Skippable,
-) -> None:
-    """Load through /dev/snapshot and jump.  Raises any `KjumpError`."""
-    page = report_page(description, image.superblock.outcome)
-    window = int(description["window"][0])
-    trampoline = code.jump_pages(
-        window,
+def beside(
+    index: Extents, description: Mapping[str, Any], outcome: Mapping[str, Any]
+) -> tuple[snapshot.Plan, int]:
+    """What is loaded beside the boot kernel, and the physical address of the tables to jump with.
+
+    Pages of zeros are not loaded: the code that jumps clears them, when nobody needs the memory any
+    more that they would have taken here.  Raises `RestoreFailed`.
+    """
+    page = report_page(description, outcome)
+    start, end = (int(x) for x in description["window"])
+    found = index.replaced(page.pfn, 1, Extent(page.pfn, 1))
+    zeros, rest = found.split((end - start) // ZEROS_SHARE // EXTENT.size)
+    jump = code.jump_pages(
+        start,
         int(description["jump_back"]),
         levels=int(description["levels"]),
         gigabyte_pages=memory.has_gigabyte_pages(),
+        zeros=zeros.table,
+        memory=[(a * PAGE, b * PAGE) for a, b in pieces(description)] if zeros else (),
     )
-    inserts = [page, snapshot.Insert(window // PAGE, trampoline)]
-    for zero_pages in (True, False):
-        try:
-            _load(
-                image,
-                index,
-                inserts,
-                window,
-                zero_pages=zero_pages,
-                title=description,
-                skippable=skippable,
-            )
-        except _NoZeroPages:
-            continue
-    raise RestoreFailed("The kernel does not take the image's page list.")
-
-
-class _NoZeroPages(Exception):
-    """This kernel does not know pages without data."""
+    if len(jump.data) > end - start:  # behind the window lies the session
+        raise RestoreFailed("The window has no room for the code that jumps into the session.")
+    return snapshot.plan(rest, [page, snapshot.Insert(start // PAGE, jump.data)]), jump.tables
 
 
 def _load(
     image: Image,
     index: Extents,
-    inserts: list[snapshot.Insert],
-    window: int,
-    *,
-    zero_pages: bool,
-    title: Mapping[str, Any],
+    plan: snapshot.Plan,
+    tables: int,
+    description: Mapping[str, Any],
     skippable: skip.Skippable,
 ) -> None:
-    plan = snapshot.plan(index, inserts, zero_pages=zero_pages)
+    """Load through /dev/snapshot and jump.  Raises any `KjumpError`."""
     numbers = plan.numbers()
     meta = memoryview(numbers).cast("B")
-    data_pages = plan.data_pages
     head = snapshot.header(
-        jump=window,
-        tables=window + 2 * PAGE,
+        jump=int(description["window"][0]),
+        tables=tables,
         map_checksum=memory.map_checksum(memory.firmware_map()),
         page_count=memory.page_count(),
-        data_pages=data_pages,
+        data_pages=plan.pages,
         meta_pages=len(meta) // PAGE,
     )
-    progress = Progress(f"resuming {title.get('hostname', '')}:", data_pages * PAGE)
+    progress = Progress(f"resuming {description.get('hostname', '')}:", plan.pages * PAGE)
     with snapshot.Snapshot() as device:
         try:
             device.write_page(head)
             for at in range(0, len(meta), PAGE):
                 device.write_page(meta[at : at + PAGE])
         except OSError as error:
-            if zero_pages and error.errno == errno.EFAULT:
-                raise _NoZeroPages from error
             raise RestoreFailed(
                 f"The kernel does not take the image's head: {error.strerror}."
             ) from error
@@ -226,7 +212,7 @@ def _load(
             done += length
             progress.at(done)
             skippable.look()
-        if done != data_pages * PAGE:
+        if done != plan.pages * PAGE:
             raise ImageDamaged("The image holds another number of pages than its index says.")
         skippable.last_look()
         with skippable.console():

@@ -35,20 +35,17 @@ from typing import Any
 
 from kjump.errors import NoSnapshotDevice, RestoreFailed, RestoreNoMemory
 from kjump.image.extents import Extents
-from kjump.image.layout import DATA, ZERO, Extent
+from kjump.image.layout import DATA, Extent
 from kjump.image.read import Chunk
 from kjump.machine.native import INT, INT_OUT, LIBRARY, POINTER, U64, address_of
 from kjump.machine.ranges import PAGE, align_up, overlaps, subtract
 
 DEVICE = Path("/dev/snapshot")
 MAGIC = 0x23456789ABCDEF02
-ZERO_PAGE = 1 << 63
-"""A number with this bit is a page of zeros without data; since 6.6 (commit 005e8dddd497, "PM:
-hibernate: don't store zero pages in the image file").  An older kernel answers EFAULT."""
 END = (1 << 64) - 1
 NUMBERS = PAGE // 8
 VECTOR = 512
-"""Pages of zeros that are held ready where the kernel wants them with data."""
+"""Pages of zeros that are held ready."""
 
 _restore = LIBRARY.kj_restore
 _restore.argtypes = (INT,)
@@ -72,43 +69,34 @@ class Insert:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be loaded: the extents of all pages, those of the inserts and, where the kernel
-    does not know pages without data, those of zeros included."""
+    """What will be loaded: the extents of all pages, those of the inserts included."""
 
     extents: Extents
     inserts: Sequence[Insert]
-    zero_pages: bool
-    """Whether pages of zeros come without data."""
 
     @property
-    def data_pages(self) -> int:
-        """Pages that come with data."""
-        return self.extents.data_pages if self.zero_pages else self.extents.pages
+    def pages(self) -> int:
+        return self.extents.pages
 
     def numbers(self) -> Any:
         """All page frame numbers (u64), ascending, ended by ~0 and filled up to whole pages."""
-        room = align_up(self.extents.pages + 1, NUMBERS)
-        out, _flagged = self.extents.numbers(ZERO_PAGE if self.zero_pages else 0, room)
-        out[self.extents.pages] = END
+        out = self.extents.numbers(align_up(self.pages + 1, NUMBERS))
+        out[self.pages] = END
         return out
 
 
-def plan(index: Extents, inserts: Sequence[Insert], *, zero_pages: bool) -> Plan:
+def plan(extents: Extents, inserts: Sequence[Insert]) -> Plan:
     """The image's pages and the inserts, which replace what the image has there.
 
-    ``zero_pages``: the kernel knows pages of zeros without data.  The last page never is one: some
-    kernels lose those at the end.
+    Each comes with data.  (Since 6.6, commit 005e8dddd497, "PM: hibernate: don't store zero pages
+    in the image file", the kernel takes pages of zeros without data; but it wants memory for them
+    as for any other.)
     """
-    extents = index
     for insert in inserts:
         extents = extents.replaced(
             insert.pfn, insert.pages, Extent(insert.pfn, insert.pages, DATA)
         )
-    if extents and extents[-1].kind != DATA and zero_pages:
-        last = extents.end - 1
-        inserts = [*inserts, Insert(last, bytes(PAGE))]
-        extents = extents.replaced(last, 1, Extent(last, 1, DATA))
-    return Plan(extents, sorted(inserts, key=lambda i: i.pfn), zero_pages)
+    return Plan(extents, sorted(inserts, key=lambda i: i.pfn))
 
 
 def header(
@@ -129,14 +117,13 @@ Piece = tuple[Any, int, int]
 
 
 def stream(chunks: Iterable[Chunk], plan: Plan) -> Iterator[Piece]:
-    """The data pages in the order of the plan's numbers.
+    """The pages in the order of the plan's numbers.
 
     ``chunks`` are the image's; pages of theirs that an insert replaces are left out.
     """
     blank = bytes(VECTOR * PAGE)
     waiting: list[tuple[int, int, bytes | None]] = [(i.pfn, i.pages, i.data) for i in plan.inserts]
-    if not plan.zero_pages:
-        waiting += [(e.pfn, e.pages, None) for e in plan.extents.only(ZERO)]
+    waiting += [(e.pfn, e.pages, None) for e in plan.extents.zeros]
     waiting.sort(key=lambda item: item[0], reverse=True)
 
     def before(pfn: int) -> Iterator[Piece]:
