@@ -79,6 +79,7 @@ class Shape:
     slots: int = 0  # for memory that is plugged in later
     prealloc: bool = False  # all memory is there at power-on: for what is timed, see nodes()
     watchdog: str = ""  # i6300esb
+    tables: tuple[str, ...] = ()  # files with ACPI tables beside the firmware's
 
     def command_line(self) -> str:
         # A panic must end the run at once, not hang until a deadline.  The kernel's check of its
@@ -360,6 +361,8 @@ class Guest:
         log = f"logfile={self.log('console')},logappend=on"
         command += ["-chardev", f"socket,id=console,fd={self.terminal.far_end.fileno()},{log}"]
         command += ["-device", "isa-serial,chardev=console,index=0"]
+        for table in shape.tables:
+            command += ["-acpitable", f"file={table}"]
         if shape.watchdog:
             devices.append(shape.watchdog)
         for device in devices:

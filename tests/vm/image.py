@@ -8,7 +8,7 @@ written to once it is there; guests run on qcow2 overlays of it.
 Nothing is downloaded but Debian packages, from where this machine's own apt gets them.  Needs root
 (mounts in a namespace of its own), no loop devices.
 
-usage: python3 -m tests.vm.image [--deb kjump.deb] [--swap | --plymouth] [--suite NAME]
+usage: python3 -m tests.vm.image [--deb kjump.deb] [--swap | --more KIND] [--suite NAME]
            --kernel linux-image.deb
 """
 
@@ -115,6 +115,22 @@ logo = Sprite(Image("special://logo"));
 logo.SetPosition(0, 0, 1);
 Plymouth.SetDisplayMessageFunction(shown);
 """,
+}
+# A guest with the programs of desktops that hibernate, in a base system of its own for their size.
+DESKTOPS = "desktops"
+DESKTOPS_PACKAGES = "upower xfce4-session xvfb dbus-user-session libkworkspace6-6 qml-qt6"
+UPOWER_MASK = "/etc/systemd/system/upower.service"
+# An empty unit file masks.  UPower would act as soon as it runs, and whatever wants to know of the
+# battery starts it.
+DESKTOPS_FILES = {UPOWER_MASK: ""}
+# By which Plasma's menus hibernate.  All that it is linked with comes with libkworkspace; its own
+# package would bring 400 more and twice the size.
+PLASMA = ("plasma-workspace", "libkworkspace6-6")
+PLASMA_PLUGIN = "usr/lib/x86_64-linux-gnu/qt6/qml/org/kde/plasma/private/sessions"
+# What a guest may have besides: packages and files, by name.
+MORE = {
+    PLYMOUTH: (PLYMOUTH_PACKAGES, PLYMOUTH_FILES),
+    DESKTOPS: (DESKTOPS_PACKAGES, DESKTOPS_FILES),
 }
 MASKED = (
     "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer "
@@ -285,6 +301,18 @@ def build_base(root: Path, packages: list[str], suite: str = SUITE) -> None:
         *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in UNREAD),
         f"--essential-hook={early}", suite, root, *sources(suite),
     )  # fmt: skip
+
+
+def take_plasma(root: Path, suite: str) -> None:
+    """Put Plasma's plugin for sessions into the guest, from the package of the same version as the
+    library that is installed there."""
+    from .suites import alone
+
+    package, library = PLASMA
+    query = ("dpkg-query", f"--admindir={root}/var/lib/dpkg", "--show", "--showformat=${Version}")
+    with tempfile.TemporaryDirectory() as scratch:
+        files = alone(suite, f"{package}={run(*query, library)}", Path(scratch))
+        shutil.copytree(files / PLASMA_PLUGIN, root / PLASMA_PLUGIN)
 
 
 def build_kernels(root: Path, kernel: Path) -> None:
@@ -459,13 +487,13 @@ def build(
     deb: Path | None,
     *,
     swap: bool = False,
-    plymouth: bool = False,
+    more: str = "",
     suite: str = SUITE,
 ) -> Image:
     """The guest disk for this kernel package and this kjump package, from the cache or built.
 
-    ``swap``: for the kernel's own hibernation, see `use_swap`.  ``plymouth``: with a splash screen.
-    ``suite``: Debian's release.
+    ``swap``: for the kernel's own hibernation, see `use_swap`.  ``more``: with what `MORE` has
+    under this name.  ``suite``: Debian's release.
     """
     if os.geteuid() != 0:
         raise SystemExit("the guest image is built by root: it mounts and it makes device nodes")
@@ -473,20 +501,20 @@ def build(
         # Copies: what a build is named by is what it contains, even if a package is remade now.
         kernel = Path(shutil.copy(kernel, name))
         deb = Path(shutil.copy(deb, name)) if deb else None
-        return build_cached(cache_dir(), kernel, deb, swap, plymouth, suite)
+        return build_cached(cache_dir(), kernel, deb, swap, more, suite)
 
 
 def build_cached(
-    cache: Path, kernel: Path, deb: Path | None, swap: bool, plymouth: bool, suite: str
+    cache: Path, kernel: Path, deb: Path | None, swap: bool, more: str, suite: str
 ) -> Image:
     wanted = {*PACKAGES.split(), STOCK_KERNEL, *(dependencies(deb) if deb else ())}
-    files = FILES
-    if plymouth:
-        wanted.update(PLYMOUTH_PACKAGES.split())
-        files = FILES | PLYMOUTH_FILES
+    more_packages, more_files = MORE[more] if more else ("", {})
+    wanted.update(more_packages.split())
+    files = FILES | more_files
     packages = sorted(name for name in wanted if name != "dracut")
+    plasma = (take_plasma, *PLASMA, PLASMA_PLUGIN) if more == DESKTOPS else ()
     base_key = digest(
-        build_base, suite, " ".join(packages), " ".join(UNREAD), FILES[INITRAMFS_CONF]
+        build_base, suite, " ".join(packages), " ".join(UNREAD), FILES[INITRAMFS_CONF], *plasma
     )
     kernels_key = digest(base_key, kernel, build_kernels, in_root)
     guest = (json.dumps(files), MASKED, GRUB_CFG, GRUB_MODULES)
@@ -498,7 +526,7 @@ def build_cached(
     )  # fmt: skip
     base = cache / f"base-{base_key}.tar.zst"
     kernels = cache / f"kernels-{kernels_key}.tar.zst"
-    kind = "swap" if swap else PLYMOUTH if plymouth else "guest"
+    kind = "swap" if swap else more or "guest"
     if suite != SUITE:
         kind = f"{suite}-{kind}"
     image = cache / f"{kind}-{image_key}.qcow2"
@@ -512,6 +540,8 @@ def build_cached(
                 log("guest image: the base system (Debian packages)")
                 with scratch_root(cache, None) as root:
                     build_base(root, packages, suite)
+                    if plasma:
+                        take_plasma(root, suite)
                     pack(root, base)
             log("guest image: the kernel")
             with scratch_root(cache, base) as root:
@@ -535,7 +565,7 @@ def main() -> int:
     parser.add_argument("--deb", type=Path, help="the kjump package; without it: a bare guest")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--swap", action="store_true", help="for the kernel's own hibernation")
-    which.add_argument("--plymouth", action="store_true", help="with a splash screen")
+    which.add_argument("--more", choices=MORE, default="", help="with more in it")
     parser.add_argument("--suite", default=SUITE, help="Debian's release, by its code name")
     parser.add_argument("--kernel", type=Path, required=True, help="kernel with KEXEC_JUMP")
     arguments = parser.parse_args()
@@ -543,7 +573,7 @@ def main() -> int:
         arguments.kernel,
         arguments.deb,
         swap=arguments.swap,
-        plymouth=arguments.plymouth,
+        more=arguments.more,
         suite=arguments.suite,
     )
     print(built.path)

@@ -60,19 +60,27 @@ def plymouth_image() -> image.Image:
     """The guest with Plymouth; one that KJUMP_PLYMOUTH_IMAGE names is taken as it is."""
     if "KJUMP_PLYMOUTH_IMAGE" in os.environ:
         return image.Image.load(Path(os.environ["KJUMP_PLYMOUTH_IMAGE"]))
-    return built(kernel_package(), our_package(), plymouth=True)
+    return built(kernel_package(), our_package(), more=image.PLYMOUTH)
+
+
+def desktops_image() -> image.Image:
+    """The guest with UPower, XFCE's session and Plasma's; one that KJUMP_DESKTOPS_IMAGE names is
+    taken as it is."""
+    if "KJUMP_DESKTOPS_IMAGE" in os.environ:
+        return image.Image.load(Path(os.environ["KJUMP_DESKTOPS_IMAGE"]))
+    return built(kernel_package(), our_package(), more=image.DESKTOPS)
 
 
 def built(
-    kernel: Path, package: Path | None, suite: str = image.SUITE, *, plymouth: bool = False
+    kernel: Path, package: Path | None, suite: str = image.SUITE, *, more: str = ""
 ) -> image.Image:
     """From the cache, or built; without a package the one that hibernates to swap."""
     if os.geteuid() == 0:
-        return image.build(kernel, package, swap=package is None, plymouth=plymouth, suite=suite)
+        return image.build(kernel, package, swap=package is None, more=more, suite=suite)
     # Building mounts file systems and makes device nodes; running the guests needs no rights.
     cache = image.cache_dir().parent
     what: list[str | Path] = ["--deb", package] if package else ["--swap"]
-    what += [*(["--plymouth"] if plymouth else []), "--suite", suite]
+    what += [*(["--more", more] if more else []), "--suite", suite]
     path = said(
         "sudo", "env", f"KJUMP_CACHE={cache}", f"PYTHONPATH={ROOT}", sys.executable,
         "-m", "tests.vm.image", "--kernel", kernel, *what,

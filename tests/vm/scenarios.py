@@ -15,6 +15,7 @@ from . import (
     oracle,
     scenarios_cli,
     scenarios_debuggers,
+    scenarios_desktops,
     scenarios_full,
     scenarios_hotplug,
     scenarios_inside,
@@ -360,6 +361,7 @@ for more in (
     scenarios_debuggers,
     scenarios_requests,
     scenarios_splash,
+    scenarios_desktops,
 ):
     ALWAYS |= more.ALWAYS
     MORE |= more.MORE

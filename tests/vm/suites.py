@@ -20,9 +20,10 @@ Apt = Callable[..., str]
 
 
 @contextmanager
-def _apt(suite: str) -> Iterator[tuple[Apt, Path]]:
-    """A function that runs an apt tool for the suite, and the suite's folder, locked."""
-    folder = cache_dir() / "suites" / suite
+def _apt(suite: str, folder: Path | None = None) -> Iterator[tuple[Apt, Path]]:
+    """A function that runs an apt tool for the suite, and the suite's folder, locked.  ``folder``:
+    another than the one in the cache."""
+    folder = folder or cache_dir() / "suites" / suite
     for name in ("lists/partial", "cache/archives/partial", "debs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     lines = [line.replace("deb ", f"deb [signed-by={KEYRING}] ", 1) for line in sources(suite)]
@@ -92,6 +93,14 @@ def kernel(suite: str) -> Path:
             return _unpack(apt, folder, wanted, "kernel")
 
         return _known(folder, "kernel", make)
+
+
+def alone(suite: str, package: str, folder: Path) -> Path:
+    """A folder below this one with the files of ``name=version`` from the suite, and nothing it
+    depends on.  Not in the cache, where root would leave files that the user cannot replace."""
+    with _apt(suite, folder) as (apt, _):
+        apt("apt-get", "update", "-q")
+        return _unpack(apt, folder, [package], package.partition("=")[0])
 
 
 def program(suite: str, package: str, path: str) -> list[str]:
