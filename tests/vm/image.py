@@ -56,6 +56,7 @@ SMALL_SIZE = 32 * MIB  # a second target, too small for any image
 SWAP_SIZE = 4096 * MIB  # a swap area, not in /etc/fstab
 SPARE_SIZE = 3072 * MIB  # empty, for a file system of the test's choice
 KEPT_IMAGES = int(os.environ.get("KJUMP_KEPT_IMAGES", "2"))
+KEPT_BASES = KEPT_IMAGES + 4  # two other suites, and two kinds with more in them
 KEPT_SNAPSHOTS = 12
 
 USER = "alice"
@@ -555,8 +556,8 @@ def build_cached(
             result = build_disk(root, image)
         prune(cache, f"{kind}-*.qcow2", KEPT_IMAGES)
         prune_snapshots(cache)
-        prune(cache, "kernels-*.tar.zst", KEPT_IMAGES)
-        prune(cache, "base-*.tar.zst", KEPT_IMAGES)
+        prune(cache, "kernels-*.tar.zst", KEPT_BASES)
+        prune(cache, "base-*.tar.zst", KEPT_BASES)
         return result
 
 
