@@ -158,6 +158,24 @@ def test_plymouth_is_put_in_where_it_is_wanted_and_there(
     assert "no Plymouth here (plymouthd)" in capsys.readouterr().out
 
 
+def test_libraries_of_what_is_opened_by_name(tmp_path: Path) -> None:
+    """dracut looks for them only where a file is executable, which a plugin is not on Debian."""
+    plugin = next(found for path in sys.path for found in Path(path).glob("_ctypes.*.so"))
+    copy = tmp_path / str(plugin)[1:]
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(plugin.read_bytes())
+    module = ROOT / "packaging/dracut/95kjump-helper/module-setup.sh"
+    code = f'. {module}; inst_multiple() {{ printf "%s\\n" "$@"; }}; install_needed'
+    done = subprocess.run(
+        ["bash", "-ec", code], env=os.environ | {"initdir": str(tmp_path)}, check=True,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert not done.stderr
+    found = done.stdout.split()
+    assert {name.split(".so")[0] for name in map(os.path.basename, found)} >= {"libffi", "libc"}
+    assert all(Path(name).is_file() for name in found)
+
+
 def test_what_systemd_opens_by_name_and_needs() -> None:
     build = script("build-helper-initrd")
     note = '[{"feature":"mount","description":"-","priority":"%s","soname":["libmount.so.1"]}]\0'

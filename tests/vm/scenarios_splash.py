@@ -31,9 +31,8 @@ Scenario = Callable[[Image], None]
 WORDS = "splash plymouth.ignore-serial-consoles"
 RATE = 4 * MIB
 """Of the disk, in bytes a second: slow enough to look at the screen."""
-CONSOLE, TEXT = (0, 0, 0), (46, 52, 54)
-"""Colours: there is no splash screen; the theme is Plymouth's own for a display whose graphics are
-not there in time ("text"), which writes what it is told on that ground."""
+CONSOLE = (0, 0, 0)
+"""Colour: there is no splash screen."""
 RESUMING, SAVING, ANOTHER = (0, 255, 0), (0, 0, 255), (255, 255, 0)
 """Colours: our theme was told a line that begins with "resuming", with "saving", or another line of
 ours.  Before the first one it is red."""
@@ -68,6 +67,42 @@ def shows(guest: Guest, *wanted: Colour, deadline: float = 60) -> None:
             return
         time.sleep(0.2)
     raise guest.error(f"the screen shows none of {wanted}, but in turn {seen}")
+
+
+DRAWING = "kjtest-drawing"
+"""A unit of the session: the program that draws, as a desktop does."""
+
+
+def draws(guest: Guest, colour: Colour) -> None:
+    """Have the session's program draw, and see it on the screen."""
+    text = {SAVING: "saving  it", ANOTHER: "session"}[colour]
+    guest.check(f"plymouth display-message --text='{text}'")
+    shows(guest, colour, deadline=30)
+
+
+def begin_to_draw(guest: Guest) -> None:
+    """Have a program in the session that draws on the display, on a terminal of its own: another
+    plymouthd.
+
+    It is there across the jump, so it must leave the display for the change of terminals and take
+    it again, and the driver's state must be what it left.  It does not draw by itself when it is
+    back: the screen is dark until then, as after a suspend to RAM of the same guest.
+    """
+    guest.check(
+        # Without a console on the display nobody has asked yet what is connected.
+        "for each in /sys/class/drm/card0-*/status; do echo detect >$each; done\n"
+        f"systemd-run --collect --unit={DRAWING} plymouthd --no-daemon --no-boot-log"
+        f" --mode=shutdown --kernel-command-line='{WORDS}'\n"
+        "until plymouth --ping; do sleep 0.1; done; plymouth show-splash"
+    )
+    draws(guest, ANOTHER)
+
+
+def request_as_root(guest: Guest) -> None:
+    """Hibernate; not waited for.  The user's session is not the one in front while that draws, so
+    she may not ask for it."""
+    guest.seen = len(guest.console())
+    guest.spawn("kjumpctl hibernate")
 
 
 def resuming(guest: Guest) -> None:
@@ -132,10 +167,10 @@ def give_the_helper_one(guest: Guest) -> None:
 
 def helper(_: Image) -> None:
     """The helper shows with Plymouth what it saves; Esc is heard beside it; so does a restore in
-    place."""
+    place.  The session's display works after each."""
 
     def press(guest: Guest) -> None:
-        shows(guest, SAVING, TEXT)
+        shows(guest, SAVING)
         guest.press("esc")
 
     from .run import plymouth_image
@@ -144,18 +179,21 @@ def helper(_: Image) -> None:
         ready(first)
         first.start_work(100)
         give_the_helper_one(first)
+        begin_to_draw(first)
         cancelled(first, lambda: press(first), "Esc")
+        draws(first, ANOTHER)
         first.slow_disk(RATE)
-        request(first)
+        request_as_root(first)
         first.wait_console(r"kjump: saving +\d+ %", SAVE)
-        shows(first, SAVING, TEXT)
+        shows(first, SAVING)
         first.slow_disk(0)
         power_off(first)
         with first.again(kernel="stock", words=f"{WORDS} kjump.restore=in-place") as again:
             again.wait_console(r"kjump: resuming .* in place:", SAVE)
             again.slow_disk(RATE)
-            shows(again, RESUMING, TEXT)
+            shows(again, RESUMING)
             runs_on(again, "in-place")
+            draws(again, SAVING)
 
 
 def plymouth(_: Image) -> None:
@@ -166,13 +204,15 @@ def plymouth(_: Image) -> None:
         ready(first)
         first.start_work(100)
         with boot(first) as guest:
-            request(guest)
+            begin_to_draw(guest)
+            request_as_root(guest)
             power_off(guest)
             with guest.again(words=f"{WORDS} kjump.restore=in-place") as again:
                 again.wait_console(r"kjump: resuming the session of ")
                 # The first line is soon followed by the one that tells of the way.
                 shows(again, RESUMING, ANOTHER)
                 runs_on(again, "in-place")
+                draws(again, SAVING)
 
 
 ALWAYS: dict[str, Scenario] = {}

@@ -40,9 +40,12 @@ CORE_HEADER_ROOM = NOTE - CORE_HEADER
 NOTE_ROOM = (128 << 10) + PAGE
 USED = NOTE + NOTE_ROOM
 
-KEPT_WORDS = ("no5lvl", "nokaslr", "no_console_suspend", "no_timer_check", "noapic", "nolapic")
+KEPT_WORDS = (
+    "no5lvl", "nokaslr", "no_console_suspend", "no_timer_check", "noapic", "nolapic", "nomodeset"
+)  # fmt: skip
 """Words of the running kernel's command line that the next one needs as well: the paging mode
-must be the same, and what this machine needs to boot it needs again."""
+must be the same, what this machine needs to boot it needs again, and a display that the session
+leaves in the firmware's mode it could not bring back to that."""
 
 CPUS = 4
 """Processors a kernel in the window is given at the most, where nothing else is said."""

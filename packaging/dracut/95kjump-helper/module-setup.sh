@@ -72,6 +72,16 @@ install_plymouth() {
     return 0
 }
 
+# What the libraries need in turn that are opened by name, Plymouth's plugins among them: dracut
+# looks for that only where a file is executable, which none of them is on Debian.
+install_needed() {
+    local needed
+    needed=$(find "$initdir" -type f -name '*.so*' -printf '/%P\n' | xargs -r ldd 2> /dev/null |
+        sed -nE 's/.* => (\/[^ ]+) .*/\1/p' | sort -u)
+    # shellcheck disable=SC2086  # names of files, without blanks
+    [[ ! $needed ]] || inst_multiple $needed
+}
+
 install() {
     local lib="${systemdutildir:-/usr/lib/systemd}"
 
@@ -122,6 +132,7 @@ install() {
     if [[ $KJUMP_PLYMOUTH ]]; then
         install_plymouth || dwarn "kjump-helper: Plymouth could not be put in"
     fi
+    install_needed || { dfatal "kjump-helper: cannot copy the libraries"; exit 1; }
 
     "${KJUMP_LIBEXEC:-/usr/libexec/kjump}/initrd-files" helper --into "$initdir" ||
         { dfatal "kjump-helper: cannot copy the Python files"; exit 1; }
