@@ -32,10 +32,10 @@ class Terminal:
         assert thread.is_alive()
         return thread
 
-    def read(self, seconds: float) -> None:
+    def read(self, seconds: float, until: bytes | None = None) -> None:
         end = time.monotonic() + seconds
         os.set_blocking(self.master, False)
-        while time.monotonic() < end:
+        while time.monotonic() < end and (until is None or until not in self.seen):
             try:
                 self.seen += os.read(self.master, 65536)
             except BlockingIOError:
@@ -52,15 +52,19 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     os.close(made.slave)
 
 
-def test_a_line_waits_for_who_writes_just_then(terminal: Terminal) -> None:
+def test_a_line_waits_for_who_writes_just_then(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "PATIENCE", 30.0)  # this machine may be slow, too
     other = terminal.fill()
     says = threading.Thread(target=console.say, args=("hello",))
     says.start()
     time.sleep(0.1)
-    terminal.read(0.8)
+    line = b"kjump: hello\r\n"
+    terminal.read(30, until=line)
     other.join(1)
     says.join(1)
-    assert b"kjump: hello\r\n" in terminal.seen
+    assert line in terminal.seen
 
 
 def test_lines_of_all_threads_come_whole(terminal: Terminal) -> None:
