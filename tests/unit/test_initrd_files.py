@@ -13,6 +13,8 @@ from types import ModuleType
 
 import pytest
 
+from kjump.machine import displays
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "packaging/libexec"
 ENTRY = {"helper": "kjump.helper.copy, kjump.helper.leave", "resume": "kjump.resume.main"}
@@ -136,9 +138,9 @@ def test_displays_their_drivers_and_what_a_picture_takes(tmp_path: Path) -> None
     for name, modes in (("card0-DP-1", "1920x1200\n800x600\n"), ("card0-DP-2", "")):
         (drm / name).mkdir()
         (drm / name / "modes").write_text(modes)
-    assert build.drivers_of_displays(drm) == {"bochs"}
+    assert displays.drivers(drm) == {"bochs"}
     assert build.picture(drm) == 1920 * 1200 * 4
-    assert build.drivers_of_displays(tmp_path) == set()
+    assert displays.drivers(tmp_path) == set()
     assert build.picture(tmp_path) == build.PICTURE
 
 

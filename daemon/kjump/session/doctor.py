@@ -23,6 +23,7 @@ from kjump.errors import (
     NoSnapshotDevice,
     TargetTooSmall,
 )
+from kjump.machine import displays
 from kjump.session import areas, readiness
 from kjump.session.devices import FILE, SWAP, Device, SwapArea, swaps
 from kjump.session.readiness import Facts, mib
@@ -75,6 +76,8 @@ class Surroundings:
     """Seconds since 1970: when the helper's initrd and the running kernel's modules were made."""
     plymouth: bool = False
     """Whether the helper's initrd is to have Plymouth, as configured."""
+    displays: tuple[str, ...] = ()
+    """Modules that drive this session's displays."""
     installed: tuple[str, ...] = ()
     """Releases of the kernels in /boot, oldest first."""
     configs: Mapping[str, str] = field(default_factory=dict)
@@ -198,6 +201,14 @@ def helper_age(facts: Facts, more: Surroundings) -> Finding:
         return warning(name, NoHelperInitrd(what))
     if version and bool(more.helper.get("plymouth")) != more.plymouth:
         what = f"The helper's initrd was made {'without' if more.plymouth else 'with'} Plymouth."
+        return warning(name, NoHelperInitrd(what))
+    told = more.helper.get("displays")
+    foreign = sorted({*told} - {*more.displays}) if isinstance(told, list) else []
+    if foreign:
+        what = (
+            f"The helper drives the display with {', '.join(foreign)}, which this session does"
+            " not: its screen may stay dark afterwards."
+        )
         return warning(name, NoHelperInitrd(what))
     return Finding(name, OK, f"The helper's initrd is kjump {VERSION}'s, made for {facts.release}.")
 
@@ -337,6 +348,7 @@ def read(settings: Settings, facts: Facts) -> Surroundings:
         helper=document(initrd.with_suffix(".json")),
         helper_made=made(initrd),
         plymouth=settings.helper.plymouth,
+        displays=tuple(displays.drivers()),
         modules_made=made(MODULES / facts.release / "modules.dep"),
         installed=tuple(releases),
         configs=configurations(releases[-1:]),

@@ -1,0 +1,17 @@
+"""The displays of this machine: what drives them.
+
+Runs in the session.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+DRM = Path("/sys/class/drm")
+
+
+def drivers(drm: Path = DRM) -> set[str]:
+    """Modules that drive the displays; what is built into the kernel has none."""
+    modules = (card / "device/driver/module" for card in drm.glob("card*"))
+    return {Path(os.path.realpath(module)).name for module in modules if module.exists()}
