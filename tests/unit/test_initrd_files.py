@@ -6,6 +6,7 @@ import importlib.machinery
 import importlib.util
 import os
 import py_compile
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -201,6 +202,61 @@ def test_an_initrd_in_which_systemd_would_not_start_is_refused(
     assert build.missing(b"usr/lib/libc.so.6\0") == ["libx.so.2"]
     assert build.missing(b"libx.so.2\0") == ["libx.so.2"]  # a note, not a file's name
     assert build.missing(b"usr/lib/libx.so.1\0") == []
+
+
+def archive(root: Path) -> bytes:
+    """A folder as a cpio archive."""
+    names = "\n".join(str(p.relative_to(root)) for p in sorted(root.rglob("*")))
+    command = ["cpio", "-o", "-H", "newc", "--quiet"]
+    done = subprocess.run(command, input=names.encode(), cwd=root, check=True, capture_output=True)
+    return done.stdout
+
+
+def test_what_does_not_start_in_the_initrd_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0 or shutil.which("cpio") is None:
+        pytest.skip("no chroot, or no cpio")
+    build = script("build-helper-initrd")
+    monkeypatch.setattr(build, "STARTS", build.STARTS[-1:])  # this machine may have no systemd
+    whole, without = tmp_path / "whole", tmp_path / "without"
+    initrd_files("helper", "--into", str(whole))
+    found = tmp_path / "found"
+    found.mkdir()
+    assert build.unable(archive(whole), found) == []
+    whole.rename(without)
+    for library in without.rglob("libm.so.6"):
+        library.unlink()
+    (again := tmp_path / "again").mkdir()
+    (line,) = build.unable(archive(without), again)
+    assert line.startswith("/usr/bin/python3: ") and "libm.so.6" in line
+
+
+@pytest.mark.parametrize(("fails", "made"), [(0, 1), (1, 2), (2, 2)])
+def test_dracut_is_asked_once_more_where_its_initrd_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int, made: int
+) -> None:
+    build = script("build-helper-initrd")
+    (tmp_path / "bin").mkdir()
+    dracut = tmp_path / "bin/dracut"
+    asked = tmp_path / "asked"
+    dracut.write_text(f'#!/bin/sh\necho >>{asked}\nfor o; do :; done\necho | zstd -q >"$o"\n')
+    dracut.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{dracut.parent}:{os.environ['PATH']}")
+    answers = iter([["systemd: broken"]] * fails + [[]])
+    monkeypatch.setattr(build, "unable", lambda *_: next(answers))
+    monkeypatch.setattr(build, "missing", lambda _: [])
+    monkeypatch.setattr(build, "existing", lambda *_: [])
+    output = tmp_path / "helper.img"
+    output.write_text("the one before")
+    if fails < build.TRIES:
+        build.build("6.12.0", output, plymouth=False)
+        assert output.read_bytes() != b"the one before"
+    else:
+        with pytest.raises(SystemExit, match="does not start"):
+            build.build("6.12.0", output, plymouth=False)
+        assert output.read_text() == "the one before"
+    assert len(asked.read_text().splitlines()) == made
 
 
 def test_kernels_are_found_in_boot_and_beside_their_modules(
