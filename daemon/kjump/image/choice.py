@@ -7,10 +7,14 @@ what a byte of memory costs with a compression is the larger one of
 - the seconds of one processor for it, shared among the processors, and
 - the seconds the target takes for what is stored of it,
 
-and the compression that costs least is chosen.  The first is known once a compression was used, and
-each is tried now and then.  The second is measured between two writes that end while others wait;
-while none waits, the target is taken to be ever faster, until either it is waited for again, or
-the processors have nothing left to do less.
+and besides what is stored is read again at the resume, with somebody waiting.  The compression that
+costs least is chosen.  The first is known once a compression was used, and each is tried now and
+then.  The second is measured between two writes that end while others wait; while none waits, the
+target is taken to be ever faster, until either it is waited for again, or the processors have
+nothing left to do less.
+
+Memory is a mixture, and with what nothing compresses all compressions are alike.  So only chunks
+that became smaller say what a compression is worth.
 """
 
 from __future__ import annotations
@@ -26,10 +30,17 @@ IDLE = 1
 """With no more than these it is not: any one write takes a while."""
 FASTER = 0.97
 """Each time the target is not waited for, its seconds are taken to be that much fewer."""
+READ = 0.5
+"""What a second of reading at the resume counts, beside one of saving.  (A target is read at least
+as fast as it is written.)"""
+SMALLER = 63 / 64
+"""What is not stored in this share of its size did not become smaller; the rest is for the head."""
+IN_VAIN = 8
+"""Chunks after which a compression is tried again that nothing became smaller with yet."""
 WEIGHT = 0.1
 """Of the newest measurement in an average."""
 TRY_AGAIN = 64
-"""Chunks after which a harder compression than the best one is tried again, where it did not cost
+"""Chunks after which another compression than the best one is tried again, where it did not cost
 more; one that cost so many times as much is tried so many times as rarely."""
 
 
@@ -52,6 +63,9 @@ class Choice:
         self._writing = 0
         self._ended: float | None = None
         self._since: dict[str, int] = dict.fromkeys(HARDER, 0)
+        self._tried: set[str] = set()
+        self._stale: set[str] = set()
+        """Tried again after a while: what was known of them does not count."""
         self._lock = threading.Lock()
 
     def choose(self, *, roomy: bool) -> str:
@@ -64,19 +78,36 @@ class Choice:
             chosen = best = min(usable, key=self._cost)
             for name in HARDER:
                 self._since[name] += 1
-            if best != HARDER[-1] and self._target and self._waits_for_target(best):
-                harder = HARDER[HARDER.index(best) + 1]
-                owed = self._since[harder] * self._cost(best) > TRY_AGAIN * self._cost(harder)
-                if owed or harder not in self._costs:
-                    chosen = harder
+            other = self._worth_a_try(best, usable)
+            if other is not None:
+                since = self._since[other]
+                if other in self._costs:
+                    owed = since * self._cost(best) > TRY_AGAIN * self._cost(other)
+                else:
+                    owed = since > IN_VAIN or other not in self._tried
+                if owed:
+                    chosen = other
+                    self._stale.add(other)
             self._since[chosen] = 0
+            self._tried.add(chosen)
             return chosen
+
+    def _worth_a_try(self, best: str, usable: tuple[str, ...]) -> str | None:
+        """The next harder one where the target is waited for, else the next easier one: it may
+        not be what it was taken for."""
+        at = usable.index(best)
+        if self._target and self._waits_for_target(best):
+            return usable[at + 1] if at + 1 < len(usable) else None
+        return usable[at - 1] if at else None
 
     def packed(self, name: str, size: int, stored: int, seconds: float) -> None:
         """``size`` bytes of memory became ``stored`` bytes in so many seconds of a processor."""
+        if name != NONE and stored > SMALLER * size:
+            return
         new = _Cost(seconds / size, stored / size)
         with self._lock:
-            old = self._costs.get(name, new)
+            old = new if name in self._stale else self._costs.get(name, new)
+            self._stale.discard(name)
             self._costs[name] = _Cost(
                 _mixed(old.seconds, new.seconds), _mixed(old.stored, new.stored)
             )
@@ -103,7 +134,8 @@ class Choice:
         cost = self._costs.get(name)
         if cost is None:
             return float(HARDER.index(name))
-        return max(self._seconds(name), cost.stored * self._target)
+        target = cost.stored * self._target
+        return max(self._seconds(name), target) + READ * target
 
     def _seconds(self, name: str) -> float:
         """Of all processors for a byte of memory.  A harder compression does all that an easier one
