@@ -28,7 +28,7 @@ WAITING = 3
 """With so many writes under way the target is what is waited for."""
 IDLE = 1
 """With no more than these it is not: any one write takes a while."""
-FASTER = 0.97
+FASTER = 0.985
 """Each time the target is not waited for, its seconds are taken to be that much fewer."""
 READ = 0.5
 """What a second of reading at the resume counts, beside one of saving.  (A target is read at least
@@ -65,7 +65,8 @@ class Choice:
         self._since: dict[str, int] = dict.fromkeys(HARDER, 0)
         self._tried: set[str] = set()
         self._stale: set[str] = set()
-        """Tried again after a while: what was known of them does not count."""
+        """Easier ones that are tried again: what was known of them does not count, because an
+        average comes down from a disturbance only slowly with so few trials."""
         self._lock = threading.Lock()
 
     def choose(self, *, roomy: bool) -> str:
@@ -87,7 +88,8 @@ class Choice:
                     owed = since > IN_VAIN or other not in self._tried
                 if owed:
                     chosen = other
-                    self._stale.add(other)
+                    if HARDER.index(other) < HARDER.index(best):
+                        self._stale.add(other)
             self._since[chosen] = 0
             self._tried.add(chosen)
             return chosen
