@@ -110,6 +110,14 @@ def test_a_disturbance_is_not_believed_for_ever(rate: float) -> None:
     assert used[NONE] > 900, used
 
 
+def test_a_disk_that_stands_still_now_and_then_is_not_taken_for_a_slow_one() -> None:
+    def disk(now: float) -> float:
+        return GB / 0.2 if now * 5 % 1 < 0.9 else 150 * GB  # nearly a third of a second for a chunk
+
+    took, used = copy(EMULATED, disk)
+    assert used[ZSTD] < 30 and used[LZ4] > 800, used
+
+
 def test_a_disk_that_becomes_slower_or_faster_is_noticed() -> None:
     slow_then_fast = copy(TEXT, lambda t: GB / (0.1 if t < 4 else 20), chunks=3000)[1]
     assert slow_then_fast[NONE] > 1000 and slow_then_fast[ZSTD] > 500, slow_then_fast

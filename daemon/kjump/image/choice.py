@@ -28,8 +28,11 @@ WAITING = 3
 """With so many writes under way the target is what is waited for."""
 IDLE = 1
 """With no more than these it is not: any one write takes a while."""
-FASTER = 0.985
+FASTER = 0.97
 """Each time the target is not waited for, its seconds are taken to be that much fewer."""
+SLOWER = 2.0
+"""No one write counts as so many times slower than the target is taken to be: now and then one has
+to wait for something else."""
 READ = 0.5
 """What a second of reading at the resume counts, beside one of saving.  (A target is read at least
 as fast as it is written.)"""
@@ -125,7 +128,8 @@ class Choice:
             before, self._ended = self._ended, now
             if self._writing >= WAITING and before is not None and size:
                 new = (now - before) / size
-                self._target = _mixed(self._target or new, new)
+                known = self._target or new
+                self._target = _mixed(known, min(new, SLOWER * known))
             self._writing -= 1
             if self._writing < WAITING - 1:
                 self._ended = None  # the next interval is no measure of the target
