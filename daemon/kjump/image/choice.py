@@ -28,7 +28,7 @@ WAITING = 3
 """With so many writes under way the target is what is waited for."""
 IDLE = 1
 """With no more than these it is not: any one write takes a while."""
-FASTER = 0.985
+FASTER = 0.97
 """Each time the target is not waited for, its seconds are taken to be that much fewer."""
 SLOWER = 2.0
 """No one write counts as so many times slower than the target is taken to be: now and then one has
