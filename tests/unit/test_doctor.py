@@ -13,6 +13,7 @@ import pytest
 from kjump import VERSION, errors
 from kjump.cli import doctor as looking
 from kjump.cli import main as kjumpctl
+from kjump.machine import displays
 from kjump.session import doctor, readiness
 from kjump.session.devices import FILE, SWAP, SwapArea
 from kjump.session.doctor import FAILED, OK, SKIPPED, WARNING, Finding, Surroundings
@@ -189,6 +190,11 @@ def test_the_configuration_is_named_with_its_line() -> None:
     changed = looking.of_settings(Settings(), {"Target": {"spec": "/dev/b"}})
     assert [f.state for f in changed] == [WARNING] and "reload" in changed[0].advice
     assert [f.state for f in looking.of_settings(Settings(), {})] == [OK]
+
+
+def test_the_displays_of_the_session_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(displays, "drivers", lambda: {"bochs"})
+    assert doctor.read(Settings(), READY).displays == ("bochs",)
 
 
 def test_the_boot_initrd() -> None:

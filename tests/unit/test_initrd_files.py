@@ -267,17 +267,39 @@ def test_what_does_not_start_in_the_initrd_is_named(
     assert line.startswith("/usr/bin/python3: ") and "libm.so.6" in line
 
 
+def pretend_dracut(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A dracut that makes an initrd of nothing; a file with a line for each time it was asked."""
+    (folder / "bin").mkdir()
+    dracut, asked = folder / "bin/dracut", folder / "asked"
+    dracut.write_text(f'#!/bin/sh\necho >>{asked}\nfor o; do :; done\necho | zstd -q >"$o"\n')
+    dracut.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{dracut.parent}:{os.environ['PATH']}")
+    return asked
+
+
+def test_what_drives_the_displays_is_told_beside_the_initrd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """doctor compares it with what the session has."""
+    build = script("build-helper-initrd")
+    pretend_dracut(tmp_path, monkeypatch)
+    monkeypatch.setattr(build, "unable", lambda *_: [])
+    monkeypatch.setattr(build, "missing", lambda _: [])
+    monkeypatch.setattr(build, "existing", lambda names, _release: sorted(names))
+    monkeypatch.setattr(displays, "drivers", lambda: {"bochs"})
+    for screen in (0, 1):
+        monkeypatch.setattr(build, "splash", lambda _, screen=screen: screen)
+        figures = build.build("6.12.0", tmp_path / "helper.img", plymouth=bool(screen))
+        assert figures["displays"] == (["bochs"] if screen else [])
+        assert ("bochs" in figures["drivers"]) is bool(screen)
+
+
 @pytest.mark.parametrize(("fails", "made"), [(0, 1), (1, 2), (2, 2)])
 def test_dracut_is_asked_once_more_where_its_initrd_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int, made: int
 ) -> None:
     build = script("build-helper-initrd")
-    (tmp_path / "bin").mkdir()
-    dracut = tmp_path / "bin/dracut"
-    asked = tmp_path / "asked"
-    dracut.write_text(f'#!/bin/sh\necho >>{asked}\nfor o; do :; done\necho | zstd -q >"$o"\n')
-    dracut.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{dracut.parent}:{os.environ['PATH']}")
+    asked = pretend_dracut(tmp_path, monkeypatch)
     answers = iter([["systemd: broken"]] * fails + [[]])
     monkeypatch.setattr(build, "unable", lambda *_: next(answers))
     monkeypatch.setattr(build, "missing", lambda _: [])

@@ -65,8 +65,7 @@ class Choice:
         """Seconds the target takes for a byte; 0: it was never waited for."""
         self._writing = 0
         self._ended: float | None = None
-        self._since: dict[str, int] = dict.fromkeys(HARDER, 0)
-        self._tried: set[str] = set()
+        self._since: dict[str, int] = dict.fromkeys(HARDER, IN_VAIN)
         self._stale: set[str] = set()
         """Easier ones that are tried again: what was known of them does not count, because an
         average comes down from a disturbance only slowly with so few trials."""
@@ -88,13 +87,12 @@ class Choice:
                 if other in self._costs:
                     owed = since * self._cost(best) > TRY_AGAIN * self._cost(other)
                 else:
-                    owed = since > IN_VAIN or other not in self._tried
+                    owed = since > IN_VAIN
                 if owed:
                     chosen = other
                     if HARDER.index(other) < HARDER.index(best):
                         self._stale.add(other)
             self._since[chosen] = 0
-            self._tried.add(chosen)
             return chosen
 
     def _worth_a_try(self, best: str, usable: tuple[str, ...]) -> str | None:

@@ -44,9 +44,7 @@ start:
 	movq	%rax, %cr3			/* maps these pages, the target and what is cleared */
 	movq	stack(%rip), %rsp
 	movq	zeros(%rip), %rsi
-	testq	%rsi, %rsi
-	jnz	clear
-	jmpq	*target(%rip)
+	jmp	clear
 
 	.org	0x60
 	.globl	kept
@@ -71,6 +69,8 @@ zeros:	.quad	0				/* what to clear; 0: nothing */
  * processor; `rep stosb` is not, without ERMS.
  */
 clear:
+	testq	%rsi, %rsi
+	jz	cleared
 	xorl	%eax, %eax
 next:
 	movl	8(%rsi), %ecx

@@ -31,8 +31,7 @@ def choose(words: Sequence[str], *, pages: int, available: int, restorer: bool) 
     """Which way to take: beside the boot kernel where that has room, else in place.
 
     ``pages``: those to be loaded; ``available``: bytes; ``restorer``: whether one lies with the
-    image.  ``kjump.restore=snapshot|in-place`` among the command line's words
-    forces it.
+    image.  ``kjump.restore=snapshot|in-place`` among the command line's words forces it.
     """
     for way in (SNAPSHOT, IN_PLACE):
         if f"kjump.restore={way}" in words:

@@ -23,7 +23,7 @@ from kjump.errors import (
 from kjump.handoff import report as reports
 from kjump.image import fingerprint, skip, superblocks
 from kjump.image.extents import Extents
-from kjump.image.layout import COMPLETE, EXTENT, RESTORING, Extent
+from kjump.image.layout import COMPLETE, EXTENT, RESTORING
 from kjump.image.place import check_pages, pieces
 from kjump.image.read import Image
 from kjump.machine import code, memory
@@ -161,8 +161,8 @@ def beside(
     """
     page = report_page(description, outcome)
     start, end = (int(x) for x in description["window"])
-    found = index.replaced(page.pfn, 1, Extent(page.pfn, 1))
-    zeros, rest = found.split((end - start) // ZEROS_SHARE // EXTENT.size)
+    most = (end - start) // ZEROS_SHARE // EXTENT.size
+    zeros, rest = index.replaced(page.pfn, 1, None).split(most)
     jump = code.jump_pages(
         start,
         int(description["jump_back"]),
