@@ -94,3 +94,13 @@ def test_a_console_that_takes_nothing_is_waited_for_once(terminal: Terminal) -> 
     console.say("again")
     terminal.read(0.2)
     assert b"kjump: again" in terminal.seen and not console._stuck
+
+
+def test_progress_tells_the_end_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(console, "say", said.append)
+    progress = console.Progress("saving", 8 << 20, interval=60.0)
+    for _ in range(8):
+        progress.add(1 << 20)
+    progress.at(8 << 20)
+    assert [line.split("  ")[:2] for line in said] == [["saving 100 %", "8 of 8 MiB"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from kjump.session import reclaim
 from kjump.session.reclaim import MIB, Means
+from tests.cached import cached
 
 
 @dataclass
@@ -95,3 +97,14 @@ def test_a_kernel_that_does_not_know_swappiness_is_not_asked_without_it(tmp_path
 @pytest.mark.parametrize(("need", "free", "wanted"), [(10, 3, MIB), (MIB, MIB, 0), (5, 9, 0)])
 def test_missing_is_in_whole_mebibytes(need: int, free: int, wanted: int) -> None:
     assert reclaim.missing(need, free) == wanted
+
+
+def test_a_file_is_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(MIB))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    if cached(path) == 0:
+        pytest.skip("this file system has no page cache to give up")
+    reclaim.forget(path)
+    assert cached(path) == 0

@@ -6,10 +6,12 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from .guest import Guest, GuestError, Message, Result, tail
 
+CACHED = Path(__file__).parents[1] / "cached.py"
 SAVE = 400.0
 """Seconds until the machine is off or the session runs again, at the slowest, in emulation."""
 
@@ -74,6 +76,13 @@ def work_holds(guest: Guest) -> Message:
 
 def nothing_staged(guest: Guest) -> None:
     expect("staged kexec image", guest.check("cat /sys/kernel/kexec_loaded").strip(), "0")
+
+
+def helper_not_cached(guest: Guest) -> None:
+    """What was staged was not saved a second time, as the page cache of its files."""
+    guest.put(CACHED.read_bytes(), "/tmp/cached.py")
+    found = guest.check("python3 /tmp/cached.py /var/lib/kjump/helper-$(uname -r).img")
+    require("the helper's initrd is not in the page cache", int(found) < 1 << 20, found)
 
 
 def request(guest: Guest) -> int:

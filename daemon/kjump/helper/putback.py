@@ -98,14 +98,14 @@ def put_back(image: Image, started: float, chance: Chance) -> Cell:
     extents = image.index()
     check_pages(extents, description)
     skippable = Skippable(image, chance)
-    total = image.superblock.data_pages + image.superblock.zero_pages
     title = f"resuming {description.get('hostname', '')} in place:"
     phases = {"restorer boot": round(started, 3)}
     ranges = pieces(description)
     with memory.PhysicalMemory(writable=True) as physical:
         places = Places(physical, ranges)
         while True:
-            progress = Progress(title, total * PAGE)
+            # Those of zeros are cleared in no time.
+            progress = Progress(title, image.superblock.data_pages * PAGE)
 
             def write(chunk: Chunk, progress: Progress = progress) -> None:
                 places.write(chunk.extents, chunk.data)

@@ -71,7 +71,7 @@ def _write(path: Path, line: bytes) -> None:
 
 
 class Progress:
-    """Says how far a copy is, at most once in ``interval`` seconds."""
+    """Says how far a copy is, at most once in ``interval`` seconds, and when all of it is done."""
 
     def __init__(self, what: str, total: int, interval: float = 1.0) -> None:
         """``total``: bytes that will be copied."""
@@ -79,7 +79,7 @@ class Progress:
         self._total = max(total, 1)
         self._interval = interval
         self._start = self._last = time.monotonic()
-        self._done = 0
+        self._done = self._said = 0
         self._lock = threading.Lock()
 
     def add(self, more: int) -> None:
@@ -91,9 +91,10 @@ class Progress:
     def at(self, done: int) -> None:
         """``done``: bytes so far."""
         now = time.monotonic()
-        if now - self._last < self._interval:
+        ended = self._said < self._total <= done
+        if now - self._last < self._interval and not ended:
             return
-        self._last = now
+        self._last, self._said = now, done
         say(self.line(done, now - self._start))
 
     def line(self, done: int, seconds: float) -> str:

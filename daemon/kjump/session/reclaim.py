@@ -74,6 +74,15 @@ def drop(what: str) -> None:
     DROP_CACHES.write_text(what)
 
 
+def forget(path: Path) -> None:
+    """Give up a file's page cache, which would be saved with the session and loaded again.
+
+    Only a hint (posix_fadvise(2)): what is dirty, or mapped by others, stays.
+    """
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 @dataclass(frozen=True)
 class Means:
     """What reclaiming does to the machine."""

@@ -462,6 +462,9 @@ def load(
         syscalls.kexec_load(entry, segments, preserve_context=True)
     except OSError as error:
         raise StagingFailed(f"The kernel refused the staged helper: {error.strerror}.") from error
+    del segments  # pages that are mapped would stay
+    for path in (sizing.kernel, sizing.initrd):
+        reclaim.forget(path)
 
 
 def damage(packed: bytes, kind: str = "damaged-handoff") -> bytes:
