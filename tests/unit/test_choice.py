@@ -18,6 +18,8 @@ GB = 1e-9
 TEXT = {NONE: (0.3 * GB, 1.0), LZ4: (1.5 * GB, 0.4), ZSTD: (2.5 * GB, 0.3)}
 NOISE = {NONE: (0.3 * GB, 1.0), LZ4: (0.5 * GB, 1.0), ZSTD: (0.4 * GB, 1.0)}
 EMULATED = {NONE: (0.8 * GB, 1.0), LZ4: (5 * GB, 0.4), ZSTD: (26 * GB, 0.3)}
+SLOW = {NONE: (0.8 * GB, 1.0), LZ4: (8 * GB, 0.57), ZSTD: (18 * GB, 0.33)}
+"""As measured in an emulated guest with two processors."""
 
 Costs = dict[str, tuple[float, float]]
 
@@ -49,16 +51,17 @@ def copy(
         return moment
 
     for number in range(chunks):
-        now = max(now, heapq.heappop(free))
+        mine = costs(number) if callable(costs) else costs
+        gathering = mine[NONE][0] * SIZE
+        now = max(now, heapq.heappop(free) + gathering)
         while writes and writes[0][0] <= now:
             end()
         name = fixed or choice.choose(roomy=roomy)
         used[name] += 1
-        mine = costs(number) if callable(costs) else costs
         seconds, stored = mine[name][0] * SIZE, int(mine[name][1] * SIZE)
         seconds *= 50 if number in disturbed and name == NONE else 1
         choice.packed(name, SIZE, stored, seconds)
-        done = now + seconds
+        done = now + seconds - gathering
         while writes and (len(writes) > 3 or writes[0][0] <= done):
             done = max(done, end())
         heapq.heappush(free, done)
@@ -76,7 +79,7 @@ def test_it_comes_close_to_the_best_of_the_three(costs: Costs, rate: float, chun
     fixed = (copy(costs, lambda _: GB / rate, fixed=name, chunks=chunks)[0] for name in HARDER)
     took, used = copy(costs, lambda _: GB / rate, chunks=chunks)
     best = min(fixed)
-    assert took < 1.15 * best, (took / best, used)
+    assert took < 1.06 * best, (took / best, used)
 
 
 @pytest.mark.parametrize("text", [TEXT, EMULATED], ids=["text", "emulated"])
@@ -92,7 +95,17 @@ def test_a_mixture_is_judged_by_what_becomes_smaller(
 
     best = min(copy(costs, lambda _: GB / rate, fixed=name)[0] for name in HARDER)
     took, used = copy(costs, lambda _: GB / rate)
-    assert took < 1.15 * best, (took / best, used)
+    assert took < 1.06 * best, (took / best, used)
+
+
+@pytest.mark.parametrize(("rate", "wanted"), [(0.1, 0.93), (0.2, 0.93), (0.5, 1.0)])
+def test_processors_and_target_are_both_kept_busy(rate: float, wanted: float) -> None:
+    """Where lz4 takes all processors longer than the target takes for what it makes of memory, some
+    chunks are stored as they are, among the others."""
+    fixed = (copy(SLOW, lambda _: GB / rate, fixed=name)[0] for name in HARDER)
+    took, used = copy(SLOW, lambda _: GB / rate)
+    best = min(fixed)
+    assert took < wanted * best, (took / best, used)
 
 
 def test_nothing_is_compressed_while_nothing_is_waited_for() -> None:

@@ -116,8 +116,9 @@ def crash_opens(crash: Crash, release: str, tasks: dict[str, int]) -> dict[int, 
     listed = tasks_of(ps)
     for name, pid in tasks.items():
         expect(f"crash's ps of {pid}", listed.get(pid), name)
-    # Frozen, and unwound to the system call that it is in.
-    for name in ("__refrigerator", "entry_SYSCALL_64", 'COMMAND: "nano"'):
+    # Frozen, and unwound to the system call that it is in.  It was frozen by its control group's
+    # freezer or by the kernel's own; both hold a task where it would take a signal.
+    for name in ("get_signal", "entry_SYSCALL_64", 'COMMAND: "nano"'):
         require(f"crash's bt of nano has {name}", name in stack, stack)
     typed, kept = addresses(in_nano), addresses(in_holder)
     require("crash finds the text in the editor's memory", typed, in_nano)
@@ -141,7 +142,7 @@ def drgn_opens(drgn: Drgn, tasks: dict[str, int], places: dict[int, int]) -> Non
     listed = drgn.tasks()
     for name, pid in tasks.items():
         expect(f"drgn's task {pid}", listed.get(pid), name)
-    require("drgn unwinds a task's stack", "__refrigerator" in drgn.stack(tasks["nano"]))
+    require("drgn unwinds a task's stack", "get_signal" in drgn.stack(tasks["nano"]))
     require("drgn finds the text in its sender's memory", drgn.search(tasks["python3"], TEXT))
     found = {at: drgn.physical(tasks["nano"], at) for at in drgn.search(tasks["nano"], TEXT)}
     require("drgn finds the text in the editor's memory", found)

@@ -7,11 +7,12 @@ what a byte of memory costs with a compression is the larger one of
 - the seconds of one processor for it, shared among the processors, and
 - the seconds the target takes for what is stored of it,
 
-and besides what is stored is read again at the resume, with somebody waiting.  The compression that
-costs least is chosen.  The first is known once a compression was used, and each is tried now and
-then.  The second is measured between two writes that end while others wait; while none waits, the
-target is taken to be ever faster, until either it is waited for again, or the processors have
-nothing left to do less.
+and besides what is stored is read again at the resume, with somebody waiting.  Where a compression
+keeps the processors longer than the target, only every so many chunks get it, and the others an
+easier one, so that neither waits for the other.  What costs least is chosen.  The first is known
+once a compression was used, and each is tried now and then.  The second is measured between the
+ends of two writes, where the target had something to do all the time; where it had not, it is taken
+to be ever faster, until either it always has, or the processors have nothing left to do less.
 
 Memory is a mixture, and with what nothing compresses all compressions are alike.  So only chunks
 that became smaller say what a compression is worth.
@@ -20,16 +21,13 @@ that became smaller say what a compression is worth.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 NONE, LZ4, ZSTD = "none", "lz4", "zstd"
 HARDER = (NONE, LZ4, ZSTD)
-WAITING = 3
-"""With so many writes under way the target is what is waited for."""
-IDLE = 1
-"""With no more than these it is not: any one write takes a while."""
 FASTER = 0.97
-"""Each time the target is not waited for, its seconds are taken to be that much fewer."""
+"""Each time the target has nothing to do, its seconds are taken to be that much fewer."""
 SLOWER = 2.0
 """No one write counts as so many times slower than the target is taken to be: now and then one has
 to wait for something else."""
@@ -42,9 +40,18 @@ IN_VAIN = 8
 """Chunks after which a compression is tried again that nothing became smaller with yet."""
 WEIGHT = 0.1
 """Of the newest measurement in an average."""
+COVERED = 4
+"""How many writes of chunks as they are one harder compression may take the time of, where only
+some chunks get it."""
+OWED = 2.0
+"""The harder one of two is not owed more chunks than that, after many that nothing compresses."""
 TRY_AGAIN = 64
 """Chunks after which another compression than the best one is tried again, where it did not cost
 more; one that cost so many times as much is tried so many times as rarely."""
+
+
+FULL = 1 << 20
+"""Bytes from which on a chunk or a write counts in full; smaller ones cost more for a byte."""
 
 
 @dataclass
@@ -53,6 +60,20 @@ class _Cost:
 
     seconds: float
     stored: float
+    weight: float = 0.0
+    """Of all measurements; 1 after many."""
+
+
+@dataclass(frozen=True)
+class _Mix:
+    """Two compressions beside each other, or one: both are the same then."""
+
+    easier: str
+    harder: str
+    share: float
+    """Of the harder one, 0 to 1."""
+    cost: float
+    """Seconds for a byte of memory."""
 
 
 class Choice:
@@ -65,6 +86,8 @@ class Choice:
         """Seconds the target takes for a byte; 0: it was never waited for."""
         self._writing = 0
         self._ended: float | None = None
+        self._owed = 0.0
+        """Chunks that the harder one of two is to get yet."""
         self._since: dict[str, int] = dict.fromkeys(HARDER, IN_VAIN)
         self._stale: set[str] = set()
         """Easier ones that are tried again: what was known of them does not count, because an
@@ -75,25 +98,66 @@ class Choice:
         """The compression for the next chunk.  ``roomy``: the target has room for pages as they
         are."""
         with self._lock:
-            if self._writing <= IDLE:
+            if not self._writing:
                 self._target *= FASTER
             usable = HARDER if roomy else HARDER[1:]
-            chosen = best = min(usable, key=self._cost)
+            best = min(self._mixes(usable), key=lambda mix: mix.cost)
+            chosen = self._of(best)
             for name in HARDER:
                 self._since[name] += 1
-            other = self._worth_a_try(best, usable)
+            main = best.harder
+            other = self._worth_a_try(main, usable) if best.share == 1.0 else None
             if other is not None:
                 since = self._since[other]
                 if other in self._costs:
-                    owed = since * self._cost(best) > TRY_AGAIN * self._cost(other)
+                    owed = since * best.cost > TRY_AGAIN * self._alone(other).cost
                 else:
                     owed = since > IN_VAIN
                 if owed:
                     chosen = other
-                    if HARDER.index(other) < HARDER.index(best):
+                    if HARDER.index(other) < HARDER.index(main):
                         self._stale.add(other)
             self._since[chosen] = 0
             return chosen
+
+    def _of(self, mix: _Mix) -> str:
+        """One of the two: the harder one for its share of the chunks."""
+        self._owed = min(self._owed + mix.share, OWED)
+        if self._owed < 1.0:
+            return mix.easier
+        self._owed -= 1.0
+        return mix.harder
+
+    def _mixes(self, usable: tuple[str, ...]) -> Iterator[_Mix]:
+        """All that can be chosen, the easiest first."""
+        for at, harder in enumerate(usable):
+            yield self._alone(harder)
+            if harder in self._costs:
+                for easier in usable[:at]:
+                    if easier in self._costs and (mix := self._balanced(easier, harder)):
+                        yield mix
+
+    def _alone(self, name: str) -> _Mix:
+        """One compression for all.  What was not tried yet costs nothing if it is the easiest, else
+        more than anything that was."""
+        if name not in self._costs:
+            return _Mix(name, name, 1.0, float(HARDER.index(name)))
+        target = self._costs[name].stored * self._target
+        return _Mix(name, name, 1.0, max(self._seconds(name), target) + READ * target)
+
+    def _balanced(self, easier: str, harder: str) -> _Mix | None:
+        """So many of each that the processors take as long as the target, where the target is
+        waited for with the easier one and the processors are with the harder one."""
+        work, more_work = self._seconds(easier), self._seconds(harder)
+        write = self._costs[easier].stored * self._target
+        less_to_write = self._costs[harder].stored * self._target
+        if not (work < write and less_to_write < more_work):
+            return None
+        if more_work * self._processors > COVERED * write:
+            return None  # chunks are written in their order: the target would have to wait
+        share = (write - work) / ((write - work) + (more_work - less_to_write))
+        both = work + share * (more_work - work)
+        return _Mix(easier, harder, share, both + READ * both)
 
     def _worth_a_try(self, best: str, usable: tuple[str, ...]) -> str | None:
         """The next harder one where the target is waited for, else the next easier one: it may
@@ -106,13 +170,22 @@ class Choice:
     def packed(self, name: str, size: int, stored: int, seconds: float) -> None:
         """``size`` bytes of memory became ``stored`` bytes in so many seconds of a processor."""
         if name != NONE and stored > SMALLER * size:
+            with self._lock:
+                self._owed += 1.0  # that was nothing
             return
-        new = _Cost(seconds / size, stored / size)
         with self._lock:
-            old = new if name in self._stale else self._costs.get(name, new)
+            old = self._costs.get(name)
+            if old is None or name in self._stale:
+                old = _Cost(0.0, 0.0)
             self._stale.discard(name)
+            # The average of what was measured so far, of the newest most.
+            share = WEIGHT * min(1.0, size / FULL)
+            weight = old.weight + share * (1.0 - old.weight)
+            new = share / weight
             self._costs[name] = _Cost(
-                _mixed(old.seconds, new.seconds), _mixed(old.stored, new.stored)
+                old.seconds + new * (seconds / size - old.seconds),
+                old.stored + new * (stored / size - old.stored),
+                weight,
             )
 
     def begins(self) -> None:
@@ -123,23 +196,14 @@ class Choice:
     def ends(self, size: int, now: float) -> None:
         """A write of ``size`` bytes ended at this moment, in seconds."""
         with self._lock:
-            before, self._ended = self._ended, now
-            if self._writing >= WAITING and before is not None and size:
-                new = (now - before) / size
+            if self._ended is not None and size:
+                new = (now - self._ended) / size
                 known = self._target or new
-                self._target = _mixed(known, min(new, SLOWER * known))
+                share = WEIGHT * min(1.0, size / FULL)
+                self._target = known + share * (min(new, SLOWER * known) - known)
             self._writing -= 1
-            if self._writing < WAITING - 1:
-                self._ended = None  # the next interval is no measure of the target
-
-    def _cost(self, name: str) -> float:
-        """Seconds for a byte of memory.  What was not tried yet costs nothing if it is the easiest,
-        else more than anything that was."""
-        cost = self._costs.get(name)
-        if cost is None:
-            return float(HARDER.index(name))
-        target = cost.stored * self._target
-        return max(self._seconds(name), target) + READ * target
+            # After a rest the next end is no measure of the target.
+            self._ended = now if self._writing else None
 
     def _seconds(self, name: str) -> float:
         """Of all processors for a byte of memory.  A harder compression does all that an easier one
@@ -152,6 +216,3 @@ class Choice:
         cost = self._costs.get(name)
         return cost is None or cost.stored * self._target > self._seconds(name)
 
-
-def _mixed(old: float, new: float) -> float:
-    return old + WEIGHT * (new - old)

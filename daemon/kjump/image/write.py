@@ -55,7 +55,6 @@ STEPS = ("wait for a buffer", "gather", "pack", "wait for its turn", "write")
 """What a thread does with a span, one after the other."""
 
 assert SPAN_PAGES <= CHUNK_PAGES
-assert choice.WAITING <= IN_FLIGHT
 
 Span = TypeVar("Span")
 
