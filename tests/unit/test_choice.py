@@ -131,6 +131,20 @@ def test_a_disk_that_stands_still_now_and_then_is_not_taken_for_a_slow_one() -> 
     assert used[ZSTD] < 30 and used[LZ4] > 800, used
 
 
+@pytest.mark.parametrize("costs", [TEXT, SLOW], ids=["text", "slow"])
+def test_what_a_cache_of_the_disk_takes_at_first_is_soon_forgotten(costs: Costs) -> None:
+    """The first pages of a session are those that become smaller."""
+    taken = 0
+
+    def disk(_: float) -> float:
+        nonlocal taken
+        taken += 1
+        return GB / (6.0 if taken <= 20 else 0.1)  # asked twice for each chunk
+
+    used = copy(costs, disk, chunks=60)[1]
+    assert used[NONE] < 25, used
+
+
 def test_a_disk_that_becomes_slower_or_faster_is_noticed() -> None:
     slow_then_fast = copy(TEXT, lambda t: GB / (0.1 if t < 4 else 20), chunks=3000)[1]
     assert slow_then_fast[NONE] > 1000 and slow_then_fast[ZSTD] > 500, slow_then_fast

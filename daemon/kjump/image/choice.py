@@ -21,6 +21,7 @@ that became smaller say what a compression is worth.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,6 +32,10 @@ FASTER = 0.97
 SLOWER = 2.0
 """No one write counts as so many times slower than the target is taken to be: now and then one has
 to wait for something else."""
+SURE = 6
+"""So many writes one after the other that were all slower than that are no accident: the target's
+cache, which takes the first tens of megabytes in no time, is full.  A session's first pages are
+those that become smaller."""
 READ = 0.5
 """What a second of reading at the resume counts, beside one of saving.  (A target is read at least
 as fast as it is written.)"""
@@ -86,6 +91,7 @@ class Choice:
         """Seconds the target takes for a byte; 0: it was never waited for."""
         self._writing = 0
         self._ended: float | None = None
+        self._newest: deque[float] = deque(maxlen=SURE)
         self._owed = 0.0
         """Chunks that the harder one of two is to get yet."""
         self._since: dict[str, int] = dict.fromkeys(HARDER, IN_VAIN)
@@ -199,8 +205,11 @@ class Choice:
             if self._ended is not None and size:
                 new = (now - self._ended) / size
                 known = self._target or new
-                share = WEIGHT * min(1.0, size / FULL)
-                self._target = known + share * (min(new, SLOWER * known) - known)
+                full = min(1.0, size / FULL)
+                average = known + WEIGHT * full * (min(new, SLOWER * known) - known)
+                self._newest.append(new * full)
+                sure = min(self._newest) if len(self._newest) == SURE else 0.0
+                self._target = max(average, sure)
             self._writing -= 1
             # After a rest the next end is no measure of the target.
             self._ended = now if self._writing else None
