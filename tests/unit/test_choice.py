@@ -98,7 +98,7 @@ def test_a_mixture_is_judged_by_what_becomes_smaller(
     assert took < 1.06 * best, (took / best, used)
 
 
-@pytest.mark.parametrize(("rate", "wanted"), [(0.1, 0.93), (0.2, 0.93), (0.5, 1.0)])
+@pytest.mark.parametrize(("rate", "wanted"), [(0.1, 0.93), (0.2, 0.97), (0.5, 1.0)])
 def test_processors_and_target_are_both_kept_busy(rate: float, wanted: float) -> None:
     """Where lz4 takes all processors longer than the target takes for what it makes of memory, some
     chunks are stored as they are, among the others."""

@@ -7,12 +7,13 @@ what a byte of memory costs with a compression is the larger one of
 - the seconds of one processor for it, shared among the processors, and
 - the seconds the target takes for what is stored of it,
 
-and besides what is stored is read again at the resume, with somebody waiting.  Where a compression
-keeps the processors longer than the target, only every so many chunks get it, and the others an
-easier one, so that neither waits for the other.  What costs least is chosen.  The first is known
-once a compression was used, and each is tried now and then.  The second is measured between the
-ends of two writes, where the target had something to do all the time; where it had not, it is taken
-to be ever faster, until either it always has, or the processors have nothing left to do less.
+and besides what is stored is read again at the resume, and counts as much there.  Where a
+compression keeps the processors longer than the target, only every so many chunks get it, and the
+others an easier one, so that neither waits for the other.  What costs least is chosen.  The first
+is known once a compression was used, and each is tried now and then.  The second is measured
+between the ends of two writes, where the target had something to do all the time; where it had not,
+it is taken to be ever faster, until either it always has, or the processors have nothing left to do
+less.
 
 Memory is a mixture, and with what nothing compresses all compressions are alike.  So only chunks
 that became smaller say what a compression is worth.
@@ -36,9 +37,9 @@ SURE = 6
 """So many writes one after the other that were all slower than that are no accident: the target's
 cache, which takes the first tens of megabytes in no time, is full.  A session's first pages are
 those that become smaller."""
-READ = 0.5
-"""What a second of reading at the resume counts, beside one of saving.  (A target is read at least
-as fast as it is written.)"""
+READ = 1.0
+"""What a second of reading at the resume counts, beside one of saving: a target is read at least as
+fast as it is written, and then somebody waits for sure."""
 SMALLER = 63 / 64
 """What is not stored in this share of its size did not become smaller; the rest is for the head."""
 IN_VAIN = 8
