@@ -150,3 +150,39 @@ def test_a_disk_that_becomes_slower_or_faster_is_noticed() -> None:
     assert slow_then_fast[NONE] > 1000 and slow_then_fast[ZSTD] > 500, slow_then_fast
     fast_then_slow = copy(TEXT, lambda t: GB / (20 if t < 0.3 else 0.1), chunks=2000)[1]
     assert fast_then_slow[NONE] > 500 and fast_then_slow[ZSTD] > 500, fast_then_slow
+
+
+def told(ends: int = 10) -> tuple[Choice, float]:
+    """One that has seen chunks of `SLOW` and a target of 0.2 GB/s, which has something to do; and
+    the moment at which its last write ended."""
+    choice, now = Choice(2), 0.0
+    for name in (NONE, LZ4):
+        choice.packed(name, SIZE, int(SLOW[name][1] * SIZE), SLOW[name][0] * SIZE)
+    for _ in range(100):
+        choice.begins()
+    for _ in range(ends):
+        now += SIZE * GB / 0.2
+        choice.ends(SIZE, now)
+    return choice, now
+
+
+def test_a_chunk_of_one_page_says_little_of_a_compression() -> None:
+    choice = Choice(2)
+    choice.packed(NONE, 4096, 8192, 1e-3)
+    choice.packed(NONE, SIZE, SIZE, 0.3 * GB * SIZE)
+    assert choice._costs[NONE].seconds < 2 * GB and choice._costs[NONE].stored < 1.01
+
+
+def test_writes_of_one_page_say_little_of_the_target() -> None:
+    choice, now = told()
+    for number in range(1, 13):
+        choice.ends(4096, now + number * 1e-3)
+    assert 4.9 * GB < choice._target < 5.1 * GB
+
+
+def test_what_nothing_compresses_is_not_made_up_for_afterwards() -> None:
+    choice, _ = told()
+    for _ in range(500):
+        choice.packed(choice.choose(roomy=True), SIZE, SIZE, 0.5 * GB * SIZE)
+    used = Counter(choice.choose(roomy=True) for _ in range(50))
+    assert used[LZ4] > 25 and used[NONE] >= 5, used

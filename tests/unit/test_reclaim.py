@@ -108,3 +108,8 @@ def test_a_file_is_forgotten(tmp_path: Path) -> None:
         pytest.skip("this file system has no page cache to give up")
     reclaim.forget(path)
     assert cached(path) == 0
+
+
+def test_a_file_that_is_gone_need_not_be_forgotten(tmp_path: Path) -> None:
+    """The helper is staged by then: an error would leave it loaded."""
+    reclaim.forget(tmp_path / "absent")

@@ -46,6 +46,8 @@ IN_VAIN = 8
 """Chunks after which a compression is tried again that nothing became smaller with yet."""
 WEIGHT = 0.1
 """Of the newest measurement in an average."""
+FULL = 1 << 20
+"""Bytes from which on a chunk or a write counts in full; smaller ones cost more for a byte."""
 COVERED = 4
 """How many writes of chunks as they are one harder compression may take the time of, where only
 some chunks get it."""
@@ -54,10 +56,6 @@ OWED = 2.0
 TRY_AGAIN = 64
 """Chunks after which another compression than the best one is tried again, where it did not cost
 more; one that cost so many times as much is tried so many times as rarely."""
-
-
-FULL = 1 << 20
-"""Bytes from which on a chunk or a write counts in full; smaller ones cost more for a byte."""
 
 
 @dataclass
@@ -89,9 +87,10 @@ class Choice:
         self._processors = processors
         self._costs: dict[str, _Cost] = {}
         self._target = 0.0
-        """Seconds the target takes for a byte; 0: it was never waited for."""
+        """Seconds the target takes for a byte; 0: it has had a rest after each write so far."""
         self._writing = 0
         self._ended: float | None = None
+        """When the last write ended, if another was under way then."""
         self._newest: deque[float] = deque(maxlen=SURE)
         self._owed = 0.0
         """Chunks that the harder one of two is to get yet."""
@@ -112,8 +111,7 @@ class Choice:
             chosen = self._of(best)
             for name in HARDER:
                 self._since[name] += 1
-            main = best.harder
-            other = self._worth_a_try(main, usable) if best.share == 1.0 else None
+            other = self._worth_a_try(best.harder, usable) if best.share == 1.0 else None
             if other is not None:
                 since = self._since[other]
                 if other in self._costs:
@@ -122,7 +120,7 @@ class Choice:
                     owed = since > IN_VAIN
                 if owed:
                     chosen = other
-                    if HARDER.index(other) < HARDER.index(main):
+                    if HARDER.index(other) < HARDER.index(best.harder):
                         self._stale.add(other)
             self._since[chosen] = 0
             return chosen
@@ -225,4 +223,3 @@ class Choice:
         """Whether with this compression the target is what is waited for."""
         cost = self._costs.get(name)
         return cost is None or cost.stored * self._target > self._seconds(name)
-

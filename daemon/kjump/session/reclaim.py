@@ -8,6 +8,7 @@ is told.  Never swaps and never touches what is not a cache.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,9 +78,9 @@ def drop(what: str) -> None:
 def forget(path: Path) -> None:
     """Give up a file's page cache, which would be saved with the session and loaded again.
 
-    Only a hint (posix_fadvise(2)): what is dirty, or mapped by others, stays.
+    Only a hint (posix_fadvise(2)), which never fails: what is dirty, or mapped by others, stays.
     """
-    with path.open("rb") as file:
+    with contextlib.suppress(OSError), path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
