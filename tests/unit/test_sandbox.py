@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,40 @@ def test_how_much_is_exposed() -> None:
     told = done.stdout.strip().splitlines()[-1]
     assert done.returncode == 0, told
     assert float(re.findall(r"\d+\.\d", told)[0]) <= LEVEL
+
+
+CYCLES = """
+import threading
+
+def filled():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+def work():
+    kept = []
+    for kib in (243, 512, 980, 1900):
+        buffer = bytes(kib << 10)
+        number = int.from_bytes(b"1" + buffer, "little")
+        kept.append(str(kib) * 20)
+        del buffer, number
+
+def cycle():
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+cycle()
+before = filled()
+for _ in range(40):
+    cycle()
+print(filled() - before)
+"""
+"""Large buffers in a thread for each cycle, as for the window's choice; by how many KiB it grew."""
+
+
+def test_what_a_cycle_needed_is_given_back() -> None:
+    environment = dict(word.split("=") for word in values(UNIT, "Environment"))
+    done = subprocess.run(
+        [sys.executable, "-c", CYCLES], env=environment, check=True, capture_output=True, text=True
+    )
+    assert int(done.stdout) < 512, done.stdout
