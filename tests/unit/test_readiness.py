@@ -116,6 +116,8 @@ def test_small_readers(tmp_path: Path) -> None:
     assert readiness.lockdown_mode("") == "none"
     assert readiness.available_memory("MemTotal: 5 kB\nMemAvailable:   2048 kB\n") == 2 * MIB
     assert readiness.available_memory("") == 0
+    lists = "  pagesets\n    cpu: 0\n              count: 512\n              high:  6418\n"
+    assert readiness.available_memory("MemAvailable: 2048 kB\n", lists) == 4 * MIB
     mark = tmp_path / "boot.json"
     assert readiness.boot_mark(mark) is None
     mark.write_text("{")

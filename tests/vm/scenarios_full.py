@@ -6,6 +6,7 @@ Full is: all but what the helper's window takes and 5 % of memory is in use.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from .guest import Guest, Shape
 from .image import Image
@@ -21,6 +22,7 @@ from .steps import (
     work_holds,
 )
 
+HOLD = Path(__file__).parents[1] / "hold.py"
 MIB = 1 << 20
 PAGE = 4096
 WORK = 20  # MiB of the user's work; the rest is the fill's
@@ -99,13 +101,29 @@ def full_memory(shape: Shape, *, least: float, in_place: bool = False) -> Callab
     return run
 
 
+def barely_enough(guest: Guest) -> None:
+    """Where only just so much is available as staging needs, all but what an allocation would
+    reclaim from programs that have it mapped is not enough: the daemon has it reclaimed."""
+    window = ctl_json(guest, "status")["Window"]
+    left = window["available_needed"] // MIB + 5
+    guest.put(HOLD.read_bytes(), "/tmp/hold.py")
+    guest.spawn(f"exec python3 /tmp/hold.py {left} >/tmp/held")
+    guest.check("until grep -q held /tmp/held; do sleep 0.2; done", timeout=120)
+    call = "busctl --timeout=200 call org.kjump1 /org/kjump1 org.kjump1.Manager"
+    guest.check(f"{call} DryRun", timeout=240)
+    guest.check("pkill -f hold.py")
+    nothing_staged(guest)
+
+
 def zeros(image: Image) -> None:
     """Memory full of zeros: the boot kernel need not hold them, and lay where many of them go."""
     with Guest(image, Shape()) as guest:
         ready(guest)
         guest.start_work(WORK)
-        spare = ctl_json(guest, "status")["Window"]["available_needed"] // MIB + 16
+        # Besides, what the request itself takes, and polkit, which is started for it.
+        spare = ctl_json(guest, "status")["Window"]["available_needed"] // MIB + 40
         blocks = guest.fill(f"start --until-available {spare} --zeros {ZEROS}")["blocks"]
+        barely_enough(guest)
         with cycle(guest) as again:
             holds(again)
             nothing_staged(again)

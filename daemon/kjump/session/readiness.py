@@ -33,7 +33,7 @@ from kjump.errors import (
     TooLittleMemory,
     UnsupportedMachine,
 )
-from kjump.session import devices
+from kjump.session import devices, press, reclaim
 from kjump.session.devices import FILE, PARTITION, SWAP, Device
 from kjump.settings import Settings
 
@@ -69,7 +69,7 @@ class Facts:
     """Whether an image of ours is on the target: then its content is no one else's data."""
     sizing: Sizing | KjumpError | None = None
     available: int = 0
-    """MemAvailable, bytes."""
+    """Bytes."""
     boot: Mapping[str, Any] | None = None
     """The document in boot.json, None where there is none."""
     warm: bool = False
@@ -310,12 +310,9 @@ def read_text(path: str) -> str:
         return ""
 
 
-def available_memory(text: str) -> int:
-    """MemAvailable of /proc/meminfo, in bytes."""
-    for line in text.splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 0
+def available_memory(meminfo: str, zoneinfo: str = "") -> int:
+    """MemAvailable of /proc/meminfo and the free memory that it leaves out, in bytes."""
+    return press.facts(meminfo).get("MemAvailable", 0) + reclaim.in_lists(zoneinfo)
 
 
 def boot_mark(path: Path = BOOT_MARK) -> Mapping[str, Any] | None:
@@ -405,7 +402,7 @@ def read(settings: Settings) -> Facts:
         target_session=session_of_another(there) if there else "",
         target_is_ours=holds_our_image(there) if there else False,
         sizing=measure(settings, release),
-        available=available_memory(read_text("/proc/meminfo")),
+        available=available_memory(read_text("/proc/meminfo"), reclaim.read_zoneinfo()),
         boot=boot_mark(),
         fingerprint=configuration.fingerprint(settings, there.place if there else ""),
         told=told,

@@ -10,9 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from kjump.machine.ranges import PAGE
+from kjump.session import press as pressing
 
 MIB = 1 << 20
 STEP = 64 * MIB
@@ -20,6 +25,8 @@ STEP = 64 * MIB
 GROUPS = Path("/sys/fs/cgroup")
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 PAGE_CACHE, SLAB = "1", "2"
+PRESS = 30
+"""Seconds that `press` may take."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +41,39 @@ class Reclaimed:
         return max(0, self.free - self.free_before)
 
 
-def free_memory(meminfo: str) -> int:
-    """MemFree of /proc/meminfo, in bytes."""
-    for line in meminfo.splitlines():
-        if line.startswith("MemFree:"):
-            return int(line.split()[1]) << 10
-    return 0
+def in_lists(zoneinfo: str) -> int:
+    """Free memory in the processors' own lists of pages, in bytes.
+
+    MemFree leaves it out, and since "mm: PCP high auto-tuning" what was just given up may lie there
+    for seconds, tens of MiB of it.  An allocation takes from its own processor's list, and has the
+    others emptied before it fails.
+    """
+    counts = (line.split() for line in zoneinfo.splitlines() if line.strip().startswith("count:"))
+    return sum(int(words[1]) for words in counts) * PAGE
+
+
+def free_memory(meminfo: str, zoneinfo: str = "") -> int:
+    """What an allocation finds without reclaiming anything, of /proc/meminfo and /proc/zoneinfo.
+    Bytes."""
+    return pressing.facts(meminfo).get("MemFree", 0) + in_lists(zoneinfo)
+
+
+def read_zoneinfo(path: Path = Path("/proc/zoneinfo")) -> str:
+    """Empty where it may not be read: then MemFree alone counts."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def free_now() -> int:
+    """`free_memory` of this machine."""
+    return free_memory(Path("/proc/meminfo").read_text(), read_zoneinfo())
+
+
+def swaps(meminfo: str) -> bool:
+    """Whether the kernel could swap where it is short of memory."""
+    return pressing.facts(meminfo).get("SwapFree", 0) > 0
 
 
 def missing(need: int, free: int) -> int:
@@ -84,36 +118,60 @@ def forget(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def press(need: int) -> None:
+    """Have page cache reclaimed that processes have mapped, until ``need`` bytes are free."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        subprocess.run(
+            [sys.executable, "-I", "-S", pressing.__file__, str(need)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=PRESS,
+            check=False,
+        )
+
+
 @dataclass(frozen=True)
 class Means:
     """What reclaiming does to the machine."""
 
     meminfo: Callable[[], str] = lambda: Path("/proc/meminfo").read_text()
+    zoneinfo: Callable[[], str] = read_zoneinfo
     groups: Callable[[], Sequence[Path]] = groups
     ask: Callable[[Path, int], bool] = ask
     drop: Callable[[str], None] = drop
+    press: Callable[[int], None] = press
     sync: Callable[[], None] = os.sync
+
+    def free(self) -> int:
+        """Bytes."""
+        return free_memory(self.meminfo(), self.zoneinfo())
 
 
 def make_room(need: int, means: Means | None = None) -> Reclaimed:
     """Reclaim until ``need`` bytes are free, or there are no caches left.
 
     From the groups first, a step each in turn; then all at once, the page cache and, if that was
-    not enough, the slab.  Raises OSError where not even that may be done.
+    not enough, the slab.  What is left then is mapped.  The groups gave of that, too; a kernel that
+    has none (CONFIG_MEMCG), or does not know swappiness=, gives it up only under pressure, which is
+    put on it if it cannot swap instead.  Raises OSError where not even caches may be dropped.
     """
     do = means or Means()
-    before = free = free_memory(do.meminfo())
+    before = free = do.free()
     if free >= need:
         return Reclaimed(before, free)
     do.sync()  # what is dirty cannot be given up
     willing = list(do.groups())
     while willing and free < need:
         willing = [group for group in willing if do.ask(group, min(STEP, missing(need, free)))]
-        free = free_memory(do.meminfo())
+        free = do.free()
     for kind in (PAGE_CACHE, SLAB):
         if free < need:
             do.drop(kind)
-            free = free_memory(do.meminfo())
+            free = do.free()
+    if free < need and not swaps(do.meminfo()):
+        do.press(need)
+        free = do.free()
     return Reclaimed(before, free)
 
 

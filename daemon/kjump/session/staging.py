@@ -399,7 +399,7 @@ def make_room(sizing: Sizing) -> reclaim.Reclaimed:
 def choose_window(sizing: Sizing, avoid: Sequence[Range]) -> windows.Window:
     """A window without the physical ranges ``avoid``.  Raises `NoWindow`, `StagingFailed`."""
     info = vmcoreinfo_note()
-    free = reclaim.free_memory(Path("/proc/meminfo").read_text())
+    free = reclaim.free_now()
     sample = align_down(min(sizing.window_size, max(0, free - MARGIN)))
     try:
         likely = windows.sample_allocations(sample) if sample else []

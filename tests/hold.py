@@ -1,0 +1,28 @@
+"""Runs in the guest, as root: takes memory until so much of it is available, and keeps it.
+
+usage: hold.py MIB
+"""
+
+from __future__ import annotations
+
+import mmap
+import sys
+import time
+
+from kjump.session.readiness import available_memory, read_text
+from kjump.session.reclaim import read_zoneinfo
+
+MIB = 1 << 20
+
+
+def main(left: int) -> None:
+    held = []
+    while available_memory(read_text("/proc/meminfo"), read_zoneinfo()) > left * MIB:
+        held.append(mmap.mmap(-1, MIB // 2, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        held[-1].madvise(23)  # MADV_POPULATE_WRITE
+    print("held", flush=True)
+    time.sleep(600)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
