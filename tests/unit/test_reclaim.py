@@ -17,10 +17,10 @@ from kjump.session.reclaim import MIB, Means
 from tests.cached import cached
 
 PEAK = """
-import resource, runpy, sys
+import re, runpy, sys
 sys.argv = [sys.argv[1], str(64 << 20)]
 runpy.run_path(sys.argv[0], run_name="__main__")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(re.search(r"VmHWM: *(\\d+)", open("/proc/self/status").read().replace("\\t", "")).group(1))
 """
 """Runs `press` for 64 MiB and says how much it held at the most, in KiB."""
 
