@@ -190,6 +190,9 @@ def measure(image: Image, cell: Cell, system: str, pair: int, folder: Path) -> R
             stage_warm(guest)
             guest.slow_disk(cell.throttle * 1000 * 1000)
         guest.check("sync")
+        # What the host still has to write slows down who writes next: the plain write comes before
+        # ours only, and the cycle before may have written more or less.
+        os.sync()
         before = guest.written()
         guest.seen = len(guest.console())
         worked = guest.work_done()
