@@ -74,6 +74,13 @@ class Record:
     resuming: list[Span] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def whole(self) -> float | None:
+        """Power on to every page of the fill read, seconds.  Until then the kernel's own still has
+        to bring back what it had swapped out, so `running` alone flatters it."""
+        found = self.facts.get("whole")
+        return None if found is None else float(found)
+
 
 def dump(records: Iterable[Record], about: dict[str, Any]) -> str:
     """results.json."""
@@ -101,8 +108,9 @@ def chosen(records: Iterable[Record], cell: Cell, system: str) -> list[Record]:
 
 def ratio(ours: Sequence[Record], theirs: Sequence[Record], value: str) -> float | None:
     """The median of our figure in each pair as a share of theirs in the same pair."""
+    mine = {r.pair: getattr(r, value) for r in ours}
     other = {r.pair: getattr(r, value) for r in theirs}
-    shares = [getattr(r, value) / other[r.pair] for r in ours if other.get(r.pair)]
+    shares = [found / other[pair] for pair, found in mine.items() if found and other.get(pair)]
     return median(shares) if shares else None
 
 
@@ -198,8 +206,8 @@ def rows(records: Sequence[Record]) -> list[list[str]]:
     """The table: a heading and a row for each cell and system; medians."""
     out = [
         ["guest", "system", "cycles", "request to off, s", "power on to running, s",
-         "processor time off, on, s", "written, MiB", "helper used, MiB", "copy, MiB/s",
-         "of a plain write", "way back", "host busy with others"]
+         "to all of memory, s", "processor time off, on, s", "written, MiB", "helper used, MiB",
+         "copy, MiB/s", "of a plain write", "way back", "host busy with others"]
     ]  # fmt: skip
     for cell in sorted({r.cell for r in records}):
         for system in SYSTEMS:
@@ -215,6 +223,7 @@ def rows(records: Sequence[Record]) -> list[list[str]]:
                     str(len(found)),
                     number(middle(found, "off")),
                     number(middle(found, "running")),
+                    number(middle(found, "whole")),
                     f"{number(middle(found, 'work_off'))}, {number(middle(found, 'work_on'))}",
                     number(None if written is None else written / MIB, ".0f"),
                     number(None if helper is None else helper / MIB, ".0f"),
@@ -248,6 +257,23 @@ def goal_rows(found: Sequence[Goal]) -> list[list[str]]:
     return out
 
 
+def ratio_rows(records: Sequence[Record]) -> list[list[str]]:
+    """Ours / the kernel's own with LZO, and with LZ4, for each cell that has them."""
+    values = (("off", "request to off"), ("running", "power on to running"),
+              ("whole", "power on to all of memory"))  # fmt: skip
+    out = [["guest", *(f"{t}: {w}" for _, t in values for w in ("cold", "warm"))]]
+    for cell in sorted({r.cell for r in records}):
+        row = []
+        for value, _ in values:
+            for system in (OURS, WARM):
+                mine = chosen(records, cell, system)
+                found = [ratio(mine, chosen(records, cell, stock), value) for stock in STOCK]
+                row.append(", ".join(number(share, ".2f") for share in found))
+        if any(text.strip("-, ") for text in row):
+            out.append([cell.name(), *row])
+    return out
+
+
 def phase_rows(records: Sequence[Record]) -> list[list[str]]:
     """Where the time goes: the phases of the typical cycle of each system in each cell."""
     out = [["guest", "system", "part", "phases, s"]]
@@ -276,5 +302,8 @@ def report(records: Sequence[Record], about: dict[str, Any]) -> str:
     if found:
         parts += ["Ratios are taken in each pair; these are their medians.\n"]
         parts += [markdown(goal_rows(found))]
+    ratios = ratio_rows(records)
+    if len(ratios) > 1:
+        parts += ["kjump / the kernel's own with LZO, with LZ4:\n", markdown(ratios)]
     parts += ["Where the time goes, in the median cycle:\n", markdown(phase_rows(records))]
     return "\n".join(parts)

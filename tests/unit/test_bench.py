@@ -28,6 +28,19 @@ def test_a_ratio_is_taken_in_each_pair() -> None:
     assert figures.ratio(ours, [], "off") is None
 
 
+def test_ratios_are_told_until_all_of_memory_is_back() -> None:
+    records = [
+        record(facts={"whole": 50.0}),
+        record(LZO, off=60.0, running=30.0, facts={"whole": 100.0}),
+        record(LZ4, off=20.0, running=80.0),  # measured before that was
+    ]
+    heading, row = figures.ratio_rows(records)
+    assert heading[-2:] == [f"power on to all of memory: {w}" for w in ("cold", "warm")]
+    assert row[1::2] == ["0.50, 1.50", "1.33, 0.50", "0.50, -"]
+    assert row[2::2] == ["-, -"] * 3
+    assert len(figures.ratio_rows(records[:1])) == 1
+
+
 def test_goals_that_are_reached_and_missed() -> None:
     records = [record(off=29.0, running=90.0), record(LZO, off=60.0, running=80.0)]
     found = {g.what.partition(",")[0]: g for g in figures.goals(records)}
