@@ -9,6 +9,7 @@ import mmap
 import sys
 import time
 
+from kjump.session.press import POPULATE_WRITE
 from kjump.session.readiness import available_memory, read_text
 from kjump.session.reclaim import read_zoneinfo
 
@@ -19,7 +20,7 @@ def main(left: int) -> None:
     held = []
     while available_memory(read_text("/proc/meminfo"), read_zoneinfo()) > left * MIB:
         held.append(mmap.mmap(-1, MIB // 2, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-        held[-1].madvise(23)  # MADV_POPULATE_WRITE
+        held[-1].madvise(POPULATE_WRITE)
     print("held", flush=True)
     time.sleep(600)
 

@@ -15,7 +15,7 @@ from kjump.machine import console, splash
 
 DAEMON = 'echo $$ >"{0}/pid"; printf "%s|" "$@" >"{0}/started"; exec sleep 60'
 CLIENT = '{{ printf "%s|" "$@"; echo; }} >>"{0}/said"; [ "$1" != quit ] || kill $(cat "{0}/pid")'
-AT_ONCE = 2.0
+AT_ONCE = 0.3
 
 
 @pytest.fixture(autouse=True)

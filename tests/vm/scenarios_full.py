@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from kjump.machine.memory import meminfo
+
 from .guest import Guest, Shape
 from .image import Image
 from .steps import (
@@ -32,19 +34,13 @@ PER_GIB = 180
 """Seconds that a GiB may take to save, or to put back, in emulation."""
 
 
-def memory_facts(guest: Guest) -> dict[str, int]:
-    """/proc/meminfo in bytes."""
-    lines = (line.split() for line in guest.check("cat /proc/meminfo").splitlines())
-    return {words[0].rstrip(":"): int(words[1]) << 10 for words in lines if len(words) == 3}
-
-
 def filled(guest: Guest, memory: int) -> float:
     """Fill the guest's memory up to what it must spare; the share of RAM that is in use then."""
     window = ctl_json(guest, "status")["Window"]
     # The window and 5 %; where that is not more than staging asks for, no request could be served.
     spare = max(window["size"] + memory * MIB * 50 // 1000, window["available_needed"] + 8 * MIB)
     blocks = guest.fill(f"start --until-available {spare // MIB}")["blocks"]
-    facts = memory_facts(guest)
+    facts = meminfo(guest.check("cat /proc/meminfo"))
     used = 1 - facts["MemAvailable"] / facts["MemTotal"]
     print(
         f"filled: {blocks} MiB; {facts['MemAvailable'] // MIB} of {facts['MemTotal'] // MIB} MiB"

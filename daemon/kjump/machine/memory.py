@@ -188,12 +188,15 @@ class PhysicalMemory:
         self.close()
 
 
+def meminfo(text: str) -> dict[str, int]:
+    """What /proc/meminfo says in KiB, in bytes; its counts are left out."""
+    lines = (line.split() for line in text.splitlines())
+    return {words[0].rstrip(":"): int(words[1]) << 10 for words in lines if len(words) == 3}
+
+
 def own_memory() -> dict[str, int]:
     """The running kernel's memory in bytes: ``total`` and ``available`` (/proc/meminfo)."""
-    facts = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        words = line.split()
-        facts[words[0].rstrip(":")] = int(words[1]) << 10
+    facts = meminfo(Path("/proc/meminfo").read_text())
     return {"total": facts.get("MemTotal", 0), "available": facts.get("MemAvailable", 0)}
 
 
@@ -226,6 +229,7 @@ __all__ = [
     "iomem",
     "is_5_level",
     "map_checksum",
+    "meminfo",
     "own_memory",
     "page_count",
     "parse_iomem",

@@ -1,6 +1,6 @@
 """Takes memory and gives it back at once, so that the kernel reclaims the page cache for it.
 
-usage: python3 press.py BYTES
+usage: python3 -m kjump.session.press BYTES
 
 A program of its own, started by `reclaim`: whatever drop_caches leaves because a process has it
 mapped goes only where an allocation wants the memory.  Ends when BYTES would be free, or when
@@ -14,6 +14,8 @@ import mmap
 import sys
 from pathlib import Path
 
+from kjump.machine.memory import meminfo
+
 MIB = 1 << 20
 STEP = 2 * MIB
 LEAST = 8 * MIB
@@ -21,12 +23,6 @@ LEAST = 8 * MIB
 POPULATE_WRITE = 23
 """MADV_POPULATE_WRITE ("mm/madvise: introduce MADV_POPULATE_(READ|WRITE) to prefault page
 tables"), which the mmap module does not name."""
-
-
-def facts(meminfo: str) -> dict[str, int]:
-    """/proc/meminfo in bytes."""
-    lines = (line.split() for line in meminfo.splitlines())
-    return {words[0].rstrip(":"): int(words[1]) << 10 for words in lines if len(words) == 3}
 
 
 def enough(now: dict[str, int], held: int, need: int) -> bool:
@@ -39,7 +35,7 @@ def main(need: int) -> None:
     Path("/proc/self/oom_score_adj").write_text("1000")
     memory = mmap.mmap(-1, need, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     for held in range(0, need, STEP):
-        if enough(facts(Path("/proc/meminfo").read_text()), held, need):
+        if enough(meminfo(Path("/proc/meminfo").read_text()), held, need):
             break
         memory.madvise(POPULATE_WRITE, held, min(STEP, need - held))
 

@@ -33,7 +33,8 @@ from kjump.errors import (
     TooLittleMemory,
     UnsupportedMachine,
 )
-from kjump.session import devices, press, reclaim
+from kjump.machine.memory import meminfo
+from kjump.session import devices, reclaim
 from kjump.session.devices import FILE, PARTITION, SWAP, Device
 from kjump.settings import Settings
 
@@ -69,7 +70,7 @@ class Facts:
     """Whether an image of ours is on the target: then its content is no one else's data."""
     sizing: Sizing | KjumpError | None = None
     available: int = 0
-    """Bytes."""
+    """What could be had, caches reclaimed; bytes."""
     boot: Mapping[str, Any] | None = None
     """The document in boot.json, None where there is none."""
     warm: bool = False
@@ -310,9 +311,9 @@ def read_text(path: str) -> str:
         return ""
 
 
-def available_memory(meminfo: str, zoneinfo: str = "") -> int:
+def available_memory(text: str, zoneinfo: str = "") -> int:
     """MemAvailable of /proc/meminfo and the free memory that it leaves out, in bytes."""
-    return press.facts(meminfo).get("MemAvailable", 0) + reclaim.in_lists(zoneinfo)
+    return meminfo(text).get("MemAvailable", 0) + reclaim.in_lists(zoneinfo)
 
 
 def boot_mark(path: Path = BOOT_MARK) -> Mapping[str, Any] | None:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kjump.machine import memory
 from kjump.machine.ranges import PAGE
-from kjump.session import press as pressing
 
 MIB = 1 << 20
 STEP = 64 * MIB
@@ -55,7 +55,7 @@ def in_lists(zoneinfo: str) -> int:
 def free_memory(meminfo: str, zoneinfo: str = "") -> int:
     """What an allocation finds without reclaiming anything, of /proc/meminfo and /proc/zoneinfo.
     Bytes."""
-    return pressing.facts(meminfo).get("MemFree", 0) + in_lists(zoneinfo)
+    return memory.meminfo(meminfo).get("MemFree", 0) + in_lists(zoneinfo)
 
 
 def read_zoneinfo(path: Path = Path("/proc/zoneinfo")) -> str:
@@ -68,12 +68,12 @@ def read_zoneinfo(path: Path = Path("/proc/zoneinfo")) -> str:
 
 def free_now() -> int:
     """`free_memory` of this machine."""
-    return free_memory(Path("/proc/meminfo").read_text(), read_zoneinfo())
+    return Means().free()
 
 
 def swaps(meminfo: str) -> bool:
     """Whether the kernel could swap where it is short of memory."""
-    return pressing.facts(meminfo).get("SwapFree", 0) > 0
+    return memory.meminfo(meminfo).get("SwapFree", 0) > 0
 
 
 def missing(need: int, free: int) -> int:
@@ -122,7 +122,7 @@ def press(need: int) -> None:
     """Have page cache reclaimed that processes have mapped, until ``need`` bytes are free."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         subprocess.run(
-            [sys.executable, "-I", "-S", pressing.__file__, str(need)],
+            [sys.executable, "-I", "-m", "kjump.session.press", str(need)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
