@@ -64,12 +64,12 @@ def test_without_bpf_pages_are_locked(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(reportpage, "bpf", refuse)
-    pages = LockedPages(2, for_long=True)
+    pages = LockedPages(2)
     assert not pages.are_the_kernels and bytes(pages.memory) == bytes(2 * PAGE)
     pages.close()
 
 
-def test_pages_for_long_are_the_kernels() -> None:
+def test_pages_are_the_kernels() -> None:
     try:
         memory = reportpage.kernel_pages(34)
     except OSError as error:

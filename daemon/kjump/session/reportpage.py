@@ -1,9 +1,9 @@
 """The session's pages that another kernel reads or writes: memory that stays where it is.
 
-Runs in the session.  The pages are locked; locked pages may still be migrated by compaction, so
+Runs in the session.  The pages are of the kernel's own, where that gives any, and those stay where
+they are.  Else they are locked.  Locked pages may still be migrated by compaction: over the days
+that a warm helper rests, and in a second where memory is full and staging wants much of it.  So
 their physical addresses are read again just before the jump, and the other side checks the nonce.
-For a cycle, which takes seconds, that will do.  A warm helper rests for days; its pages are of the
-kernel's own, where that gives any, and those stay where they are.
 """
 
 from __future__ import annotations
@@ -57,12 +57,10 @@ def kernel_pages(count: int) -> mmap.mmap:
 class LockedPages:
     """Zeroed pages that stay, with the physical address that each had at first."""
 
-    def __init__(self, count: int, *, for_long: bool = False) -> None:
-        """``for_long``: not to be moved at all, where the kernel can do that."""
-        self.are_the_kernels = for_long
+    def __init__(self, count: int) -> None:
+        """Not to be moved at all, where the kernel can do that."""
+        self.are_the_kernels = True
         try:
-            if not for_long:
-                raise OSError
             self.memory = kernel_pages(count)
         except OSError:
             self.are_the_kernels = False
@@ -98,12 +96,11 @@ class LockedPages:
 
 
 class ReportPage:
-    """One locked page with a fresh nonce.  Close it when the report was read."""
+    """One page that stays, with a fresh nonce.  Close it when the report was read."""
 
-    def __init__(self, *, for_long: bool = False) -> None:
-        """``for_long``: as with `LockedPages`."""
+    def __init__(self) -> None:
         self.nonce = os.urandom(report.NONCE_SIZE)
-        self._page = LockedPages(1, for_long=for_long)
+        self._page = LockedPages(1)
         self.physical = self._page.addresses[0]
         self.blank()
 
@@ -133,7 +130,7 @@ class RequestPages:
 
     def __init__(self, nonce: bytes) -> None:
         self._nonce = nonce
-        self._pages = LockedPages(1 + request.PAGES, for_long=True)
+        self._pages = LockedPages(1 + request.PAGES)
         self.physical = self._pages.addresses[0]
         self._pages.memory[:PAGE] = request.blank(nonce)
 

@@ -255,7 +255,7 @@ def stage(settings: Settings, sizing: Sizing, target: Target) -> Warm:
     Raises `TooLittleMemory`, `NoWindow`, `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
     """
     room = staging.make_room(sizing)
-    page = ReportPage(for_long=True)
+    page = ReportPage()
     try:
         pages = RequestPages(page.nonce)
         try:
