@@ -6,7 +6,9 @@ see half a line.  Every answer starts with a newline of its own, so that junk be
 line by itself.  Each request has its own thread: a command that hangs holds up nothing else.
 
 Hibernation freezes this process and lets it go on under a new QEMU with a new socket; nothing
-here has to notice.
+here has to notice.  But what comes while the machine is in another kernel is lost in part: the
+session's driver clears the port's queues when it wakes up.  So the host sends a request again that
+is not answered, and what was asked already is not done twice.
 
 usage: agent.py DEVICE
 """
@@ -28,6 +30,7 @@ import tty
 from typing import Any
 
 Message = dict[str, Any]
+KEPT = 8  # answers, for hosts that did not hear them
 
 
 class Agent:
@@ -40,6 +43,8 @@ class Agent:
         termios.tcsetattr(self.fd, termios.TCSANOW, attributes)
         self.writing = threading.Lock()
         self.jobs: dict[int, tuple[subprocess.Popen[bytes], str]] = {}
+        self.lock = threading.Lock()
+        self.answers: dict[int, bytes] = {}  # by the request's id; empty while it is worked on
 
     def serve(self) -> None:
         pending = b""
@@ -54,8 +59,17 @@ class Agent:
             request = json.loads(line)
         except ValueError:
             return
-        if isinstance(request, dict) and "id" in request and "op" in request:
+        if not isinstance(request, dict) or "id" not in request or "op" not in request:
+            return
+        with self.lock:
+            answer = self.answers.get(request["id"])
+            if answer is None:
+                self.answers[request["id"]] = b""
+        if answer is None:
             threading.Thread(target=self.handle, args=(request,), daemon=True).start()
+        elif answer:
+            # Not by this thread: the host may want to be read from before it reads on.
+            threading.Thread(target=self.send, args=(answer,), daemon=True).start()
 
     def handle(self, request: Message) -> None:
         try:
@@ -63,6 +77,14 @@ class Agent:
         except Exception as error:  # the host is told; the agent lives on
             answer = {"error": f"{type(error).__name__}: {error}"}
         line = b"\n" + json.dumps({"id": request["id"], **answer}).encode() + b"\n"
+        with self.lock:
+            self.answers[request["id"]] = line
+            done = [number for number, answer in self.answers.items() if answer]
+            for number in done[:-KEPT]:
+                del self.answers[number]
+        self.send(line)
+
+    def send(self, line: bytes) -> None:
         with self.writing:
             while line:
                 line = line[os.write(self.fd, line) :]

@@ -47,6 +47,7 @@ QEMU_SUITE = "trixie"
 BOOT = 240.0  # seconds until the agents answer, at the slowest, in software emulation
 CHUNK = 24 * 1024  # of a file per message: the guest's tty buffers no more than 64 KiB
 SMBIOS_WORDS = 400
+AGAIN = 5.0  # seconds without an answer, after which an agent is asked again; then twice as many
 EMULATOR_FAILED = "The emulator broke this guest."
 
 _running: set[subprocess.Popen[bytes]] = set()
@@ -203,9 +204,13 @@ def emulator() -> tuple[str, ...]:
 class Channel:
     """JSON lines in both directions: requests with an id, their answers, and everything else."""
 
-    def __init__(self, other: Callable[[Message], None] | None = None) -> None:
+    def __init__(
+        self, other: Callable[[Message], None] | None = None, *, lossy: bool = False
+    ) -> None:
+        """`lossy`: requests may get lost, and are known by their id, so they are sent again."""
         self.socket, self.far_end = socket.socketpair()
         self.other = other
+        self.lossy = lossy
         # An agent that was frozen may still owe an answer to the host of before the hibernation.
         self.ids = itertools.count(time.time_ns() // 1000)
         self.waiting: dict[int, queue.Queue[Message | None]] = {}
@@ -251,17 +256,27 @@ class Channel:
     def ask(self, message: Message, timeout: float) -> Message | None:
         """The answer; None when there is none in time, or none can come any more."""
         answer: queue.Queue[Message | None] = queue.Queue()
+        end = time.monotonic() + timeout
+        pause = AGAIN if self.lossy else timeout
         with self.lock:
             if not self.open:
                 return None
             number = next(self.ids)
             self.waiting[number] = answer
-            line = b"\n" + json.dumps({**message, "id": number}).encode() + b"\n"
+        line = b"\n" + json.dumps({**message, "id": number}).encode() + b"\n"
         try:
-            self.socket.settimeout(None)
-            self.socket.sendall(line)
-            return answer.get(timeout=timeout)
-        except (queue.Empty, OSError):
+            while True:
+                with self.lock:
+                    self.socket.settimeout(None)
+                    self.socket.sendall(line)
+                left = end - time.monotonic()
+                try:
+                    return answer.get(timeout=max(min(pause, left), 0))
+                except queue.Empty:
+                    if left <= pause:
+                        return None
+                pause *= 2
+        except OSError:
             return None
         finally:
             del self.waiting[number]
@@ -305,7 +320,8 @@ class Guest:
         self.exit_reason: str | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.disk = self.folder / "disk.qcow2"
-        self.root, self.user, self.monitor = Channel(), Channel(), Channel(self.noted)
+        self.root, self.user = Channel(lossy=True), Channel(lossy=True)
+        self.monitor = Channel(self.noted)
         # What the console says is in its log; this end of it only takes that, and types.
         self.terminal = Channel()
         self.ready: set[bool] = set()
