@@ -612,7 +612,18 @@ class Guest:
             f"guest {self.folder.name}, power-on {self.boot}: {text}\n"
             f"--- end of console ---\n{tail(self.log('console'), 40)}"
             + (f"\n--- QEMU ---\n{said}" if said else "")
+            + (f"\n--- processors ---\n{where}" if (where := self.processors()) else "")
         )
+
+    def processors(self) -> str:
+        """Where each processor of a machine that is on is, and whether it sleeps (HLT)."""
+        if not self.running:
+            return ""
+        arguments = {"command-line": "info registers -a"}
+        question = {"execute": "human-monitor-command", "arguments": arguments}
+        answer = self.monitor.ask(question, 10) or {}
+        lines = str(answer.get("return", "")).splitlines()
+        return "\n".join(line for line in lines if line.startswith(("CPU#", "RIP", "EIP")))
 
     def emulator_failed(self) -> bool:
         """Whether this power-on ended by a defect of QEMU, not of anything in the guest.

@@ -132,7 +132,7 @@ def run_all(names: list[str], jobs: int, disk: image.Image) -> int:
             took = time.monotonic() - since
             text = (logs / f"{name}.log").read_text()
             if not good and EMULATOR_FAILED in text and again[name] < AGAIN:
-                print(f"guest again  {took:5.0f} s  {name}: {EMULATOR_FAILED}", flush=True)
+                print(f"guest again  {took:5.0f} s  {name}: {EMULATOR_FAILED}\n{text}", flush=True)
                 again[name] += 1
                 waiting.append(name)
                 continue
