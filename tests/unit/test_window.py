@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import random
 import struct
 
@@ -134,3 +135,12 @@ def test_counting_pages_by_block() -> None:
     present = 1 << 63
     entries = struct.pack("<5Q", present | 511, present | 512, 513, present | 1023, present | 9999)
     assert pages.count_blocks(entries, 9, 3) == [1, 2, 0]
+
+
+def test_a_kernel_without_huge_pages_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Small(mmap.mmap):
+        def madvise(self, *_: object) -> None:
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(mmap, "mmap", Small)
+    assert sum(window.sample_allocations(1 << 20)) <= 256  # those below 4 GiB
