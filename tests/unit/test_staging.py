@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from kjump.machine import coreheader
 from kjump.session import staging
+from kjump.session import window as windows
 from kjump.settings import Settings
 
 TEXT = (0xFFFFFFFF9C000000, 0x2B000000)
@@ -94,3 +96,29 @@ def test_the_window_holds_all_its_parts_in_160_mib(
     assert large["pages"] - parts["pages"] == 63 * mib
     heavy = staging.window_parts(init_size * mib, 90 * mib, unpacked * mib, 2, 1 << 30)
     assert heavy["running"] > 90 * mib
+
+
+class Sampled(Exception):
+    """What choosing a window was told."""
+
+
+def test_the_window_is_chosen_by_where_memory_is_taken_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def choose(*_: object, likely: list[int], **__: object) -> None:
+        raise Sampled(likely)
+
+    def refuse(size: int) -> list[int]:
+        raise OSError(12, "Cannot allocate memory")
+
+    sizing = staging.Sizing(Path(), Path(), 2 * staging.MIB, 18 * staging.MIB)
+    monkeypatch.setattr(staging, "vmcoreinfo_note", lambda: (4096, 1024))
+    monkeypatch.setattr(windows, "choose", choose)
+    monkeypatch.setattr(windows, "sample_allocations", lambda size: [size])
+    with pytest.raises(Sampled, match=str(2 * staging.MIB)):
+        staging.choose_window(sizing, [])
+    # Without that it only takes longer, but somebody should know why.
+    monkeypatch.setattr(windows, "sample_allocations", refuse)
+    with capture_logs() as lines, pytest.raises(Sampled, match=r"\[\]"):
+        staging.choose_window(sizing, [])
+    assert "Cannot allocate memory" in lines[0]["event"]

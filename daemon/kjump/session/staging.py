@@ -37,10 +37,12 @@ from kjump.machine.structpage import START_KERNEL_MAP
 from kjump.machine.syscalls import Segment
 from kjump.session import reclaim
 from kjump.session import window as windows
+from kjump.session.log import logger
 from kjump.session.reportpage import ReportPage
 from kjump.settings import Settings
 
 MIB = 1 << 20
+log = logger()
 
 MARGIN = 16 * MIB
 """Memory that must be left when everything is staged: bytes."""
@@ -403,8 +405,9 @@ def choose_window(sizing: Sizing, avoid: Sequence[Range]) -> windows.Window:
     sample = align_down(min(sizing.window_size, max(0, free - MARGIN)))
     try:
         likely = windows.sample_allocations(sample) if sample else []
-    except OSError:
-        likely = []  # staging takes longer without; that is all
+    except OSError as error:
+        likely = []  # staging may take seconds longer without
+        log.warning(f"where the kernel takes memory from was not found out: {error.strerror}")
     return windows.choose(
         sizing.window_size,
         memory.iomem(),

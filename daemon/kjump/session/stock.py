@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kjump.errors import BadRequest, Busy, Inhibited, Interrupted, KjumpError, NotAuthorized
+from kjump.machine import memory
 from kjump.settings import STOCK
 
 PROGRAM = Path("/usr/lib/systemd/systemd-sleep")
@@ -162,10 +163,7 @@ def _device(path: str) -> str:
 
 def anonymous_memory(meminfo: str) -> int:
     """Active(anon), bytes."""
-    for line in meminfo.splitlines():
-        if line.startswith("Active(anon):"):
-            return int(line.split()[1]) << 10
-    return 0
+    return memory.meminfo(meminfo).get("Active(anon)", 0)
 
 
 def _text(path: Path) -> str:
