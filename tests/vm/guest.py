@@ -257,23 +257,21 @@ class Channel:
         """The answer; None when there is none in time, or none can come any more."""
         answer: queue.Queue[Message | None] = queue.Queue()
         end = time.monotonic() + timeout
-        pause = AGAIN if self.lossy else timeout
         with self.lock:
             if not self.open:
                 return None
             number = next(self.ids)
             self.waiting[number] = answer
         line = b"\n" + json.dumps({**message, "id": number}).encode() + b"\n"
+        pause = AGAIN if self.lossy else timeout
         try:
             while True:
                 with self.lock:
-                    self.socket.settimeout(None)
                     self.socket.sendall(line)
-                left = end - time.monotonic()
                 try:
-                    return answer.get(timeout=max(min(pause, left), 0))
+                    return answer.get(timeout=max(0, min(pause, end - time.monotonic())))
                 except queue.Empty:
-                    if left <= pause:
+                    if time.monotonic() >= end:
                         return None
                 pause *= 2
         except OSError:

@@ -115,9 +115,11 @@ def barely_enough(guest: Guest) -> None:
     guest.check(f"python3 -c '{sample}'")
     # Staging where memory is full has it compacted, and then a locked page may be moved.
     mapped = "grep -q bpf-map /proc/$(systemctl show -P MainPID kjumpd)/maps"
-    look = f"until {mapped}; do sleep 0.02; done; touch /tmp/page-is-the-kernels"
-    guest.check(f"({look}) >/dev/null 2>&1 & {call} DryRun", timeout=240)
-    guest.check("[ -e /tmp/page-is-the-kernels ] || { pkill -f page-is-the-kernels; false; }")
+    look = f"until {mapped}; do sleep 0.02; done"
+    looking = guest.spawn(f"exec timeout 240 bash -c '{look}'")
+    guest.check(f"{call} DryRun", timeout=240)
+    found = guest.job(looking)
+    require("the report page is the kernel's", found is not None and found.rc == 0, found)
     guest.check("pkill -f hold.py")
     nothing_staged(guest)
 

@@ -54,9 +54,6 @@ def cancelled(guest: Guest, press: Callable[[], None], name: str) -> None:
     guest.wait_console(rf"kjump: {name} was pressed: back to the session", 60)
     guest.wait_console(r"kjump: jumping back to the session", 60)
     guest.slow_disk(0)
-    # What is typed to an agent that is not back yet is lost.
-    guest.ready.clear()
-    guest.wait_ready()
     while (result := guest.job(job)) is None:
         time.sleep(0.5)
     expect("exit code", result.rc, 7)

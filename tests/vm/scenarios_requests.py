@@ -178,9 +178,6 @@ def comes_back_in_order(guest: Guest, image: Image) -> None:
     guest.spawn("systemctl hibernate", user=True)
     guest.wait_console("jumping back to the session", 300)
     guest.heal_disk()
-    # What is asked before the session runs again gets lost on the way.
-    guest.ready.clear()
-    guest.wait_ready(120)
     end = time.monotonic() + 120
     while len(done := ctl_json(guest, "history")) == before and time.monotonic() < end:
         time.sleep(1)
