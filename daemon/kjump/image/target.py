@@ -290,7 +290,8 @@ def prepare(
                 raise TargetTooSmall(f"The target {path} has {device.size >> 20} MiB.")
             if old is not None:
                 # Torn in between, what is there must not look like an image.
-                superblocks.store(device, old, state=SPENT)
+                spent = superblocks.store(device, old, state=SPENT)
+                fresh = replace(fresh, generation=spent.generation)
             fresh = replace(
                 fresh,
                 kernel_crc=_write_file(device, kernel, RESTORER_OFFSET, fresh.kernel_length),
