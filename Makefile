@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 # kjump: build, install, package, test.
 #
 #   make build          native parts (daemon/kjump/machine/built/, daemon/request/built/)

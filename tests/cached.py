@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How much of a file is in the page cache, by mincore(2); also a program, for the guests."""
 
 from __future__ import annotations

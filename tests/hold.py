@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs in the guest, as root: takes memory until so much of it is available, and keeps it.
 
 usage: hold.py MIB

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """kjump: hibernation by kexec jump.
 
 Three kernels take part in one cycle, and each has its own package here:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Every way a cycle can fail, in one table.
 
 Runs in all three kernels, so it imports nothing.  Each error has a name (the last part of its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the administrator set: ``/etc/kjump/kjump.conf`` and its drop-ins, in systemd's style.
 
 Runs in the session and in the boot initrd, so it imports little.  It never refuses to start:

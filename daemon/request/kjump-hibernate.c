@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
 /* kjump-hibernate: asks kjumpd to hibernate, in the place of systemd-sleep.
  *
  * What systemd-hibernate.service runs: the same as

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
 # A kernel was installed (RELEASE in $1): its helper initrd.  Named zz-, to come after the hook that
 # makes the boot initrd, which our hook inside it has been part of.
 set -e

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
 # A kernel was removed (RELEASE in $1): its helper initrd goes with it.
 set -e
 release=$1

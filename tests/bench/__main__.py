@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``make bench``: measures kjump and the kernel's own hibernation, in alternating pairs.
 
 usage: python3 -m tests.bench [--quick | --full] [--memory MIB,...] [--fill PERCENT,...]
@@ -199,10 +200,12 @@ def plan_of(options: argparse.Namespace) -> Plan:
         )
         return alternating(wanted, systems or (OURS, WARM, LZO, LZ4), options.pairs)
     plan = (
-        quick_plan() if options.quick
-        else full_plan(options.pairs) if options.full
+        quick_plan()
+        if options.quick
+        else full_plan(options.pairs)
+        if options.full
         else default_plan(options.pairs)
-    )  # fmt: skip
+    )
     return [item for item in plan if systems is None or item[1] in systems]
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What was measured, and what follows from it: medians, ratios, goals, the table.
 
 Pure: values in, values and text out.  Times are seconds of the host's monotonic clock, sizes bytes.
@@ -205,10 +206,22 @@ def number(value: float | None, form: str = ".1f") -> str:
 def rows(records: Sequence[Record]) -> list[list[str]]:
     """The table: a heading and a row for each cell and system; medians."""
     out = [
-        ["guest", "system", "cycles", "request to off, s", "power on to running, s",
-         "to all of memory, s", "processor time off, on, s", "written, MiB", "helper used, MiB",
-         "copy, MiB/s", "of a plain write", "way back", "host busy with others"]
-    ]  # fmt: skip
+        [
+            "guest",
+            "system",
+            "cycles",
+            "request to off, s",
+            "power on to running, s",
+            "to all of memory, s",
+            "processor time off, on, s",
+            "written, MiB",
+            "helper used, MiB",
+            "copy, MiB/s",
+            "of a plain write",
+            "way back",
+            "host busy with others",
+        ]
+    ]
     for cell in sorted({r.cell for r in records}):
         for system in SYSTEMS:
             found = chosen(records, cell, system)
@@ -259,8 +272,11 @@ def goal_rows(found: Sequence[Goal]) -> list[list[str]]:
 
 def ratio_rows(records: Sequence[Record]) -> list[list[str]]:
     """Ours / the kernel's own with LZO, and with LZ4, for each cell that has them."""
-    values = (("off", "request to off"), ("running", "power on to running"),
-              ("whole", "power on to all of memory"))  # fmt: skip
+    values = (
+        ("off", "request to off"),
+        ("running", "power on to running"),
+        ("whole", "power on to all of memory"),
+    )
     out = [["guest", *(f"{t}: {w}" for _, t in values for w in ("cold", "warm"))]]
     for cell in sorted({r.cell for r in records}):
         row = []

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Guests that are measured: the disks they start from, and one cycle with its times.
 
 All systems have the same kernel, processors, memory and disk.  Where the kernel's own hibernation

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """timeline.svg: the phases of each system, from the request to running again.
 
 Pure: records in, text out.
@@ -17,18 +18,37 @@ GAP = 14
 """Pixels of no power between the two parts of a row."""
 COLOURS = {
     # what each system does before it writes
-    "request": "#d9d9d4", "check": "#cfe0f5", "prepare": "#cfe0f5", "stage": "#9fc1e6",
-    "hooks-pre": "#cfe0f5", "sync": "#cfe0f5", "freeze": "#cfe0f5", "jump": "#5b8fc7",
-    "make room in memory": "#e6a15c", "stop devices": "#9fc1e6", "copy in memory": "#f0c27f",
-    "start devices": "#9fc1e6", "helper boot": "#b9a3d6", "scan": "#d7c9ea",
-    "find target": "#d7c9ea", "handoff": "#d7c9ea",
+    "request": "#d9d9d4",
+    "check": "#cfe0f5",
+    "prepare": "#cfe0f5",
+    "stage": "#9fc1e6",
+    "hooks-pre": "#cfe0f5",
+    "sync": "#cfe0f5",
+    "freeze": "#cfe0f5",
+    "jump": "#5b8fc7",
+    "make room in memory": "#e6a15c",
+    "stop devices": "#9fc1e6",
+    "copy in memory": "#f0c27f",
+    "start devices": "#9fc1e6",
+    "helper boot": "#b9a3d6",
+    "scan": "#d7c9ea",
+    "find target": "#d7c9ea",
+    "handoff": "#d7c9ea",
     # the disk
-    "copy": "#4f9d69", "write": "#4f9d69", "commit": "#2f6f47", "switch off": "#d9d9d4",
+    "copy": "#4f9d69",
+    "write": "#4f9d69",
+    "commit": "#2f6f47",
+    "switch off": "#d9d9d4",
     # the way back
-    "firmware, boot loader": "#d9d9d4", "boot kernel": "#b9a3d6", "resume check": "#d7c9ea",
-    "restorer boot": "#8e75b5", "put back": "#4f9d69", "load": "#4f9d69", "read": "#4f9d69",
+    "firmware, boot loader": "#d9d9d4",
+    "boot kernel": "#b9a3d6",
+    "resume check": "#d7c9ea",
+    "restorer boot": "#8e75b5",
+    "put back": "#4f9d69",
+    "load": "#4f9d69",
+    "read": "#4f9d69",
     "session wakes": "#9fc1e6",
-}  # fmt: skip
+}
 OTHER = "#c9b458"
 
 

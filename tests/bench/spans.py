@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """From lines of the console, and from kjump's own report, to phases with begin and end.
 
 Pure.  A line's moment is when the host saw it.
@@ -89,8 +90,9 @@ def chain(phases: Mapping[str, float], start: float) -> list[Span]:
     return out
 
 
-def lay(phases: Mapping[str, float], anchor: str, at: float | None, before: str, end: float,
-        after: str) -> list[Span]:  # fmt: skip
+def lay(
+    phases: Mapping[str, float], anchor: str, at: float | None, before: str, end: float, after: str
+) -> list[Span]:
     """Phases one after the other so that ``anchor`` begins at ``at`` (where that is known); what is
     before and behind them gets these names."""
     spans = chain(phases, 0.0)

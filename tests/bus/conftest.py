@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A private bus with our own bus policy on it, the daemon, and a polkit that is played."""
 
 from __future__ import annotations
@@ -103,9 +104,17 @@ class Client:
 
         flag = Gio.DBusCallFlags.ALLOW_INTERACTIVE_AUTHORIZATION
         self.connection.call(
-            name, path, interface, method, arguments, None,
-            flag if interactive else Gio.DBusCallFlags.NONE, 60000, None, finish,
-        )  # fmt: skip
+            name,
+            path,
+            interface,
+            method,
+            arguments,
+            None,
+            flag if interactive else Gio.DBusCallFlags.NONE,
+            60000,
+            None,
+            finish,
+        )
         return box
 
     def call(self, method: str, arguments: Any = None, **options: Any) -> Any:
@@ -144,8 +153,10 @@ class Daemon:
         environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'daemon'}:{ROOT}"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.bus.server", self.address, str(self.folder)],
-            env=environment, cwd=ROOT, stderr=(self.folder / "log").open("ab"),
-        )  # fmt: skip
+            env=environment,
+            cwd=ROOT,
+            stderr=(self.folder / "log").open("ab"),
+        )
         if wait:
             connection = connect(self.address).con
             wait_for_name(connection, "org.kjump1", self.process, self.folder / "log")
@@ -177,9 +188,16 @@ def wait_for_name(
     end = time.monotonic() + PATIENCE
     while True:
         (owned,) = connection.call_sync(
-            "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus",
-            "NameHasOwner", GLib.Variant("(s)", (name,)), None, 0, -1, None,
-        ).unpack()  # fmt: skip
+            "org.freedesktop.DBus",
+            "/org/freedesktop/DBus",
+            "org.freedesktop.DBus",
+            "NameHasOwner",
+            GLib.Variant("(s)", (name,)),
+            None,
+            0,
+            -1,
+            None,
+        ).unpack()
         if owned:
             return
         if process.poll() is not None or time.monotonic() > end:
@@ -215,10 +233,12 @@ def address() -> Iterator[str]:
     ours = '<allow own="org.kjump1"/>' if os.getuid() else ""
     (folder / "bus.conf").write_text(
         CONFIG.format(
-            folder=folder, user=os.getuid(), ours=ours,
+            folder=folder,
+            user=os.getuid(),
+            ours=ours,
             policy=ROOT / "config/dbus/org.kjump1.conf",
         )
-    )  # fmt: skip
+    )
     bus = subprocess.Popen(
         ["dbus-daemon", f"--config-file={folder}/bus.conf", "--nofork", "--nopidfile"],
         stderr=subprocess.DEVNULL,
@@ -244,20 +264,25 @@ class Polkit:
 
     def _mock(self, method: str, arguments: Any = None) -> Any:
         return self._client.call(
-            method, arguments, interface="org.freedesktop.DBus.Mock",
-            name="org.freedesktop.PolicyKit1", path="/org/freedesktop/PolicyKit1/Authority",
-        )  # fmt: skip
+            method,
+            arguments,
+            interface="org.freedesktop.DBus.Mock",
+            name="org.freedesktop.PolicyKit1",
+            path="/org/freedesktop/PolicyKit1/Authority",
+        )
 
     def answer(self, *, authorized: bool, challenge: bool = False) -> None:
         code = f"ret = ({authorized}, {challenge}, {{}})"
-        self._mock("AddMethod", GLib.Variant("(sssss)", (
-            AUTHORITY, "CheckAuthorization", "(sa{sv})sa{ss}us", "(bba{ss})", code)))
+        self._mock(
+            "AddMethod",
+            GLib.Variant(
+                "(sssss)", (AUTHORITY, "CheckAuthorization", "(sa{sv})sa{ss}us", "(bba{ss})", code)
+            ),
+        )
 
     def asked(self) -> list[tuple[str, int]]:
         """(action, flags) of all questions since `forget`."""
-        (calls,) = self._mock(
-            "GetMethodCalls", GLib.Variant("(s)", ("CheckAuthorization",))
-        )
+        (calls,) = self._mock("GetMethodCalls", GLib.Variant("(s)", ("CheckAuthorization",)))
         return [(arguments[1], arguments[3]) for _time, arguments in calls]
 
     def forget(self) -> None:
@@ -268,11 +293,18 @@ class Polkit:
 def polkit(address: str) -> Iterator[Polkit]:
     pytest.importorskip("dbusmock")
     process = subprocess.Popen(
-        [sys.executable, "-m", "dbusmock", "--system", "org.freedesktop.PolicyKit1",
-         "/org/freedesktop/PolicyKit1/Authority", AUTHORITY],
+        [
+            sys.executable,
+            "-m",
+            "dbusmock",
+            "--system",
+            "org.freedesktop.PolicyKit1",
+            "/org/freedesktop/PolicyKit1/Authority",
+            AUTHORITY,
+        ],
         env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": address},
         stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     try:
         connection = connect(address).con
         wait_for_name(connection, "org.freedesktop.PolicyKit1", process)
@@ -283,9 +315,7 @@ def polkit(address: str) -> Iterator[Polkit]:
 
 
 @pytest.fixture
-def daemon(
-    address: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> Iterator[Daemon]:
+def daemon(address: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
     if os.getuid():
         request.getfixturevalue("polkit")  # nobody but root is allowed without it
     found = Daemon(address, tmp_path)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Clients that flood: ``python3 -I flood.py ADDRESS CONNECTIONS CALLS MIX``.
 
 Each connection keeps as many calls under way as the bus allows, until CALLS are answered.  Prints
@@ -43,8 +44,10 @@ KINDS = {
 def main() -> None:
     address, connections, calls = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     mix = sys.argv[4].split(",")
-    flags = (Gio.DBusConnectionFlags.AUTHENTICATION_CLIENT
-             | Gio.DBusConnectionFlags.MESSAGE_BUS_CONNECTION)  # fmt: skip
+    flags = (
+        Gio.DBusConnectionFlags.AUTHENTICATION_CLIENT
+        | Gio.DBusConnectionFlags.MESSAGE_BUS_CONNECTION
+    )
     buses = [
         Gio.DBusConnection.new_for_address_sync(address, flags, None, None)
         for _ in range(connections)

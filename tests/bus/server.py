@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The real daemon code on a private bus, with a machine that is played.
 
 ``python3 -m tests.bus.server ADDRESS DIRECTORY``.  The test says through files in the directory

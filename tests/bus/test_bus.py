@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """org.kjump1 on a bus: names, errors, who waits for whom, and what is told when."""
 
 from __future__ import annotations
@@ -72,7 +73,11 @@ def test_a_whole_cycle(client: Client, daemon: Daemon) -> None:
     assert client.get("State") == "idle" and client.get("Operation") == "none"
     assert daemon.done.count("jump") == 1
     assert [word for word in daemon.done if word in ("pre", "jump", "close", "post")] == [
-        "pre", "jump", "close", "post"]  # fmt: skip
+        "pre",
+        "jump",
+        "close",
+        "post",
+    ]
     assert not (daemon.folder / "staged").exists()
 
 
@@ -90,12 +95,16 @@ def test_signals_and_properties_in_order(client: Client) -> None:
     assert percents == sorted(percents) and percents[-1] == 100
     started = names.index("CycleStarted")
     finished = names.index("CycleFinished")
-    first_state = next(i for i, (name, arguments) in enumerate(client.heard)
-                       if name == "PropertiesChanged" and "State" in arguments[1])
+    first_state = next(
+        i
+        for i, (name, arguments) in enumerate(client.heard)
+        if name == "PropertiesChanged" and "State" in arguments[1]
+    )
     assert started < first_state < finished
     # Whoever hears CycleFinished finds the daemon idle and the report in place.
-    before = [arguments[1] for name, arguments in client.heard[:finished]
-              if name == "PropertiesChanged"]
+    before = [
+        arguments[1] for name, arguments in client.heard[:finished] if name == "PropertiesChanged"
+    ]
     assert before[-1]["State"] == "idle" and before[-1]["LastCycle"]["result"] == "ok"
     cycle = client.heard[started][1][0]
     assert client.heard[finished][1][0] == cycle == box[0][0]["cycle"]
@@ -247,8 +256,12 @@ def test_a_helper_that_cannot_be_kept(client: Client, daemon: Daemon) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"warm": GLib.Variant("b", False)}, {"warm": GLib.Variant("s", "yes")},
-     {"warm": GLib.Variant("b", True), "hot": GLib.Variant("b", True)}],
+    [
+        {},
+        {"warm": GLib.Variant("b", False)},
+        {"warm": GLib.Variant("s", "yes")},
+        {"warm": GLib.Variant("b", True), "hot": GLib.Variant("b", True)},
+    ],
 )
 def test_malformed_staging(client: Client, daemon: Daemon, options: dict[str, Any]) -> None:
     with pytest.raises(Refused) as refused:
@@ -360,9 +373,12 @@ def test_a_killed_daemon_leaves_no_warm_helper(
 def test_the_name_cannot_be_taken(client: Client, address: str, daemon: Daemon) -> None:
     arguments = GLib.Variant("(su)", ("org.kjump1", 2 | 4))  # replace, do not queue
     (answer,) = Client(address).call(
-        "RequestName", arguments, name="org.freedesktop.DBus", path="/org/freedesktop/DBus",
+        "RequestName",
+        arguments,
+        name="org.freedesktop.DBus",
+        path="/org/freedesktop/DBus",
         interface="org.freedesktop.DBus",
-    )  # fmt: skip
+    )
     assert answer == 3  # exists
     second = Daemon(address, daemon.folder).start(wait=False)
     assert second.wait(20) == 1
@@ -399,10 +415,25 @@ def stranger(address: str, method: str, *, interactive: bool = False) -> str:
     """What an unprivileged user gets; nothing of this checkout is needed for it."""
     # setpriv and not Popen(user=): that would fork a process that has GDBus's threads.
     done = subprocess.run(
-        ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups",
-         "/usr/bin/python3", "-I", "-c", STRANGER, address, method, str(int(interactive))],
-        cwd="/", check=True, stdout=subprocess.PIPE, text=True, timeout=30,
-    )  # fmt: skip
+        [
+            "setpriv",
+            f"--reuid={NOBODY}",
+            f"--regid={NOBODY}",
+            "--clear-groups",
+            "/usr/bin/python3",
+            "-I",
+            "-c",
+            STRANGER,
+            address,
+            method,
+            str(int(interactive)),
+        ],
+        cwd="/",
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=30,
+    )
     return done.stdout.strip()
 
 
@@ -463,8 +494,11 @@ def test_the_bus_itself_lets_nobody_else_own_the_name(client: Client, address: s
         ("Hibernate", GLib.Variant("(s)", ("now",)), "org.freedesktop.DBus.Error.InvalidArgs"),
         ("CanHibernate", GLib.Variant("(i)", (1,)), "org.freedesktop.DBus.Error.InvalidArgs"),
         ("Explode", None, "org.freedesktop.DBus.Error.UnknownMethod"),
-        ("Hibernate", GLib.Variant("(a{sv})", ({"fast": GLib.Variant("b", True)},)),
-         "org.kjump1.Error.BadRequest"),
+        (
+            "Hibernate",
+            GLib.Variant("(a{sv})", ({"fast": GLib.Variant("b", True)},)),
+            "org.kjump1.Error.BadRequest",
+        ),
     ],
 )
 def test_malformed_calls(
@@ -499,8 +533,10 @@ def documented() -> dict[str, set[str]]:
     tree = ElementTree.fromstring(ours.interface_xml())
     (interface,) = tree.findall("interface")
     assert interface.get("name") == MANAGER
-    return {kind: {str(node.get("name")) for node in interface.findall(kind)}
-            for kind in ("method", "signal", "property")}
+    return {
+        kind: {str(node.get("name")) for node in interface.findall(kind)}
+        for kind in ("method", "signal", "property")
+    }
 
 
 def test_the_document_is_what_the_bus_shows(client: Client) -> None:
@@ -522,8 +558,7 @@ def test_the_policy_lists_the_interface_and_the_actions_exist() -> None:
     policy = (ROOT / "config/dbus/org.kjump1.conf").read_text()
     assert f'send_interface="{MANAGER}"' in policy
     actions = ElementTree.parse(ROOT / "config/polkit/org.kjump1.policy").findall("action")
-    assert {action.get("id") for action in actions} == {
-        "org.kjump1.hibernate", "org.kjump1.manage"}  # fmt: skip
+    assert {action.get("id") for action in actions} == {"org.kjump1.hibernate", "org.kjump1.manage"}
 
 
 # -- the daemon's life
@@ -549,7 +584,11 @@ def test_stopping_in_a_cycle_gives_back_first(client: Client, daemon: Daemon) ->
     daemon.unset("hold")
     assert daemon.process.wait(20) == 0
     assert [word for word in daemon.done if word in ("jump", "close", "post", "retire")] == [
-        "jump", "close", "retire", "post"]  # fmt: skip
+        "jump",
+        "close",
+        "retire",
+        "post",
+    ]
     assert client.until(lambda: box)[0][0]["result"] == "ok"
 
 
@@ -620,8 +659,15 @@ def test_kjumpctl(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ""
     assert kjumpctl.main(["status"]) == 0
     text = capsys.readouterr().out
-    for words in ("Can hibernate: yes", "/dev/vda3, 4096 MiB", "restored from disk", "pages saved",
-                  "ratio", "4.00 : 1", "hooks-pre"):
+    for words in (
+        "Can hibernate: yes",
+        "/dev/vda3, 4096 MiB",
+        "restored from disk",
+        "pages saved",
+        "ratio",
+        "4.00 : 1",
+        "hooks-pre",
+    ):
         assert words in text
     assert kjumpctl.main(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["LastCycle"]["result"] == "ok"

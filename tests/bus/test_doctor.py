@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Check and DryRun on a bus."""
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ def test_a_flood_of_checks_is_one_reading(client: Client, daemon: Daemon) -> Non
     before = daemon.done.count("read")
     daemon.set("slow")
     boxes = [client.start("Check") for _ in range(60)]
-    client.call("Get", GLib.Variant("(ss)", ("org.kjump1.Manager", "State")),
-                interface="org.freedesktop.DBus.Properties")  # fmt: skip
+    client.call(
+        "Get",
+        GLib.Variant("(ss)", ("org.kjump1.Manager", "State")),
+        interface="org.freedesktop.DBus.Properties",
+    )
     daemon.unset("slow")
     client.until(lambda: all(boxes))
     assert daemon.done.count("read") - before <= 3

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """kjump-hibernate, which systemd-hibernate.service runs: the program itself, on the private bus."""
 
 from __future__ import annotations
@@ -32,12 +33,20 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).chmod(0o755)
     subprocess.run(
         [
-            "cc", "-Wall", "-Wextra", "-Werror", f"-I{BUILT}", f'-DKJUMPCTL="{folder}/kjumpctl"',
-            f'-DSYSTEMD_SLEEP="{folder}/systemd-sleep"', "-o", folder / "kjump-hibernate", SOURCE,
+            "cc",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            f"-I{BUILT}",
+            f'-DKJUMPCTL="{folder}/kjumpctl"',
+            f'-DSYSTEMD_SLEEP="{folder}/systemd-sleep"',
+            "-o",
+            folder / "kjump-hibernate",
+            SOURCE,
             "-lsystemd",
         ],
         check=True,
-    )  # fmt: skip
+    )
     return folder
 
 
@@ -47,8 +56,10 @@ def run(programs: Path, address: str) -> Run:
         return subprocess.Popen(
             [programs / "kjump-hibernate"],
             env={**os.environ, "KJUMP_BUS_ADDRESS": at, **more},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     return start
 

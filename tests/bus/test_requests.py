@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Requests on the private bus: inhibitors, falling back, what is offered; systemd, played."""
 
 from __future__ import annotations
@@ -86,9 +87,7 @@ def test_ignoring_them_takes_an_administrator(
     client: Client, daemon: Daemon, polkit: Polkit
 ) -> None:
     asked(client, ignore_inhibitors=True)
-    assert [action for action, _ in polkit.asked()] == [
-        "org.kjump1.hibernate", "org.kjump1.manage"
-    ]  # fmt: skip
+    assert [action for action, _ in polkit.asked()] == ["org.kjump1.hibernate", "org.kjump1.manage"]
 
 
 # -- falling back
@@ -187,11 +186,18 @@ def systemd(address: str) -> Iterator[Client]:
     """systemd on the bus, played by dbusmock."""
     pytest.importorskip("dbusmock")
     process = subprocess.Popen(
-        [sys.executable, "-m", "dbusmock", "--system", units.SYSTEMD[0], units.SYSTEMD[1],
-         units.MANAGER],
+        [
+            sys.executable,
+            "-m",
+            "dbusmock",
+            "--system",
+            units.SYSTEMD[0],
+            units.SYSTEMD[1],
+            units.MANAGER,
+        ],
         env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": address},
         stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     try:
         client = Client(address)
         wait_for_name(client.connection, units.SYSTEMD[0], process)
@@ -203,9 +209,12 @@ def systemd(address: str) -> Iterator[Client]:
 
 def plays(client: Client, method: str, signature: str, returns: str, code: str) -> None:
     client.call(
-        "AddMethod", GLib.Variant("(sssss)", (units.MANAGER, method, signature, returns, code)),
-        interface="org.freedesktop.DBus.Mock", name=units.SYSTEMD[0], path=units.SYSTEMD[1],
-    )  # fmt: skip
+        "AddMethod",
+        GLib.Variant("(sssss)", (units.MANAGER, method, signature, returns, code)),
+        interface="org.freedesktop.DBus.Mock",
+        name=units.SYSTEMD[0],
+        path=units.SYSTEMD[1],
+    )
 
 
 def in_thread(client: Client, function: Any) -> Any:

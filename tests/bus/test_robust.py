@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Clients that mean harm, or are broken: always a named answer, and the others are served."""
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ def descriptors(daemon: Daemon) -> int:
 def flood(address: str, mix: str, *, calls: int = CALLS) -> subprocess.Popen[str]:
     return subprocess.Popen(
         ["/usr/bin/python3", "-I", FLOOD, address, "20", str(calls), mix],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def answers(process: subprocess.Popen[str]) -> dict[str, int]:
@@ -120,8 +122,18 @@ def test_callers_that_do_not_wait_for_the_answer(
     leavers = [connect(address).con for _ in range(10)]
     for leaver in leavers:
         for _ in range(100):
-            leaver.call("org.kjump1", "/org/kjump1", MANAGER, "CanHibernate", None, None,
-                        Gio.DBusCallFlags.NONE, 60000, None, None)  # fmt: skip
+            leaver.call(
+                "org.kjump1",
+                "/org/kjump1",
+                MANAGER,
+                "CanHibernate",
+                None,
+                None,
+                Gio.DBusCallFlags.NONE,
+                60000,
+                None,
+                None,
+            )
         leaver.flush_sync(None)
     for leaver in leavers:
         leaver.close_sync(None)
@@ -144,8 +156,11 @@ def test_a_call_that_wants_no_answer_is_done(client: Client, daemon: Daemon) -> 
 
 def test_large_arguments_are_refused_at_once(client: Client, daemon: Daemon) -> None:
     """Reading 16 MiB of them would take a minute, and everybody would wait."""
-    options = {"x": GLib.Variant.new_from_bytes(
-        GLib.VariantType("ay"), GLib.Bytes.new(bytes(16 << 20)), True)}  # fmt: skip
+    options = {
+        "x": GLib.Variant.new_from_bytes(
+            GLib.VariantType("ay"), GLib.Bytes.new(bytes(16 << 20)), True
+        )
+    }
     begun = time.monotonic()
     with pytest.raises(Refused) as refused:
         client.call("Hibernate", GLib.Variant("(a{sv})", (options,)))
@@ -174,10 +189,12 @@ ODD = {
         GLib.Variant("(a{sv})", ({"warm": GLib.Variant("a{sv}", {"warm": GLib.Variant("d", 1)})},)),
     ),
     "a descriptor that is not there": (
-        call_to(MANAGER, "Stage"), GLib.Variant("(a{sv})", ({"warm": GLib.Variant("h", 7)},)),
+        call_to(MANAGER, "Stage"),
+        GLib.Variant("(a{sv})", ({"warm": GLib.Variant("h", 7)},)),
     ),
     "an empty option": (
-        call_to(MANAGER, "Hibernate"), GLib.Variant("(a{sv})", ({"": GLib.Variant("b", True)},)),
+        call_to(MANAGER, "Hibernate"),
+        GLib.Variant("(a{sv})", ({"": GLib.Variant("b", True)},)),
     ),
     "a property that cannot be set": (
         call_to(PROPERTIES, "Set"),
@@ -193,10 +210,11 @@ ODD = {
     ),
     "no such property": (call_to(PROPERTIES, "Get"), GLib.Variant("(ss)", (MANAGER, "Nope"))),
     "an attribute that is no property": (
-        call_to(PROPERTIES, "Get"), GLib.Variant("(ss)", (MANAGER, "_settings")),
+        call_to(PROPERTIES, "Get"),
+        GLib.Variant("(ss)", (MANAGER, "_settings")),
     ),
     "a method that is not the interface's": (call_to(MANAGER, "reload"), None),
-}  # fmt: skip
+}
 
 
 def test_odd_messages_are_answered_with_a_name(client: Client, daemon: Daemon) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The built packages, made once for all tests.  Both are kept in build/ and made again only where
 sources have changed."""
 

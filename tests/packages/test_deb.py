@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The Debian package: lintian has nothing to say, and nothing of it stays where it is purged."""
 
 from __future__ import annotations
@@ -22,10 +23,22 @@ def test_lintian_is_content_with_source_and_package(deb: Path) -> None:
         pytest.skip("lintian is not installed")
     (changes,) = deb.parent.glob("kjump_*.changes")
     done = subprocess.run(
-        ["lintian", "--allow-root", "--info", "--display-info", "--pedantic",
-         "--fail-on", "error,warning,info,pedantic", str(changes)],
-        check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
-    )  # fmt: skip
+        [
+            "lintian",
+            "--allow-root",
+            "--info",
+            "--display-info",
+            "--pedantic",
+            "--fail-on",
+            "error,warning,info,pedantic",
+            str(changes),
+        ],
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+    )
     assert done.returncode == 0, done.stdout
     # An override that overrides nothing is for something that was put right.
     assert "unused-override" not in done.stdout
@@ -77,5 +90,7 @@ def test_conffiles_are_only_what_is_for_the_administrator(deb: Path) -> None:
         ["tar", "-xO", "./conffiles"], input=shown, check=True, stdout=subprocess.PIPE
     ).stdout.decode()
     assert set(text.split()) == {
-        "/etc/kernel/postinst.d/zz-kjump", "/etc/kernel/postrm.d/zz-kjump", "/etc/kjump/kjump.conf"
-    }  # fmt: skip
+        "/etc/kernel/postinst.d/zz-kjump",
+        "/etc/kernel/postrm.d/zz-kjump",
+        "/etc/kjump/kjump.conf",
+    }

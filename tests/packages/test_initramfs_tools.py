@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The scripts in a boot initrd of initramfs-tools: kjump-resume begins early, and nobody goes on
 before it has ended."""
 

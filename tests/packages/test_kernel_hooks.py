@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a kernel's installation and removal call: helper initrds come and go with their kernels."""
 
 from __future__ import annotations
@@ -35,9 +36,12 @@ def told(libexec: Path) -> list[str]:
 
 def plugin(libexec: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [HOOKS / "kernel-install", *words], check=True, capture_output=True, text=True,
+        [HOOKS / "kernel-install", *words],
+        check=True,
+        capture_output=True,
+        text=True,
         env={"PATH": os.environ["PATH"], "KJUMP_LIBEXEC": str(libexec), **environment},
-    )  # fmt: skip
+    )
 
 
 def test_a_kernel_comes_and_goes(libexec: Path) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The mkinitcpio hooks: what the install hook adds, and what the other does at boot."""
 
 from __future__ import annotations
@@ -50,8 +51,10 @@ def test_all_that_resuming_needs_is_added(libexec: Path) -> None:
     files = {line.split()[2]: line.split()[1] for line in told if line.startswith("file ")}
     for name in ("/usr/libexec/kjump/kjump-resume", "/usr/bin/python3"):
         assert name in files
-    assert any(name.endswith("/kjump/resume/main.py") or name.endswith("/kjump/resume/main.pyc")
-               for name in files)  # fmt: skip
+    assert any(
+        name.endswith("/kjump/resume/main.py") or name.endswith("/kjump/resume/main.pyc")
+        for name in files
+    )
     assert any("libzstd.so" in name for name in files)
     assert any(name.endswith("libkjump.so") for name in files)
     assert all(Path(source).exists() for source in files.values())

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The RPM: rpmbuild takes it, and it has what the Debian package has, where Fedora has it."""
 
 from __future__ import annotations
@@ -109,10 +110,12 @@ def test_scriptlets(rpm: Path) -> None:
     parts = re.split(r"^(\w+) scriptlet.*$", scripts, flags=re.MULTILINE)
     script = dict(zip(parts[1::2], parts[2::2], strict=True))
     assert "/usr/libexec/kjump/update-initrds" in script["postinstall"]
-    for name, words in (("preuninstall", "kjumpctl disable"),
-                        ("postuninstall", "rm -rf /var/lib/kjump")):
+    for name, words in (
+        ("preuninstall", "kjumpctl disable"),
+        ("postuninstall", "rm -rf /var/lib/kjump"),
+    ):
         at = script[name].index(words)
-        assert 'if [ $1 -eq 0 ]' in script[name][:at]
+        assert "if [ $1 -eq 0 ]" in script[name][:at]
         last = script[name][:at].rindex("if [ $1 ")
         assert "\nfi" not in script[name][last:at], f"{words} also in an upgrade"
     for text in script.values():

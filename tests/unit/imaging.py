@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Images for tests: written by the real writer out of pages that are given."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How the host talks to a guest: what gets lost on the way is asked again, and done once."""
 
 from __future__ import annotations

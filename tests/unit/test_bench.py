@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """tests.bench: figures, phases and picture."""
 
 from __future__ import annotations
@@ -137,9 +138,18 @@ def test_a_mark_that_is_not_said_leaves_its_time_to_the_next() -> None:
 
 
 def test_phases_of_ours_end_at_the_power_off() -> None:
-    phases = {"check": 0.2, "stage": 1.0, "jump": 2.0, "helper boot": 5.0, "scan": 0.01,
-              "copy": 10.0, "commit": 0.1, "boot kernel": 9.0, "put back": 5.0,
-              "unload": 0.3}  # fmt: skip
+    phases = {
+        "check": 0.2,
+        "stage": 1.0,
+        "jump": 2.0,
+        "helper boot": 5.0,
+        "scan": 0.01,
+        "copy": 10.0,
+        "commit": 0.1,
+        "boot kernel": 9.0,
+        "put back": 5.0,
+        "unload": 0.3,
+    }
     found = spans.ours_saving([(9.0, "kjump: saving 700 MiB of guest to /dev/vda3")], phases, 20.5)
     assert found[0][0] == "request"
     begin = {name: begin for name, begin, _ in found}

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How hard to compress: simulated copies, with a clock of their own."""
 
 from __future__ import annotations

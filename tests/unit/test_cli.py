@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """kjumpctl without a daemon: drop-ins, figures, exit codes, colour, the manual."""
 
 from __future__ import annotations
@@ -28,8 +29,12 @@ REPORT = {
     "pages": {"data": 1000, "zero": 10, "free": 100},
     "image": {"size": 2_048_000, "data": 4_096_000},
 }
-FAILED = {**REPORT, "result": "failed", "where": "helper",
-          **errors.TargetWriteFailed("Write error at 5 MiB.").report()}
+FAILED = {
+    **REPORT,
+    "result": "failed",
+    "where": "helper",
+    **errors.TargetWriteFailed("Write error at 5 MiB.").report(),
+}
 
 
 # -- what is printed
@@ -156,7 +161,9 @@ def test_image_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert kjumpctl.main(["image", "info", str(path)]) == 0
     assert re.search(r"^state +empty$", capsys.readouterr().out, re.MULTILINE)
     assert kjumpctl.main(["image", "info", str(tmp_path / "gone")]) in (
-        errors.NoImage.exit_code, errors.TargetMissing.exit_code)  # fmt: skip
+        errors.NoImage.exit_code,
+        errors.TargetMissing.exit_code,
+    )
 
 
 # -- drop-ins
@@ -261,18 +268,14 @@ SLEEP = ["/usr/lib/systemd/systemd-sleep", "hibernate"]
 GOOD = stock.Stock(resume="8:1", swaps=(stock.Swap(1 << 30, 0, "8:1"),))
 
 
-def test_what_hibernate_asks_for(
-    monkeypatch: pytest.MonkeyPatch, became: list[list[str]]
-) -> None:
+def test_what_hibernate_asks_for(monkeypatch: pytest.MonkeyPatch, became: list[list[str]]) -> None:
     monkeypatch.delenv("SYSTEMD_SLEEP_FREEZE_USER_SESSIONS", raising=False)
     daemon = Kjumpd({"result": "ok"})
     hibernated(monkeypatch, daemon)
     hibernated(monkeypatch, daemon, "--fallback", "--ignore-inhibitors")
     monkeypatch.setenv("SYSTEMD_SLEEP_FREEZE_USER_SESSIONS", "false")
     hibernated(monkeypatch, daemon)
-    assert daemon.asked == [
-        {}, {"fallback": True, "ignore_inhibitors": True}, {"freeze": False}
-    ]  # fmt: skip
+    assert daemon.asked == [{}, {"fallback": True, "ignore_inhibitors": True}, {"freeze": False}]
     assert not became
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Bash and zsh really complete kjumpctl's words."""
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ def complete(*words: str) -> list[str]:
     )
     done = subprocess.run(
         ["bash", "--norc", "-c", program, "bash", str(SCRIPT), *words],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     assert done.stderr == ""
     return [word for word in done.stdout.split("\n") if word]
 
@@ -63,8 +66,10 @@ def complete_zsh(line: str, out: Path) -> list[str]:
         (["do"], ["doctor"]),
         (["st"], ["status", "stage"]),
         (["doctor", "--n"], ["--no-jump"]),
-        (["setup", "--"], ["--file", "--size", "--yes", "--dry-run", "--no-initrd", "--json",
-                           "--help"]),
+        (
+            ["setup", "--"],
+            ["--file", "--size", "--yes", "--dry-run", "--no-initrd", "--json", "--help"],
+        ),
         (["setup", "--size", ""], []),
         (["image", ""], ["info", "verify", "export", "--help"]),
         (["--json", "history", "s"], ["show"]),
@@ -72,7 +77,7 @@ def complete_zsh(line: str, out: Path) -> list[str]:
         (["plot", "--o"], ["--output"]),
         (["reload", "x"], []),
     ],
-)  # fmt: skip
+)
 def test_words(words: list[str], offered: list[str]) -> None:
     assert complete(*words) == offered
 

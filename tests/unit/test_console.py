@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Lines on consoles that others write to, and on those that take none."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """kjump.session.cycle: whatever fails, what is owed is given back, and the report names it."""
 
 from __future__ import annotations
@@ -118,9 +119,7 @@ class World:
         self.do("stage-dry")
         return self
 
-    def ask(
-        self, helper: object, _settings: Settings, _facts: Facts, cycle: uuid.UUID
-    ) -> None:
+    def ask(self, helper: object, _settings: Settings, _facts: Facts, cycle: uuid.UUID) -> None:
         assert helper is self and cycle == ID
         self.do("ask")
 
@@ -154,9 +153,7 @@ class World:
     def sync(self) -> None:
         self.do("sync")
 
-    def retire(
-        self, path: Path, error: errors.KjumpError | None, cycle: uuid.UUID | None
-    ) -> None:
+    def retire(self, path: Path, error: errors.KjumpError | None, cycle: uuid.UUID | None) -> None:
         self.retired.append((path, error, cycle))
         self.do("retire")
 
@@ -196,13 +193,15 @@ class World:
         )
 
     def warming(self) -> Warming:
-        return Warming(
-            Settings(), actions=self.actions(), tell=self.steps.append, cycle_id=ID
-        )
+        return Warming(Settings(), actions=self.actions(), tell=self.steps.append, cycle_id=ID)
 
 
-RETURNED = {"by": "helper", "result": "returned", "phases": {"helper boot": 2.0},
-            "map": {"cell_pages": 1024, "data": "Z0"}}  # fmt: skip
+RETURNED = {
+    "by": "helper",
+    "result": "returned",
+    "phases": {"helper boot": 2.0},
+    "map": {"cell_pages": 1024, "data": "Z0"},
+}
 
 
 def test_a_dry_run_touches_no_target_and_leaves_nothing() -> None:
@@ -212,9 +211,22 @@ def test_a_dry_run_touches_no_target_and_leaves_nothing() -> None:
     assert trial.error is None and report["result"] == "returned"
     assert report["phases"]["helper boot"] == 2.0 and report["map"] == RETURNED["map"]
     assert world.done == [
-        "read", "mark", "stage-dry", "mark", "pre", "sync", "recheck", "jump", "report",
-        "close", "unload", "post", "mark", "record", "clear",
-    ]  # fmt: skip
+        "read",
+        "mark",
+        "stage-dry",
+        "mark",
+        "pre",
+        "sync",
+        "recheck",
+        "jump",
+        "report",
+        "close",
+        "unload",
+        "post",
+        "mark",
+        "record",
+        "clear",
+    ]
     assert not world.retired and not world.loaded and trial.warm is None
 
 
@@ -249,10 +261,28 @@ def test_a_restored_cycle() -> None:
     report = cycle.run()
     assert cycle.error is None
     assert world.done == [
-        "read", "mark", "prepare", "stage", "mark", "freeze", "mark", "pre", "lock", "sync",
-        "recheck", "jump", "report", "close", "unload", "retire", "post", "thaw", "mark", "record",
+        "read",
+        "mark",
+        "prepare",
+        "stage",
+        "mark",
+        "freeze",
+        "mark",
+        "pre",
+        "lock",
+        "sync",
+        "recheck",
+        "jump",
+        "report",
+        "close",
+        "unload",
+        "retire",
+        "post",
+        "thaw",
+        "mark",
+        "record",
         "clear",
-    ]  # fmt: skip
+    ]
     assert world.retired == [(DISK.path, None, ID)]
     assert (report["result"], report["where"]) == ("ok", "resume")
     assert "error" not in report
@@ -262,9 +292,19 @@ def test_a_restored_cycle() -> None:
     assert report["target"] == "/dev/vda3"
     assert report["more"] == {"speed": 17}
     assert list(report["phases"]) == [
-        "check", "prepare", "stage", "freeze", "hooks-pre", "sync", "jump", "copy",
-        "resume check", "unload", "hooks-post", "thaw",
-    ]  # fmt: skip
+        "check",
+        "prepare",
+        "stage",
+        "freeze",
+        "hooks-pre",
+        "sync",
+        "jump",
+        "copy",
+        "resume check",
+        "unload",
+        "hooks-post",
+        "thaw",
+    ]
     assert report["finished"] >= report["started"]
     assert set(report["wall"]) == set(report["phases"]) - {"copy", "resume check"}
 
@@ -286,8 +326,22 @@ def test_a_deliberate_return() -> None:
     assert cycle.error is None
 
 
-POINTS = ("read", "mark", "prepare", "stage", "pre", "sync", "recheck", "jump", "report",
-          "close", "unload", "post", "retire", "clear")
+POINTS = (
+    "read",
+    "mark",
+    "prepare",
+    "stage",
+    "pre",
+    "sync",
+    "recheck",
+    "jump",
+    "report",
+    "close",
+    "unload",
+    "post",
+    "retire",
+    "clear",
+)
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -353,10 +407,16 @@ def test_a_reason_of_the_checks_stages_nothing() -> None:
     ("report", "error", "where"),
     [
         (None, "HelperSilent", "helper"),
-        ({"by": "helper", "result": "failed", **errors.TargetWriteFailed("EIO").report()},
-         "TargetWriteFailed", "helper"),
-        ({"by": "resume", "result": "failed", **errors.ImageDamaged("x").report()},
-         "ImageDamaged", "resume"),
+        (
+            {"by": "helper", "result": "failed", **errors.TargetWriteFailed("EIO").report()},
+            "TargetWriteFailed",
+            "helper",
+        ),
+        (
+            {"by": "resume", "result": "failed", **errors.ImageDamaged("x").report()},
+            "ImageDamaged",
+            "resume",
+        ),
         ({"by": "helper", "result": "ok"}, "HelperSilent", "helper"),
         ({"by": "resume", "result": "returned"}, "HelperSilent", "resume"),
         ({"result": "failed", "error": "Flux", "what": "?"}, "HelperFailed", "session"),
@@ -413,9 +473,20 @@ def test_getting_warm() -> None:
     report = warming.run()
     assert warming.error is None and warming.warm is world and world.loaded
     assert world.done == [
-        "read", "mark", "stage-warm", "mark", "pre", "sync", "recheck", "jump", "report",
-        "welcome", "post", "mark", "record",
-    ]  # fmt: skip
+        "read",
+        "mark",
+        "stage-warm",
+        "mark",
+        "pre",
+        "sync",
+        "recheck",
+        "jump",
+        "report",
+        "welcome",
+        "post",
+        "mark",
+        "record",
+    ]
     # A daemon that is killed from now on leaves a mark by which it is unloaded, and nothing more.
     assert world.mark == Mark(str(ID), "/dev/vda3", hooks=False, kind="warm")
     assert (report["result"], report["phases"]["helper boot"]) == ("warm", 3.0)
@@ -456,10 +527,28 @@ def test_a_cycle_with_a_warm_helper() -> None:
     cycle = world.cycle(warm=True)
     assert cycle.run()["result"] == "ok"
     assert world.done == [
-        "read", "mark", "prepare", "ask", "mark", "freeze", "mark", "pre", "lock", "sync",
-        "recheck", "jump", "report", "close", "unload", "retire", "post", "thaw", "mark", "record",
+        "read",
+        "mark",
+        "prepare",
+        "ask",
+        "mark",
+        "freeze",
+        "mark",
+        "pre",
+        "lock",
+        "sync",
+        "recheck",
+        "jump",
+        "report",
+        "close",
+        "unload",
+        "retire",
+        "post",
+        "thaw",
+        "mark",
+        "record",
         "clear",
-    ]  # fmt: skip
+    ]
     # What came back from a disk is used up: its pages are junk.
     assert cycle.warm is None and not world.loaded
 
@@ -532,8 +621,25 @@ class Killed(BaseException):
     """What no handler sees: SIGKILL."""
 
 
-ALL = ["read", "prepare", "stage", "freeze", "pre", "lock", "sync", "recheck", "jump", "report",
-       "close", "unload", "retire", "post", "thaw", "record", "clear"]  # fmt: skip
+ALL = [
+    "read",
+    "prepare",
+    "stage",
+    "freeze",
+    "pre",
+    "lock",
+    "sync",
+    "recheck",
+    "jump",
+    "report",
+    "close",
+    "unload",
+    "retire",
+    "post",
+    "thaw",
+    "record",
+    "clear",
+]
 """What a cycle does, once each."""
 
 
@@ -572,9 +678,11 @@ def test_a_killed_daemon_leaves_nothing(tmp_path: Path, at: str, after: bool) ->
             world.do("record")
 
     actions = replace(
-        world.actions(), write_mark=write, clear_mark=lambda: history.clear_mark(path),
+        world.actions(),
+        write_mark=write,
+        clear_mark=lambda: history.clear_mark(path),
         record=record,
-    )  # fmt: skip
+    )
     if at == "clear":
         actions = replace(actions, clear_mark=lambda: world.do("clear"))
     cycle = Cycle(Settings(), actions=actions, cycle_id=ID)
@@ -609,8 +717,22 @@ def test_a_killed_daemon_leaves_nothing(tmp_path: Path, at: str, after: bool) ->
 # -- sessions of users
 
 
-@pytest.mark.parametrize("fails", ["freeze", "pre", "lock", "sync", "recheck", "jump", "report",
-                                   "close", "unload", "retire", "post"])  # fmt: skip
+@pytest.mark.parametrize(
+    "fails",
+    [
+        "freeze",
+        "pre",
+        "lock",
+        "sync",
+        "recheck",
+        "jump",
+        "report",
+        "close",
+        "unload",
+        "retire",
+        "post",
+    ],
+)
 def test_what_was_frozen_is_let_go_on(fails: str) -> None:
     world = World()
     world.fail[fails] = RuntimeError("no")
@@ -770,11 +892,30 @@ def test_what_is_held_is_given_back_after_the_image_was_spent() -> None:
     world = Holding()
     world.cycle().run()
     assert world.done == [
-        "read", "mark", "prepare", "stage", "mark", "freeze", "mark", "pre", "lock", "sync",
-        "recheck", "still there", "jump", "report", "close", "unload", "retire held", "give back",
-        "post", "thaw", "mark", "record",
+        "read",
+        "mark",
+        "prepare",
+        "stage",
+        "mark",
+        "freeze",
+        "mark",
+        "pre",
+        "lock",
+        "sync",
+        "recheck",
+        "still there",
+        "jump",
+        "report",
+        "close",
+        "unload",
+        "retire held",
+        "give back",
+        "post",
+        "thaw",
+        "mark",
+        "record",
         "clear",
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("point", ["stage", "pre", "recheck", "still there", "jump", "retire held"])

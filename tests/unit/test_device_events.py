@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Device events: they are heard, also after more have come than the kernel keeps for us."""
 
 from __future__ import annotations
@@ -107,9 +108,13 @@ def test_more_events_than_are_kept() -> None:
     try:
         done = subprocess.run(
             ["unshare", "--net", "--mount", "sh", "-c", SETTING, "-", sys.executable, SCRIPT],
-            check=False, text=True, timeout=60, capture_output=True, cwd=ROOT,
+            check=False,
+            text=True,
+            timeout=60,
+            capture_output=True,
+            cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT / "daemon")},
-        )  # fmt: skip
+        )
     except FileNotFoundError:
         pytest.skip("unshare is not installed")
     if "unshare failed" in done.stderr:

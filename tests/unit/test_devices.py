@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What udev tells of a device, and what is made of it."""
 
 from __future__ import annotations
@@ -17,7 +18,5 @@ from kjump.session import devices
         ({"DEVTYPE": "disk"}, ""),
     ],
 )
-def test_a_partition_does_not_hold_its_disks_table(
-    properties: dict[str, str], found: str
-) -> None:
+def test_a_partition_does_not_hold_its_disks_table(properties: dict[str, str], found: str) -> None:
     assert devices.signature(properties) == found

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """docs/ and README.md say what the code does: names, numbers, tables, links.
 
 ``python3 -m tests.unit.test_docs`` writes the tables of errors in the manual pages anew.
@@ -421,8 +422,13 @@ def test_the_completions_name_every_command_and_option(name: str) -> None:
         for word in command.split():
             assert re.search(rf"(?<![\w-]){word}(?![\w-])", text), f"{name}: {command}"
         # Where the command's options stand: from its name to the end of that case.
-        at = re.search(rf"^ +(?:\w+ ?\| ?)?{command.split()[0]}(?: ?\| ?\w+)?\)(.*?);;", text,
-                       re.M | re.S) if command else None  # fmt: skip
+        at = (
+            re.search(
+                rf"^ +(?:\w+ ?\| ?)?{command.split()[0]}(?: ?\| ?\w+)?\)(.*?);;", text, re.M | re.S
+            )
+            if command
+            else None
+        )
         where = at[1] if at else text
         for option in options - EVERYWHERE:
             assert re.search(rf"{option}(?![\w-])", where), f"{name}: kjumpctl {command} {option}"

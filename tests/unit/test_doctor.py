@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """kjumpctl doctor: every check has a result, and each that fails says why and what to do."""
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ FINE = Surroundings(
     configs={"6.12.0": "CONFIG_HIBERNATION_SNAPSHOT_DEV=y\n"},
     swaps=(SwapArea(Path("/dev/vda2"), False, 100 * MIB, 40 * MIB),),
 )
-LARGE = replace(READY, target=replace(DISK, size=4096 * MIB), boot={
-    "config": "aa", "releases": {"6.12.0": "aa", "6.9.0": "old"}})  # fmt: skip
+LARGE = replace(
+    READY,
+    target=replace(DISK, size=4096 * MIB),
+    boot={"config": "aa", "releases": {"6.12.0": "aa", "6.9.0": "old"}},
+)
 
 
 def states(facts: Facts = LARGE, more: Surroundings = FINE) -> dict[str, Finding]:
@@ -72,27 +76,57 @@ def test_every_check_of_readiness_is_there_and_has_words_of_its_own() -> None:
         ({}, {"helper": {"version": "0.0.9"}}, "helper-age", FAILED, "NoHelperInitrd"),
         ({}, {"helper_made": 9.0}, "helper-age", WARNING, "NoHelperInitrd"),
         ({}, {"plymouth": True}, "helper-age", WARNING, "NoHelperInitrd"),
-        ({}, {"helper": {"version": VERSION, "plymouth": True}}, "helper-age", WARNING,
-         "NoHelperInitrd"),
-        ({}, {"helper": {"version": VERSION, "plymouth": True}, "plymouth": True}, "helper-age",
-         OK, ""),
-        ({}, {"helper": {"displays": ["bochs"]}, "displays": ("i915",)}, "helper-age", WARNING,
-         "NoHelperInitrd"),
-        ({}, {"helper": {"displays": ["bochs"]}, "displays": ("bochs", "i915")}, "helper-age", OK,
-         ""),
+        (
+            {},
+            {"helper": {"version": VERSION, "plymouth": True}},
+            "helper-age",
+            WARNING,
+            "NoHelperInitrd",
+        ),
+        (
+            {},
+            {"helper": {"version": VERSION, "plymouth": True}, "plymouth": True},
+            "helper-age",
+            OK,
+            "",
+        ),
+        (
+            {},
+            {"helper": {"displays": ["bochs"]}, "displays": ("i915",)},
+            "helper-age",
+            WARNING,
+            "NoHelperInitrd",
+        ),
+        (
+            {},
+            {"helper": {"displays": ["bochs"]}, "displays": ("bochs", "i915")},
+            "helper-age",
+            OK,
+            "",
+        ),
         ({}, {"grub_default": "saved"}, "next-boot", WARNING, ""),
         ({}, {"grub_default": "0"}, "next-boot", OK, ""),
         ({}, {"installed": ()}, "next-boot", WARNING, ""),
-        ({}, {"configs": {"6.12.0": "CONFIG_HIBERNATION=y"}}, "next-boot", FAILED,
-         "NoSnapshotDevice"),
+        (
+            {},
+            {"configs": {"6.12.0": "CONFIG_HIBERNATION=y"}},
+            "next-boot",
+            FAILED,
+            "NoSnapshotDevice",
+        ),
         ({}, {"configs": {}}, "next-boot", OK, ""),
         ({}, {"installed": ("6.12.0", "6.14.0")}, "next-boot", FAILED, "NoBootResume"),
         ({}, {"installed": ("6.9.0",)}, "next-boot", FAILED, "NoBootResume"),
-        ({"told": "/dev/vda3:0", "told_right": True}, {"installed": ("6.9.0",)}, "next-boot", OK,
-         ""),
+        (
+            {"told": "/dev/vda3:0", "told_right": True},
+            {"installed": ("6.9.0",)},
+            "next-boot",
+            OK,
+            "",
+        ),
         ({}, {"swaps": ()}, "swap", OK, ""),
     ],
-)  # fmt: skip
+)
 def test_what_is_found(
     facts: dict[str, Any], more: dict[str, Any], name: str, state: str, error: str
 ) -> None:
@@ -122,7 +156,7 @@ def test_targets_have_names() -> None:
     [
         ("", None),
         ("GRUB_DEFAULT=0\n", "0"),
-        ("# GRUB_DEFAULT=1\nGRUB_DEFAULT=\"saved\"  # the last\nGRUB_TIMEOUT=5\n", "saved"),
+        ('# GRUB_DEFAULT=1\nGRUB_DEFAULT="saved"  # the last\nGRUB_TIMEOUT=5\n', "saved"),
         ("GRUB_DEFAULT=0\nGRUB_DEFAULT='1>2'\n", "1>2"),
     ],
 )
@@ -242,9 +276,12 @@ class Trialed:
 
 
 def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str],
-    found: list[Finding], fails: errors.KjumpError | None = None,
-) -> tuple[int, dict[str, Any]]:  # fmt: skip
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    found: list[Finding],
+    fails: errors.KjumpError | None = None,
+) -> tuple[int, dict[str, Any]]:
     monkeypatch.setattr(Trialed, "jumped", [])
     monkeypatch.setattr(Trialed, "fails", fails)
     monkeypatch.setattr(kjumpctl, "Client", Trialed)

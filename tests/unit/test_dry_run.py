@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A dry run in the helper: it looks at memory and at the target, and writes nothing."""
 
 from __future__ import annotations
@@ -23,9 +24,14 @@ from kjump.machine import syscalls
 
 NONCE = bytes(range(16))
 ORDER = {
-    "cycle": str(uuid.uuid4()), "window": [0x100000, 0x200000], "low": [], "ram": [[0, 1 << 30]],
-    "target": {"links": ["/dev/t"]}, "deadline": 100, "mode": DRY_RUN,
-}  # fmt: skip
+    "cycle": str(uuid.uuid4()),
+    "window": [0x100000, 0x200000],
+    "low": [],
+    "ram": [[0, 1 << 30]],
+    "target": {"links": ["/dev/t"]},
+    "deadline": 100,
+    "mode": DRY_RUN,
+}
 
 
 class Core:

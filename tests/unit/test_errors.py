@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """kjump.errors: one name, one code, one sentence each."""
 
 from __future__ import annotations

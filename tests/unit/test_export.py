@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """An image as an ELF core: what a debugger would read."""
 
 from __future__ import annotations

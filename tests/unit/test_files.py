@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where a file's blocks lie, by what the kernel answers; what is refused."""
 
 from __future__ import annotations
@@ -44,10 +45,7 @@ def test_a_whole_file() -> None:
         [extent(0, 100, 7)],
         [extent(0, 0, 8)],
         [Extent(0, 100 * BLOCK + 512, 8 * BLOCK, U)],
-        *(
-            [extent(0, 100, 8, flag)]
-            for flag in (0x2, 0x4, 0x8, 0x80, 0x100, 0x200, 0x400, 0x2000)
-        ),
+        *([extent(0, 100, 8, flag)] for flag in (0x2, 0x4, 0x8, 0x80, 0x100, 0x200, 0x400, 0x2000)),
     ],
 )
 def test_what_is_not_whole_or_not_its_own_is_refused(found: list[Extent]) -> None:
@@ -115,15 +113,11 @@ def test_an_answer_of_the_tree_search() -> None:
 # Answers of a 6.12 kernel: FIEMAP of files made with fallocate (20 MiB on ext4, 1200 MiB on btrfs,
 # 1 MiB that is one hole), and the chunk tree of that btrfs.
 ANSWERS = {
-    "ext4": (
-        "c-muNfPnu{zzAf6Fb4w$P=Qbmj0{)+BL~AM7=!=-V(JKS"
-    ),
+    "ext4": ("c-muNfPnu{zzAf6Fb4w$P=Qbmj0{)+BL~AM7=!=-V(JKS"),
     "btrfs": (
         "c-muNfPnu{zzAfs0x<^zI=CPRWe6}}1DG11>Mp2~s80c^&yqxa22g#zB<gd3>Pv+3xv^<u<X{+*003744oC"
     ),
-    "sparse": (
-        "c-muNfPnu{zzF4YFpPrX005{S2m$"
-    ),
+    "sparse": ("c-muNfPnu{zzF4YFpPrX005{S2m$"),
     "search": (
         "c-muTfC5G|8VdeH0XqK)kPX5d48#FWbbA;sfJu-U0bo`Gm}Fu=Rmh0K2Vwyb$%rHlF-P#+G4=aPou}+Od_B*9I"
         "@eW9`vMqY_7&i<PYH{COepq2%t5yg$vuq3x#t3!dq6f}x<`eudzkRMCqRfu_XwiK2ZIQC@e!azq<yMXvd@f2`z"

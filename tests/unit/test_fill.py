@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """tests.vm.fill: what fills the guests' memory is what it says, and damage is found."""
 
 from __future__ import annotations

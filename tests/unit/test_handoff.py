@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The channel between the kernels: what is written is read, and nothing damaged is believed."""
 
 from __future__ import annotations

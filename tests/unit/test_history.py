@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """kjump.session.history: nothing is lost, nothing torn counts, and what images mean."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """kjump.session.hooks: which hooks run, with what, and for how long."""
 
 from __future__ import annotations
@@ -56,8 +57,12 @@ def test_which_run(folders: tuple[Path, Path]) -> None:
 def test_all_at_once(folders: tuple[Path, Path]) -> None:
     # Each waits for a file that the other makes: one after the other they would never end.
     for mine, other in (("a", "b"), ("b", "a")):
-        hook(folders[1], mine, f'd=${{0%/*}}/..; touch "$d/{mine}.on";'
-             f' while ! [ -e "$d/{other}.on" ]; do sleep 0.02; done')
+        hook(
+            folders[1],
+            mine,
+            f'd=${{0%/*}}/..; touch "$d/{mine}.on";'
+            f' while ! [ -e "$d/{other}.on" ]; do sleep 0.02; done',
+        )
     results = hooks.run("pre", seconds=10, folders=folders)
     assert [result.code for result in results] == [0, 0]
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The image format: round trips, states, and readers that are fed anything."""
 
 from __future__ import annotations
@@ -299,9 +300,7 @@ def test_chunks_must_bring_just_what_the_index_says(disk: Path, index: list[Exte
 
 
 @pytest.mark.parametrize("state", [EMPTY, COMPLETE, SPENT])
-def test_an_image_of_version_1_is_told_of_and_replaced_but_not_read(
-    state: int, disk: Path
-) -> None:
+def test_an_image_of_version_1_is_told_of_and_replaced_but_not_read(state: int, disk: Path) -> None:
     write(disk, [(100, b"x" * PAGE)])
     with Device(disk, writable=True) as device:
         found = superblocks.load(device)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """packaging/libexec: what goes into the initrds runs there, and nothing else is needed."""
 
 from __future__ import annotations
@@ -34,9 +35,13 @@ def script(name: str) -> ModuleType:
 
 def initrd_files(*arguments: str) -> str:
     command = [
-        str(SCRIPTS / "initrd-files"), *arguments,
-        "--daemon", str(ROOT / "daemon"), "--launchers", str(ROOT / "packaging/launchers"),
-    ]  # fmt: skip
+        str(SCRIPTS / "initrd-files"),
+        *arguments,
+        "--daemon",
+        str(ROOT / "daemon"),
+        "--launchers",
+        str(ROOT / "packaging/launchers"),
+    ]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -45,9 +50,11 @@ def in_root(root: Path, code: str) -> subprocess.CompletedProcess[str]:
     change = ["chroot"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "chroot"]
     done = subprocess.run(
         [*change, str(root), "/usr/bin/python3", "-I", "-c", code],
-        check=False, capture_output=True, text=True,
+        check=False,
+        capture_output=True,
+        text=True,
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-    )  # fmt: skip
+    )
     if done.returncode and "not permitted" in done.stderr:
         pytest.skip("no chroot here")
     return done
@@ -108,8 +115,12 @@ def test_kernels_by_number() -> None:
     by_number = script("update-initrds").by_number
     releases = ["6.12.9-amd64", "6.9.1", "6.12.117-kjump", "6.12.12-amd64", "7.2.13"]
     assert sorted(releases, key=by_number) == [
-        "6.9.1", "6.12.9-amd64", "6.12.12-amd64", "6.12.117-kjump", "7.2.13",
-    ]  # fmt: skip
+        "6.9.1",
+        "6.12.9-amd64",
+        "6.12.12-amd64",
+        "6.12.117-kjump",
+        "7.2.13",
+    ]
 
 
 def test_drivers_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,9 +181,12 @@ def test_libraries_of_what_is_opened_by_name(tmp_path: Path) -> None:
     module = ROOT / "packaging/dracut/95kjump-helper/module-setup.sh"
     code = f'. {module}; inst_multiple() {{ printf "%s\\n" "$@"; }}; install_needed'
     done = subprocess.run(
-        ["bash", "-ec", code], env=os.environ | {"initdir": str(tmp_path)}, check=True,
-        capture_output=True, text=True,
-    )  # fmt: skip
+        ["bash", "-ec", code],
+        env=os.environ | {"initdir": str(tmp_path)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     assert not done.stderr
     found = done.stdout.split()
     assert {name.split(".so")[0] for name in map(os.path.basename, found)} >= {"libffi", "libc"}
@@ -328,9 +342,13 @@ def test_kernels_are_found_in_boot_and_beside_their_modules(
         (modules / release).mkdir(parents=True)
         (modules / release / "modules.dep").touch()
     for kernel in (
-        boot / "vmlinuz-6.12.0", boot / "vmlinuz-linux", boot / "vmlinuz-7.0.0",
-        modules / "6.9.0/vmlinuz", modules / "6.12.0/vmlinuz", modules / "6.14.0/vmlinuz",
-    ):  # fmt: skip
+        boot / "vmlinuz-6.12.0",
+        boot / "vmlinuz-linux",
+        boot / "vmlinuz-7.0.0",
+        modules / "6.9.0/vmlinuz",
+        modules / "6.12.0/vmlinuz",
+        modules / "6.14.0/vmlinuz",
+    ):
         kernel.touch()
     (modules / "6.14.0/modules.dep").unlink()
     assert update.installed() == ["6.9.0", "6.12.0"]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Restoring in place: which way is taken, and where pages are written."""
 
 from __future__ import annotations
@@ -157,8 +158,10 @@ def test_what_the_restorer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         inplace.load(Image(device), window, "console=ttyS0 kjump.noresume", 2.5)
     words = putback.words_of(" ".join(told))
     assert words == {
-        "kjump.restore": str(cycle), "kjump.target": str(disk), "kjump.skip-wait": "2.5"
-    }  # fmt: skip
+        "kjump.restore": str(cycle),
+        "kjump.target": str(disk),
+        "kjump.skip-wait": "2.5",
+    }
     assert putback._seconds(words) == 2.5 and "console=ttyS0" in told
 
 
@@ -200,9 +203,13 @@ def saved(tmp_path: Path) -> Iterator[Image]:
         file.truncate(64 << 20)
     target.prepare(path, cycle_id=uuid.UUID(int=1), hostname="h")
     description = {
-        "ram": [[0, RAM * PAGE]], "window": [3584 * PAGE, 4096 * PAGE], "low": [],
-        "report_page": 3000 * PAGE, "nonce": "00" * 16, "jump_back": 0x1000,
-    }  # fmt: skip
+        "ram": [[0, RAM * PAGE]],
+        "window": [3584 * PAGE, 4096 * PAGE],
+        "low": [],
+        "report_page": 3000 * PAGE,
+        "nonce": "00" * 16,
+        "jump_back": 0x1000,
+    }
     parts = [(at, rng.randbytes(256 * PAGE)) for at in range(256, 2560, 256)]
     with Device(path, writable=True) as device:
         done = imaging.fill(device, parts, [Extent(2600, 7)], description=description)

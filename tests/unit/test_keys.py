@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is pressed, and by what it is told from what is not."""
 
 from __future__ import annotations

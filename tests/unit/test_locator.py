@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Locator, map, spans: what they lead to, and that nothing else is ever believed or written."""
 
 from __future__ import annotations
@@ -163,9 +164,7 @@ def written(disk: Path, area: Area = AREA) -> Locator:
     with open_image(disk, area.locator, writable=True) as device:
         located = locator.read(Device(disk), area.locator)[1]
         assert located is not None
-        imaging.fill(
-            device, [(100, PAGES)], description={"machine": "me", "hostname": "h"}
-        )
+        imaging.fill(device, [(100, PAGES)], description={"machine": "me", "hostname": "h"})
         return located
 
 
@@ -480,11 +479,14 @@ def test_an_area_without_room_is_refused(disk: Path) -> None:
         ("/dev/vda2", "/dev/vda2", None),
         ("PARTUUID=AB-CD:0", "/dev/disk/by-partuuid/ab-cd", 0),
         ("PARTLABEL=swap", "/dev/disk/by-partlabel/swap", None),
-        ("/dev/disk/by-path/pci-0000:00:1f.2-ata-1", "/dev/disk/by-path/pci-0000:00:1f.2-ata-1",
-         None),
+        (
+            "/dev/disk/by-path/pci-0000:00:1f.2-ata-1",
+            "/dev/disk/by-path/pci-0000:00:1f.2-ata-1",
+            None,
+        ),
         ("/dev/disk/by-path/scsi-0:0:0:0:", "/dev/disk/by-path/scsi-0:0:0:0", None),
     ],
-)  # fmt: skip
+)
 def test_places(text: str, path: str, offset: int | None) -> None:
     assert parse_place(text) == (Path(path), offset)
     assert parse_place(place_text(Path(path), offset)) == (Path(path), offset)

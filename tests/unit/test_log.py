@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """kjump.session.log: what reaches the journal, byte by byte."""
 
 from __future__ import annotations
@@ -44,8 +45,13 @@ def test_a_line_with_what_is_bound(journal: socket.socket) -> None:
     log.logger().info("after")
     first = journal.recv(65536).decode().splitlines()
     assert first[0] == "MESSAGE=it broke"
-    assert {"PRIORITY=3", "KJUMP_CYCLE=c1", "KJUMP_PHASE=stage", "KJUMP_ERROR=StagingFailed",
-            "SYSLOG_IDENTIFIER=kjumpd"} <= set(first)
+    assert {
+        "PRIORITY=3",
+        "KJUMP_CYCLE=c1",
+        "KJUMP_PHASE=stage",
+        "KJUMP_ERROR=StagingFailed",
+        "SYSLOG_IDENTIFIER=kjumpd",
+    } <= set(first)
     second = journal.recv(65536).decode()
     assert "MESSAGE=after" in second and "KJUMP_CYCLE" not in second
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Naming a swap area to the kernel, so that logind offers hibernation."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Tables, maps and code for the machine, against what the machine defines."""
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ def test_ranges_are_sets(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> 
 
 def test_whole_pages_are_inside() -> None:
     assert whole_pages([(0x1000, 0x9FC00), (0x100001, 0x102FFF)]) == [
-        (0x1000, 0x9F000), (0x101000, 0x102000),
-    ]  # fmt: skip
+        (0x1000, 0x9F000),
+        (0x101000, 0x102000),
+    ]
 
 
 # -- page tables ----------------------------------------
@@ -131,8 +133,12 @@ def test_entry_parameters_are_where_the_loader_writes_them() -> None:
 def test_jump_parameters_are_where_the_loader_writes_them() -> None:
     found, at = symbols("jump"), code.JUMP_PARAMETERS
     assert [found[n] for n in ("start", "tables", "stack", "target", "zeros")] == [
-        0, at, at + 8, at + 16, at + 24
-    ]  # fmt: skip
+        0,
+        at,
+        at + 8,
+        at + 16,
+        at + 24,
+    ]
     assert found["kept"] == code.JUMP_KEPT
 
 
@@ -306,8 +312,10 @@ IOMEM = """\
 def test_iomem() -> None:
     found = memory.parse_iomem(IOMEM)
     assert memory.system_ram(found) == [
-        (0x1000, 0x9FC00), (0x100000, 0x3FFDF000), (0x100000000, 0x1C0000000),
-    ]  # fmt: skip
+        (0x1000, 0x9FC00),
+        (0x100000, 0x3FFDF000),
+        (0x100000000, 0x1C0000000),
+    ]
     assert [r.depth for r in found if r.name == "Kernel code"] == [1]
 
 

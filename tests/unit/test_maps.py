@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Physical memory in large parts, for threads that work near one another."""
 
 from __future__ import annotations

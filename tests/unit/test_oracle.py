@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The tools of the guest tests that compare page sets: they must not agree by mistake."""
 
 from __future__ import annotations
@@ -75,8 +76,9 @@ def test_a_core_has_memory_at_its_addresses(tmp_path: Path) -> None:
     whole = path.read_bytes()
     found = [s for s in coreheader.parse(whole) if s.kind == coreheader.PT_LOAD]
     assert [(s.physical, s.virtual) for s in found] == [
-        (PAGE, (1 << 46) + PAGE), (6 * PAGE, (1 << 46) + 6 * PAGE),
-    ]  # fmt: skip
+        (PAGE, (1 << 46) + PAGE),
+        (6 * PAGE, (1 << 46) + 6 * PAGE),
+    ]
     for s in found:
         assert whole[s.offset : s.offset + s.size] == pages[s.physical : s.physical + s.size]
 

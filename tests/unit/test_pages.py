@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Page states: the native loops against plain ones, and struct page through page tables."""
 
 from __future__ import annotations
@@ -78,8 +79,13 @@ def test_each_state() -> None:
         ]
     )
     assert found == [
-        pages.SAVE, pages.FREE, pages.FREE, pages.OFFLINE, pages.POISONED, pages.SAVE,
-    ]  # fmt: skip
+        pages.SAVE,
+        pages.FREE,
+        pages.FREE,
+        pages.OFFLINE,
+        pages.POISONED,
+        pages.SAVE,
+    ]
 
 
 UNACCEPTED = {"NUMBER(PAGE_UNACCEPTED_MAPCOUNT_VALUE)": "-150994944"}  # of 7.2.13
@@ -278,8 +284,9 @@ def test_translate_and_spans_through_2_mib_pages() -> None:
     assert space.root == root
     assert space.translate(vmemmap + 0x1234) == (0x4001234, (2 << 20) - 0x1234)
     assert list(space.spans(vmemmap + (1 << 20), 2 << 20)) == [
-        (0x4100000, 1 << 20), (0x8000000, 1 << 20),
-    ]  # fmt: skip
+        (0x4100000, 1 << 20),
+        (0x8000000, 1 << 20),
+    ]
     with pytest.raises(MemoryUnreadable):
         space.translate(vmemmap + (4 << 20))
     where = structpage.MemoryMap(FACTS, space, memory.read)

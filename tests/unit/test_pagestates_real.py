@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The helper's page states against what real kernels say of the same pages.
 
 Each fixture is the memory of a running kernel, as far as the way from a pfn to its struct page
@@ -30,8 +31,18 @@ NAMES = sorted(path.name.removesuffix(".tar.xz") for path in FIXTURES.glob("*.ta
 
 # include/uapi/linux/kernel-page-flags.h
 SLAB, BUDDY, ANON, HEAD, TAIL, HUGE, HWPOISON, NOPAGE, THP, OFFLINE, PAGE_TABLE = (
-    7, 10, 12, 15, 16, 17, 19, 20, 22, 23, 26,
-)  # fmt: skip
+    7,
+    10,
+    12,
+    15,
+    16,
+    17,
+    19,
+    20,
+    22,
+    23,
+    26,
+)
 RESERVED = 32  # include/linux/kernel-page-flags.h
 CHANGED = (1 << 64) - 1
 """Stands for the flags of a page that changed while it was captured."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """kjumpctl history show and plot: one cycle is found by its id, and drawn."""
 
 from __future__ import annotations
@@ -18,13 +19,24 @@ from kjump.session.history import History
 
 SVG = "{http://www.w3.org/2000/svg}"
 ENTRY: dict[str, Any] = {
-    "cycle": "11111111-2222", "result": "ok", "where": "resume", "started": 1.8e9,
-    "phases": {"check": 0.5, "jump": 1.0, "helper boot": 4.0, "copy": 8.0, "boot kernel": 5.0,
-               "resume check": 0.25, "unload": 0.25},
+    "cycle": "11111111-2222",
+    "result": "ok",
+    "where": "resume",
+    "started": 1.8e9,
+    "phases": {
+        "check": 0.5,
+        "jump": 1.0,
+        "helper boot": 4.0,
+        "copy": 8.0,
+        "boot kernel": 5.0,
+        "resume check": 0.25,
+        "unload": 0.25,
+    },
     "wall": {"check": 0.5, "jump": 60.0, "unload": 0.25},
-    "pages": {"data": 1000}, "image": {"size": 2048, "data": 4096},
+    "pages": {"data": 1000},
+    "image": {"size": 2048, "data": 4096},
     "map": {"cell_pages": 1024, "data": "Z0v0", "free": "00v0", "window": "0000"},
-}  # fmt: skip
+}
 
 
 def test_the_helper_and_the_session_mean_the_same_digits_and_kinds() -> None:
@@ -35,9 +47,14 @@ def test_the_helper_and_the_session_mean_the_same_digits_and_kinds() -> None:
 def test_phases_stand_in_the_lane_of_their_kernel_one_after_the_other() -> None:
     bars = plot.bars(ENTRY)
     assert [(bar.lane, bar.name) for bar in bars] == [
-        ("session", "check"), ("session", "jump"), ("helper", "helper boot"), ("helper", "copy"),
-        ("boot", "boot kernel"), ("boot", "resume check"), ("session", "unload"),
-    ]  # fmt: skip
+        ("session", "check"),
+        ("session", "jump"),
+        ("helper", "helper boot"),
+        ("helper", "copy"),
+        ("boot", "boot kernel"),
+        ("boot", "resume check"),
+        ("session", "unload"),
+    ]
     assert [bar.start for bar in bars] == [0, 0.5, 1.5, 5.5, 13.5, 18.5, 18.75]
     only = plot.bars({"phases": {"check": 1.0, "stage": 2.0}, "wall": {"check": 1, "stage": 2}})
     assert {bar.lane for bar in only} == {"session"}
@@ -79,13 +96,22 @@ JSON = st.recursive(
 )
 
 
-@given(st.fixed_dictionaries({}, optional={
-    "cycle": st.text(max_size=5).filter(str.isprintable), "started": st.none() | st.floats(0, 1e9),
-    "phases": st.dictionaries(st.sampled_from(["check", "jump", "copy", "boot kernel"]),
-                              st.floats(-1, 1e5)),
-    "wall": st.dictionaries(st.sampled_from(["check", "jump"]), st.floats(0, 10)),
-    "map": JSON, "error": st.sampled_from(["Busy"]), "what": st.text("ab ", max_size=300),
-}))  # fmt: skip
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "cycle": st.text(max_size=5).filter(str.isprintable),
+            "started": st.none() | st.floats(0, 1e9),
+            "phases": st.dictionaries(
+                st.sampled_from(["check", "jump", "copy", "boot kernel"]), st.floats(-1, 1e5)
+            ),
+            "wall": st.dictionaries(st.sampled_from(["check", "jump"]), st.floats(0, 10)),
+            "map": JSON,
+            "error": st.sampled_from(["Busy"]),
+            "what": st.text("ab ", max_size=300),
+        },
+    )
+)
 def test_an_entry_with_holes_is_drawn_all_the_same(entry: dict[str, Any]) -> None:
     ET.fromstring(plot.svg(entry))
 

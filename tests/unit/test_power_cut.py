@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a cut of power leaves on a disk that keeps writes in a cache: a whole image, or none.
 
 All that is written is noted with every flush.  Of what was not flushed yet a disk has any part when
@@ -55,9 +56,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     noted: Log = []
     really_write, really_flush = Device.write_from, Device.flush
 
-    def write_from(
-        self: Device, buffer: mmap.mmap | memoryview, length: int, offset: int
-    ) -> None:
+    def write_from(self: Device, buffer: mmap.mmap | memoryview, length: int, offset: int) -> None:
         done = 0
         for at, count in self._pieces(offset, length):
             noted.append((at, bytes(buffer[done : done + count])))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """kjump.session.readiness and devices: each reason, by facts alone."""
 
 from __future__ import annotations
@@ -16,14 +17,23 @@ from kjump.session.devices import Device
 from kjump.session.readiness import Facts, availability, reasons
 
 MIB = 1 << 20
-DISK = Device(Path("/dev/vda3"), 4096 * MIB, "254:3", "abcd-01", "kjump image",
-              ("/dev/disk/by-partuuid/abcd-01",))
+DISK = Device(
+    Path("/dev/vda3"),
+    4096 * MIB,
+    "254:3",
+    "abcd-01",
+    "kjump image",
+    ("/dev/disk/by-partuuid/abcd-01",),
+)
 
 
 def sizing(need: int = 256 * MIB) -> Any:
     return types.SimpleNamespace(
-        kernel=Path("/boot/vmlinuz"), initrd=Path("/x.img"), window_size=160 * MIB,
-        available_needed=need, parts={},
+        kernel=Path("/boot/vmlinuz"),
+        initrd=Path("/x.img"),
+        window_size=160 * MIB,
+        available_needed=need,
+        parts={},
     )
 
 
@@ -88,7 +98,10 @@ def test_what_is_no_reason() -> None:
 
 def test_the_kernel_comes_first_and_one_cause_is_told_once() -> None:
     facts = replace(
-        READY, kexec_disabled=True, jump=errors.KexecDisabled("x"), boot=None,
+        READY,
+        kexec_disabled=True,
+        jump=errors.KexecDisabled("x"),
+        boot=None,
         target=errors.NoTarget("none"),
     )
     assert names(facts) == ["KexecDisabled", "NoTarget", "NoBootResume"]

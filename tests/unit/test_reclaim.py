@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Making room: no more than is missing, gently first, and an end where there is no more."""
 
 from __future__ import annotations
@@ -135,9 +136,7 @@ def test_pressing_ends_when_there_is_enough_or_no_more(
 
 
 def test_pressing_holds_no_memory_that_is_free_anyway() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK], check=False, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", PEAK], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 64 << 10
 
@@ -159,9 +158,12 @@ def test_the_running_kernel_tells_its_lists() -> None:
 
 
 @given(
-    st.integers(0, 300), st.dictionaries(st.sampled_from("abc"), st.integers(0, 300)),
-    st.integers(0, 300), st.integers(0, 300), st.integers(0, 1200),
-)  # fmt: skip
+    st.integers(0, 300),
+    st.dictionaries(st.sampled_from("abc"), st.integers(0, 300)),
+    st.integers(0, 300),
+    st.integers(0, 300),
+    st.integers(0, 1200),
+)
 def test_it_always_ends_and_finds_what_there_is(
     free: int, groups: dict[str, int], cache: int, slab: int, need: int
 ) -> None:

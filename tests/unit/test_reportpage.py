@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """kjump.session.reportpage: what is written there is there, at an address that is told."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The way back: what is refused, and the stream for /dev/snapshot."""
 
 from __future__ import annotations
@@ -141,8 +142,11 @@ def test_numbers_and_stream_agree(
 
 def test_pages_of_zeros_are_cleared_not_loaded() -> None:
     description = {
-        **DESCRIPTION, "report_page": 0x200000, "jump_back": 0x7FFF000, "nonce": "00" * 16
-    }  # fmt: skip
+        **DESCRIPTION,
+        "report_page": 0x200000,
+        "jump_back": 0x7FFF000,
+        "nonce": "00" * 16,
+    }
     index = Extents.of([Extent(0x100, 4), Extent(0x104, 3, ZERO), Extent(0x200, 9, ZERO)])
     plan, tables = restore.beside(index, description, {})
     # The report's page is one that is written, whatever it was.
@@ -156,9 +160,12 @@ def test_pages_of_zeros_are_cleared_not_loaded() -> None:
 
 def test_what_the_list_of_zeros_has_no_room_for_is_loaded() -> None:
     description = {
-        **DESCRIPTION, "report_page": 0x100000, "jump_back": 0x7FFF000, "nonce": "00" * 16,
+        **DESCRIPTION,
+        "report_page": 0x100000,
+        "jump_back": 0x7FFF000,
+        "nonce": "00" * 16,
         "window": [0x4000000, 0x4000000 + 64 * PAGE],
-    }  # fmt: skip
+    }
     zeros = [Extent(0x200 + 2 * n, 1, ZERO) for n in range(5000)]
     plan, _tables = restore.beside(Extents.of(zeros), description, {})
     kept = 64 * PAGE // restore.ZEROS_SHARE // EXTENT.size
@@ -178,8 +185,12 @@ def test_header_fields() -> None:
         meta_pages=3,
     )
     assert struct.unpack_from("<5Q", page) == (
-        0x31800000, 0x31800000, 0x31802000, 0x23456789ABCDEF02, 7,
-    )  # fmt: skip
+        0x31800000,
+        0x31800000,
+        0x31802000,
+        0x23456789ABCDEF02,
+        7,
+    )
     assert struct.unpack_from("<Q", page, 400) == (262000,)
     assert struct.unpack_from("<3Q", page, 416) == (100, 104, 104 * PAGE)
 

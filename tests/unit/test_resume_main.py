@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the boot side does with what it finds, up to the jump."""
 
 from __future__ import annotations

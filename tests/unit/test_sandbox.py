@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """units/kjumpd.service takes from kjumpd what it does not need, and leaves what it does.
 
 Each capability is in a table with the code that needs it; the guest scenario "sandbox" takes each
@@ -73,10 +74,18 @@ def test_how_much_is_exposed() -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
     done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=yes", "--no-pager",
-         f"--threshold={int(LEVEL * 10)}", str(UNIT)],
-        check=False, capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            "systemd-analyze",
+            "security",
+            "--offline=yes",
+            "--no-pager",
+            f"--threshold={int(LEVEL * 10)}",
+            str(UNIT),
+        ],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     if "nrecognized option" in done.stderr:
         pytest.skip("this systemd-analyze cannot judge a file (systemd 250)")
     told = done.stdout.strip().splitlines()[-1]

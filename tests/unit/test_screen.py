@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Plymouth in the helper: nobody waits for it, whatever it does."""
 
 from __future__ import annotations
@@ -113,11 +114,13 @@ def test_without_plymouth_nothing_happens(tmp_path: Path) -> None:
         (DAEMON, "exit 1"),  # it starts, and does not answer
         (DAEMON, "exec sleep 15"),
         (DAEMON, '[ "$1" = --ping ] || exec sleep 15'),  # it hangs later
-        ("trap '' TERM; " + DAEMON.removesuffix("exec sleep 60") + "while :; do sleep 1; done",
-         '[ "$1" != show-splash ] || exec sleep 15'),
+        (
+            "trap '' TERM; " + DAEMON.removesuffix("exec sleep 60") + "while :; do sleep 1; done",
+            '[ "$1" != show-splash ] || exec sleep 15',
+        ),
         ("sleep 0.5", CLIENT),  # it dies later
     ],
-)  # fmt: skip
+)
 def test_nobody_waits_for_one_that_fails(
     make: Callable[..., Screen],
     tmp_path: Path,
@@ -140,9 +143,7 @@ def test_nobody_waits_for_one_that_fails(
     until(lambda: not runs(tmp_path))
 
 
-def test_for_a_question_it_goes_and_stays_away(
-    make: Callable[..., Screen], tmp_path: Path
-) -> None:
+def test_for_a_question_it_goes_and_stays_away(make: Callable[..., Screen], tmp_path: Path) -> None:
     """The person who is asked sees the console, and Plymouth has none of her keys."""
     shown = make()
     shown.begin()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """kjump.settings: what is read, what is complained about, what wins."""
 
 from __future__ import annotations

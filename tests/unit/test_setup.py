@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """kjumpctl setup --file, as far as it goes without a file system of the right kind."""
 
 from __future__ import annotations
@@ -89,9 +90,7 @@ def test_where_it_cannot_be_nothing_is_left(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_room(
-    tmp_path: Path, ext4: dict[str, object], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_room(tmp_path: Path, ext4: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -151,9 +150,11 @@ def test_what_is_preferred() -> None:
 
 def test_a_file_system_is_not_filled_up_and_all_that_was_passed_over_is_told() -> None:
     found = setup.Survey(
-        None, (candidate("swap", GIB, "it is on LVM"),), (),
+        None,
+        (candidate("swap", GIB, "it is on LVM"),),
+        (),
         (candidate("/kjump.image", 2 * GIB - 1),),
-    )  # fmt: skip
+    )
     with pytest.raises(NoTarget, match=r"the swap: it is on LVM; the .*: 2047 MiB free"):
         setup.choose(found, GIB)
     assert setup.choose(found, GIB - 4096).make == GIB - 4096
@@ -173,7 +174,10 @@ def test_file_systems_that_can_hold_a_file() -> None:
         "torn",
     ]
     assert setup.supported("\n".join(lines)) == [
-        ("/", "xfs"), ("/home", "ext4"), ("/data", "btrfs")]  # fmt: skip
+        ("/", "xfs"),
+        ("/home", "ext4"),
+        ("/data", "btrfs"),
+    ]
 
 
 def test_nothing_is_done_unasked(

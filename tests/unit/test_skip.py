@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The key that skips resuming: what is asked, and what is on the disk while it is."""
 
 from __future__ import annotations
@@ -122,9 +123,7 @@ class Off(Exception):
     """The machine is off."""
 
 
-def test_the_question_is_no_try_that_failed(
-    image: Image, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_question_is_no_try_that_failed(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever happens to the machine then, the session is there at the next boot."""
     seen: list[tuple[int, int]] = []
 
@@ -256,9 +255,13 @@ def test_nobody_has_the_terminal_when_the_memory_is_put_back(
     monkeypatch.setattr(snapshot, "Snapshot", Device)
     monkeypatch.setattr(snapshot, "stream", lambda *_: ())
     restore._load(
-        image, Extents.of([]), snapshot.plan(Extents.of([]), []), 0, {"window": [1 << 30, 0]},
+        image,
+        Extents.of([]),
+        snapshot.plan(Extents.of([]), []),
+        0,
+        {"window": [1 << 30, 0]},
         skip.Skippable(image, asks),
-    )  # fmt: skip
+    )
     assert at[0][-2:] == ["hide-splash|", "deactivate|"]
 
 

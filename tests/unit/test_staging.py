@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the session tells the helper, from what the kernel tells it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """kjump.session.stock: when the kernel's own hibernation is tried instead, and what is offered."""
 
 from __future__ import annotations
@@ -67,9 +68,10 @@ def test_which_errors_lead_to_it() -> None:
         # After the jump the machine was suspended and came back: it is not to sleep once more.
         assert not falls_back(cls("x"), jumped=True)
         assert not falls_back(cls("x"), to="none")
-    assert decide(
-        errors.NoKexecJump("x"), jumped=False, fallback="none", facts=GOOD
-    ).why_not == "The configuration has Fallback=none."
+    assert (
+        decide(errors.NoKexecJump("x"), jumped=False, fallback="none", facts=GOOD).why_not
+        == "The configuration has Fallback=none."
+    )
     no_swap = replace(GOOD, swaps=())
     decision = decide(errors.NoKexecJump("x"), jumped=False, fallback="stock", facts=no_swap)
     assert (decision.fall_back, decision.why_not) == (False, "No swap is in use.")
@@ -134,7 +136,7 @@ def test_only_where_requests_lead_to_kjump_logind_is_told(
 
 
 def test_sessions_are_frozen_where_systemd_does_it_and_nobody_says_no(
-    monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv(units.FREEZE_VARIABLE, raising=False)
     monkeypatch.setattr(units, "freezes_sessions", lambda: True)

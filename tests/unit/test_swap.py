@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What of taking swap slots can be told without a kernel that gives any."""
 
 from __future__ import annotations

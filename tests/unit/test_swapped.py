@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The list of what the jump exchanged: found where it is right, and only there."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A warm helper: its request is believed or refused as a note is, and what does not fit is told."""
 
 from __future__ import annotations
@@ -217,9 +218,13 @@ def test_what_a_warm_helper_cannot_see_makes_it_stale(
 ) -> None:
     """Before anything is written, another helper can take over; later, or cold, it is an error."""
     order = MACHINE | {
-        "cycle": str(uuid.uuid4()), "window": WINDOW, "low": [], "ram": [[0, 1 << 30]],
-        "target": {"links": []}, "deadline": 100,
-    }  # fmt: skip
+        "cycle": str(uuid.uuid4()),
+        "window": WINDOW,
+        "low": [],
+        "ram": [[0, 1 << 30]],
+        "target": {"links": []},
+        "deadline": 100,
+    }
     noted = {"mode": "warm", "request_page": PAGE, "devices": []} if is_warm else order
 
     def fail(
@@ -247,9 +252,14 @@ def test_what_a_warm_helper_cannot_see_makes_it_stale(
 
 def test_an_unknown_mode_is_no_order_to_save(monkeypatch: pytest.MonkeyPatch) -> None:
     order = {
-        "cycle": str(uuid.uuid4()), "window": WINDOW, "low": [], "ram": [[0, 1 << 30]],
-        "target": {"links": []}, "deadline": 100, "mode": "hot",
-    }  # fmt: skip
+        "cycle": str(uuid.uuid4()),
+        "window": WINDOW,
+        "low": [],
+        "ram": [[0, 1 << 30]],
+        "target": {"links": []},
+        "deadline": 100,
+        "mode": "hot",
+    }
     monkeypatch.setattr(copy, "Vmcore", Core)
     monkeypatch.setattr(copy, "read_notes", lambda _core: ({}, Note(1, order)))
     monkeypatch.setattr(copy, "save", lambda *_: pytest.fail("it saves"))

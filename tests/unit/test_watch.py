@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What ends a copy from outside: a person, or no progress."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Choosing the window: never over what is looked at while the helper runs."""
 
 from __future__ import annotations

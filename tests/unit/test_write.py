@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The writer's threads: order, errors, and how hard is compressed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs in the guest: does what the host asks for over a serial port.
 
 One JSON object a line in each direction.  The host sends {"id": N, "op": ...}; the answer has the

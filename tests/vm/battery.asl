@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 // A laptop's battery that is nearly empty, and its power adapter, which is not plugged in: what
 // ACPI 6.5, chapter 10 ("Power Source and Power Meter Devices"), asks of either.
 DefinitionBlock ("", "SSDT", 2, "KJUMP", "BATTERY", 1)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Captures how a real kernel keeps its pages: VMCOREINFO, struct pages, and what it says of them.
 
 A stock kernel is booted in QEMU with an initramfs made of this machine's Python and
@@ -127,15 +128,42 @@ def boot(image: Path, initrd: Path, words: str, folder: Path) -> bytes:
     accel = acceleration()
     command = [
         *emulator(),
-        "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot",
-        "-machine", "q35", "-accel", accel, "-cpu", "host" if accel == "kvm" else "max",
-        "-m", str(MEMORY), "-device", "virtio-balloon-pci",
-        "-kernel", str(image), "-initrd", str(initrd), "-append", f"{WORDS} {words}",
-        "-chardev", f"file,id=console,path={console}", "-device", "isa-serial,chardev=console",
-        "-chardev", f"file,id=answer,path={answer}", "-device", "isa-serial,chardev=answer",
-        "-chardev", f"socket,id=monitor,fd={monitor.far_end.fileno()}",
-        "-mon", "chardev=monitor,mode=control",
-    ]  # fmt: skip
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-vga",
+        "none",
+        "-no-reboot",
+        "-machine",
+        "q35",
+        "-accel",
+        accel,
+        "-cpu",
+        "host" if accel == "kvm" else "max",
+        "-m",
+        str(MEMORY),
+        "-device",
+        "virtio-balloon-pci",
+        "-kernel",
+        str(image),
+        "-initrd",
+        str(initrd),
+        "-append",
+        f"{WORDS} {words}",
+        "-chardev",
+        f"file,id=console,path={console}",
+        "-device",
+        "isa-serial,chardev=console",
+        "-chardev",
+        f"file,id=answer,path={answer}",
+        "-device",
+        "isa-serial,chardev=answer",
+        "-chardev",
+        f"socket,id=monitor,fd={monitor.far_end.fileno()}",
+        "-mon",
+        "chardev=monitor,mode=control",
+    ]
     with subprocess.Popen(command, pass_fds=[monitor.far_end.fileno()]) as process:
         try:
             monitor.begin()

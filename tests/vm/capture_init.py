@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs as /init of a guest that capture.py starts: makes pages of many kinds, then sends what the
 kernel says of them and its struct pages, and switches off.
 

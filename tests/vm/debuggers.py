@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A saved session in crash and in drgn.
 
 Runs on the host.  Both read an ELF core and the kernel's own debug information, which only the
@@ -203,14 +204,20 @@ class Drgn:
     def broken(self, first: int, count: int) -> set[int]:
         """Pfns of the pages from ``first`` on that have PG_hwpoison."""
         bit = 1 << int(self.program.constant("PG_hwpoison"))
-        return {first + n for n, flags in enumerate(self._column("flags", first, count, 8))
-                if flags & bit}  # fmt: skip
+        return {
+            first + n
+            for n, flags in enumerate(self._column("flags", first, count, 8))
+            if flags & bit
+        }
 
     def offline(self, first: int, count: int) -> set[int]:
         """Pfns of the pages from ``first`` on whose type is offline (6.12: the top byte)."""
         kind = int(self.program.constant("PGTY_offline"))
-        return {first + n for n, value in enumerate(self._column("page_type", first, count, 4))
-                if value >> 24 == kind}  # fmt: skip
+        return {
+            first + n
+            for n, value in enumerate(self._column("page_type", first, count, 4))
+            if value >> 24 == kind
+        }
 
     def _column(self, member: str, first: int, count: int, width: int) -> list[int]:
         """A member of ``count`` struct pages, unsigned."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``make demo``: hibernate and resume a real guest, and show it.
 
 An ordinary user of a Debian 13 guest, with work open, types ``systemctl hibernate``.  The machine
@@ -55,7 +56,7 @@ def watched(guest: Guest) -> Iterator[None]:
             end = text.rfind("\n") + 1
             for line in text[at:end].splitlines():
                 if SHOWN.search(line):
-                    say(f"    | {line[max(line.find('kjump:'), 0):].strip()[:110]}")
+                    say(f"    | {line[max(line.find('kjump:'), 0) :].strip()[:110]}")
             at = max(at, end)
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -120,8 +121,10 @@ def demonstrate(disk: image.Image, shape: Shape) -> bool:
             good = good and last["result"] == "ok"
             second.spawn("systemctl poweroff")
             second.wait_exit(120)
-    say(f"{'Every check held' if good else 'SOMETHING WAS LOST'};"
-        f" it took {time.monotonic() - begin:.0f} s.")  # fmt: skip
+    say(
+        f"{'Every check held' if good else 'SOMETHING WAS LOST'};"
+        f" it took {time.monotonic() - begin:.0f} s."
+    )
     return good
 
 
@@ -135,8 +138,10 @@ def main() -> int:
     shape = Shape(
         memory=options.memory, cpus=options.cpus, machine=options.machine, la57=options.la57
     )
-    say(f"kjump demo: {shape.memory} MiB, {shape.cpus} CPUs, {shape.machine}, {acceleration()};"
-        f" caches in {image.cache_dir()}")  # fmt: skip
+    say(
+        f"kjump demo: {shape.memory} MiB, {shape.cpus} CPUs, {shape.machine}, {acceleration()};"
+        f" caches in {image.cache_dir()}"
+    )
     try:
         return 0 if demonstrate(guest_image(), shape) else 1
     except GuestError as error:

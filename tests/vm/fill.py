@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs in the guest: fills memory with pages that are known, to be found unharmed later.
 
 `start`, as the user, in her session, leaves a process that holds anonymous memory of a wanted size

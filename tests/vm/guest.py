@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A guest in QEMU: one `Guest` is one power-on of the machine.
 
 The guest's disk is an overlay in the guest's folder, so a power-off and power-on is the end of one
@@ -108,8 +109,10 @@ class Shape:
             size = f"size={self.memory // self.numa}M{there}"
             own = [n for n in range(self.cpus) if n % self.numa == node]
             words += ["-object", f"memory-backend-ram,id=node{node},{size}"]
-            words += ["-numa", f"node,nodeid={node},memdev=node{node}"
-                      + "".join(f",cpus={n}" for n in own)]  # fmt: skip
+            words += [
+                "-numa",
+                f"node,nodeid={node},memdev=node{node}" + "".join(f",cpus={n}" for n in own),
+            ]
         return words
 
 

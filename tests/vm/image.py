@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Builds the disk of a test guest: Debian 13 or another release, a kernel that can kexec-jump, a
 stock one, and kjump.
 
@@ -274,19 +275,37 @@ def place(root: Path, deb: Path) -> str:
 def pack(root: Path, archive: Path) -> None:
     part = archive.with_suffix(".part")
     run(
-        "tar", "--create", "--file", part, "--use-compress-program=zstd -1 -T0",
-        "--xattrs", "--xattrs-include=*", "--numeric-owner", "--one-file-system",
-        "--directory", root, ".",
-    )  # fmt: skip
+        "tar",
+        "--create",
+        "--file",
+        part,
+        "--use-compress-program=zstd -1 -T0",
+        "--xattrs",
+        "--xattrs-include=*",
+        "--numeric-owner",
+        "--one-file-system",
+        "--directory",
+        root,
+        ".",
+    )
     part.rename(archive)
 
 
 def unpack(archive: Path, root: Path) -> None:
     run(
-        "tar", "--extract", "--file", archive, "--use-compress-program=zstd -d",
-        "--xattrs", "--xattrs-include=*", "--numeric-owner", "--same-owner",
-        "--preserve-permissions", "--directory", root,
-    )  # fmt: skip
+        "tar",
+        "--extract",
+        "--file",
+        archive,
+        "--use-compress-program=zstd -d",
+        "--xattrs",
+        "--xattrs-include=*",
+        "--numeric-owner",
+        "--same-owner",
+        "--preserve-permissions",
+        "--directory",
+        root,
+    )
 
 
 def build_base(root: Path, packages: list[str], suite: str = SUITE) -> None:
@@ -296,12 +315,21 @@ def build_base(root: Path, packages: list[str], suite: str = SUITE) -> None:
     # mmdebstrap mounts /proc, /sys and the host's /dev/shm below the root.  In a mount namespace of
     # its own nothing is left mounted when it is killed, and no cleaning up reaches them.
     run(
-        "unshare", "--mount",
-        "mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(packages)}",
-        *apt_options(), f"--keyring={KEYRING}", "--dpkgopt=force-unsafe-io",
+        "unshare",
+        "--mount",
+        "mmdebstrap",
+        "--mode=root",
+        "--variant=minbase",
+        f"--include={','.join(packages)}",
+        *apt_options(),
+        f"--keyring={KEYRING}",
+        "--dpkgopt=force-unsafe-io",
         *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in UNREAD),
-        f"--essential-hook={early}", suite, root, *sources(suite),
-    )  # fmt: skip
+        f"--essential-hook={early}",
+        suite,
+        root,
+        *sources(suite),
+    )
 
 
 def take_plasma(root: Path, suite: str) -> None:
@@ -385,9 +413,12 @@ def install_grub(disk: Path, core_offset: int, core_size: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "core.img"
         run(
-            "grub-mkimage", "--format=i386-pc", "--prefix=(hd0,gpt2)/boot/grub",
-            f"--output={path}", *GRUB_MODULES.split(),
-        )  # fmt: skip
+            "grub-mkimage",
+            "--format=i386-pc",
+            "--prefix=(hd0,gpt2)/boot/grub",
+            f"--output={path}",
+            *GRUB_MODULES.split(),
+        )
         core = bytearray(path.read_bytes())
     core += bytes(-len(core) % 512)
     if len(core) > core_size:
@@ -440,10 +471,21 @@ def build_disk(root: Path, image: Path) -> Image:
         options += ["-t", f"{number}:{kind}", "-c", f"{number}:{name}"]
     run("sgdisk", "-a", "1", *options, disk)
     run(
-        "mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-E", f"offset={system},lazy_itable_init=0",
+        "mke2fs",
+        "-q",
+        "-F",
+        "-t",
+        "ext4",
+        "-m",
+        "0",
+        "-E",
+        f"offset={system},lazy_itable_init=0",
         # The guest's e2fsprogs is newer than the host's, so the default features are fine there.
-        "-d", root, disk, f"{ROOT_SIZE // 1024}k",
-    )  # fmt: skip
+        "-d",
+        root,
+        disk,
+        f"{ROOT_SIZE // 1024}k",
+    )
     install_grub(disk, core, system - core)
     make_swap(disk, swap, SWAP_SIZE)
     part = image.with_suffix(".part")
@@ -522,9 +564,17 @@ def build_cached(
     programs = [HERE / name for name in GUEST_PROGRAMS]
     layout = f"{ROOT_SIZE} {TARGET_SIZE} {SMALL_SIZE} {SWAP_SIZE} {SPARE_SIZE} {USER} {UID}"
     image_key = digest(
-        kernels_key, build_system, build_disk, make_swap, install_grub, layout, *guest,
-        *programs, deb or "", use_swap if swap else "",
-    )  # fmt: skip
+        kernels_key,
+        build_system,
+        build_disk,
+        make_swap,
+        install_grub,
+        layout,
+        *guest,
+        *programs,
+        deb or "",
+        use_swap if swap else "",
+    )
     base = cache / f"base-{base_key}.tar.zst"
     kernels = cache / f"kernels-{kernels_key}.tar.zst"
     kind = "swap" if swap else more or "guest"

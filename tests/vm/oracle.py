@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What others say of the same memory: saved pages of an image, physical memory as a core, and
 makedumpfile's opinion of every page.
 

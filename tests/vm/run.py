@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs the guest scenarios, two at a time, with progress; exits non-zero if one failed.
 
 usage: python3 -m tests.vm.run [--all] [--jobs N] [NAME ...]
@@ -82,9 +83,17 @@ def built(
     what: list[str | Path] = ["--deb", package] if package else ["--swap"]
     what += [*(["--more", more] if more else []), "--suite", suite]
     path = said(
-        "sudo", "env", f"KJUMP_CACHE={cache}", f"PYTHONPATH={ROOT}", sys.executable,
-        "-m", "tests.vm.image", "--kernel", kernel, *what,
-    )  # fmt: skip
+        "sudo",
+        "env",
+        f"KJUMP_CACHE={cache}",
+        f"PYTHONPATH={ROOT}",
+        sys.executable,
+        "-m",
+        "tests.vm.image",
+        "--kernel",
+        kernel,
+        *what,
+    )
     return image.Image.load(Path(path))
 
 
@@ -160,8 +169,9 @@ def main() -> int:
     version = ".".join(map(str, version_of(emulator())))
     print(
         f"guest tests: {len(names)} scenarios, {options.jobs} at a time, {acceleration()},"
-        f" QEMU {version}; caches in {image.cache_dir()}", flush=True
-    )  # fmt: skip
+        f" QEMU {version}; caches in {image.cache_dir()}",
+        flush=True,
+    )
     begin = time.monotonic()
     found = guest_image()
     print(

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What must hold, each in a guest that really jumps.
 
 A scenario is a function of the guest image; its docstring is what it shows.  ``ALWAYS`` runs with
@@ -311,8 +312,7 @@ def distribution_kernel(image: Image) -> None:
     with Guest(image, Shape(words="kjump.restore=in-place")) as guest:
         ready(guest)
         guest.put(
-            f"[Helper]\nKernel=/boot/vmlinuz-{stock}\nInitrd=/var/lib/kjump/helper-{stock}.img\n"
-            .encode(),
+            f"[Helper]\nKernel=/boot/vmlinuz-{stock}\nInitrd=/var/lib/kjump/helper-{stock}.img\n".encode(),
             "/etc/kjump/kjump.conf.d/90-test.conf",
         )
         guest.check("kjumpctl reload")

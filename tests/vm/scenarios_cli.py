@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a person who sets kjump up sees: ``kjumpctl doctor``, with a dry run that really jumps."""
 
 from __future__ import annotations
@@ -51,8 +52,11 @@ def doctor(image: Image) -> None:
         states = {name: check["state"] for name, check in checks(document).items()}
         print(json.dumps(document["checks"], indent=1), flush=True)
         expect("exit code of doctor", result.rc, 0)
-        expect("what is not well", {n: s for n, s in states.items() if s != "ok"},
-               {"dry-run": "skipped"})  # fmt: skip
+        expect(
+            "what is not well",
+            {n: s for n, s in states.items() if s != "ok"},
+            {"dry-run": "skipped"},
+        )
 
         before = guest.check("cat /var/lib/kjump/history.jsonl 2>/dev/null | wc -l")
         result = ctl(guest, "doctor --json --yes")
@@ -94,8 +98,10 @@ def setup(image: Image) -> None:
     """kjumpctl setup from nothing: it finds the partition, makes the initrds, and all is well."""
     with Guest(image, Shape()) as guest:
         ready(guest)
-        guest.check("swapoff -a; rm /etc/kjump/kjump.conf.d/*.conf; kjumpctl disable;"
-                    " rm /var/lib/kjump/helper-* /var/lib/kjump/boot.json; kjumpctl reload")
+        guest.check(
+            "swapoff -a; rm /etc/kjump/kjump.conf.d/*.conf; kjumpctl disable;"
+            " rm /var/lib/kjump/helper-* /var/lib/kjump/boot.json; kjumpctl reload"
+        )
         plan = ctl_json(guest, "setup --dry-run --size 256M")
         require("it says what it would do", plan["target"].startswith("PARTUUID="), plan)
         require("unasked it does nothing", ctl(guest, "setup --size 256M </dev/null").rc == 2)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A saved session, opened by crash and by drgn, and what drgn says of the pages that it left out.
 
 These need the kernel of ``make kernel-debug`` in a guest of its own; where it is not in the cache,

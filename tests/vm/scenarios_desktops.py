@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The programs that ask for hibernation on a desktop, the real ones of Debian: UPower, where the
 battery is empty; XFCE's session; and what Plasma's menus are made of.
 
@@ -146,7 +147,7 @@ def xfce(guest: Guest) -> Check:
         f" until busctl --user call {XFCE} GetState | grep 'u 1'; do sleep 0.5; done",
         user=True,
         timeout=200,
-    )  # fmt: skip
+    )
 
     def can() -> str:
         found = guest.check(f"{ON_HER_BUS} busctl --user call {XFCE} CanHibernate", user=True)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Memory full of what nothing compresses, and no swap: it hibernates and comes back.
 
 Full is: all but what the helper's window takes and 5 % of memory is in use.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Disks, memory and processors that come and go: what CanHibernate answers follows at once.
 
 The events are real: QEMU unplugs and plugs, the guest's kernel and udev tell the daemon, and nobody
@@ -25,7 +26,7 @@ is waited for further events; nearly all the rest is Python in emulation."""
 
 # Writes one JSON line for each event of the kernel and each change of the daemon's properties,
 # with the monotonic clock.
-WATCH = r'''
+WATCH = r"""
 import json, os, time
 import pyudev
 from gi.repository import Gio, GLib
@@ -51,7 +52,7 @@ observer.connect("device-event", event)
 monitor.start()
 tell(event="ready")
 GLib.MainLoop().run()
-'''
+"""
 
 
 class Watch:
@@ -113,8 +114,7 @@ def target_is(guest: Guest, path: str) -> None:
 
 
 def plug_disk(guest: Guest, driver: str) -> None:
-    guest.qmp("blockdev-add", driver="null-co", node_name="more", size=4096 * MIB,
-              read_zeroes=True)  # fmt: skip
+    guest.qmp("blockdev-add", driver="null-co", node_name="more", size=4096 * MIB, read_zeroes=True)
     guest.qmp("device_add", driver=driver, id="more", drive="more", serial=SERIAL)
 
 
@@ -146,11 +146,13 @@ def hotplug(image: Image) -> None:
         size = ctl_json(guest, "status")["Window"]["size"]
         online = "/sys/devices/system/cpu/cpu1/online"
         guest.check(f"echo 0 >{online}")
-        watch.told("processor off", "cpu offline",
-                   lambda c: 0 < c.get("Window", {}).get("size", 0) < size)  # fmt: skip
+        watch.told(
+            "processor off", "cpu offline", lambda c: 0 < c.get("Window", {}).get("size", 0) < size
+        )
         guest.check(f"echo 1 >{online}")
-        watch.told("processor on", "cpu online",
-                   lambda c: c.get("Window", {}).get("size", 0) == size)  # fmt: skip
+        watch.told(
+            "processor on", "cpu online", lambda c: c.get("Window", {}).get("size", 0) == size
+        )
         guest.spawn("systemctl poweroff")
         guest.wait_exit(120)
 
@@ -168,8 +170,9 @@ def hotplug(image: Image) -> None:
         require("the disk is taken", "TargetMissing" not in reasons(guest), reasons(guest))
         watch = Watch(guest)
         unplug_disk(guest)
-        watch.told("target unplugged", "block remove",
-                   lambda c: "TargetMissing" in (names(c) or ()))  # fmt: skip
+        watch.told(
+            "target unplugged", "block remove", lambda c: "TargetMissing" in (names(c) or ())
+        )
 
         available = int(guest.check("awk '/MemAvailable/ {print $2}' /proc/meminfo")) // 1024
         guest.check(
@@ -186,8 +189,9 @@ def hotplug(image: Image) -> None:
             " grep -q online $block || echo online >$block; done"
         )
         scarce = {"TooLittleMemory"}
-        watch.told("memory online", "memory online",
-                   lambda c: scarce.isdisjoint(names(c) or scarce))  # fmt: skip
+        watch.told(
+            "memory online", "memory online", lambda c: scarce.isdisjoint(names(c) or scarce)
+        )
 
 
 ALWAYS: dict[str, Scenario] = {}

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a person can do in front of the machine, and what catches a helper that hangs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The page set and what was saved, against QEMU's view of memory and makedumpfile's opinion.
 
 A guest with work open hibernates.  While the helper copies, the guest is paused, and QEMU gives its

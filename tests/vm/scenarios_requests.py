@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Requests by way of logind and systemd: what is offered, what is refused, what is done instead."""
 
 from __future__ import annotations
@@ -234,12 +235,18 @@ def requests(image: Image) -> None:
             with cycle(second) as third:
                 work_holds(third)
                 last = last_cycle(third)
-                expect("what came instead", (last["error"], last["fallback"]),
-                       ("TargetMissing", "stock"))  # fmt: skip
+                expect(
+                    "what came instead",
+                    (last["error"], last["fallback"]),
+                    ("TargetMissing", "stock"),
+                )
                 unit = third.check("systemctl show -P Result systemd-hibernate.service").strip()
                 expect("the service's result", unit, "success")
-                require("told in the journal", "hibernation is done instead" in third.check(
-                    "journalctl -b --no-pager -u systemd-hibernate.service"))  # fmt: skip
+                require(
+                    "told in the journal",
+                    "hibernation is done instead"
+                    in third.check("journalctl -b --no-pager -u systemd-hibernate.service"),
+                )
 
 
 def noresume(image: Image) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Plymouth, the real one: what it shows of a cycle, and that it is in nobody's way.
 
 The theme of these guests (`image.PLYMOUTH_FILES`) paints the whole screen in one colour for what it
@@ -150,18 +151,17 @@ def give_the_helper_one(guest: Guest) -> None:
     stock = guest.image.kernels["stock"]
     initrd = f"/var/lib/kjump/helper-{stock}.img"
     before = int(guest.check(f"stat -c %s {initrd}"))
-    set_up(
-        guest, "[Helper]", "Plymouth=yes", f"Kernel=/boot/vmlinuz-{stock}", f"Initrd={initrd}"
-    )
+    set_up(guest, "[Helper]", "Plymouth=yes", f"Kernel=/boot/vmlinuz-{stock}", f"Initrd={initrd}")
     begun = time.monotonic()
-    guest.check(
-        f"/usr/libexec/kjump/update-initrds --helper-only --release {stock}", timeout=900
-    )
+    guest.check(f"/usr/libexec/kjump/update-initrds --helper-only --release {stock}", timeout=900)
     guest.check("kjumpctl reload")
     after = int(guest.check(f"stat -c %s {initrd}"))
     window = ctl_json(guest, "status")["Window"]
-    print(f"helper's initrd: {before} bytes without, {after} with Plymouth, made in"
-          f" {time.monotonic() - begun:.0f} s; {window}", flush=True)  # fmt: skip
+    print(
+        f"helper's initrd: {before} bytes without, {after} with Plymouth, made in"
+        f" {time.monotonic() - begun:.0f} s; {window}",
+        flush=True,
+    )
     require("a splash screen is reckoned with", window["splash"] >= 12 * MIB, window)
 
 

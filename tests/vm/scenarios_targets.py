@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Targets that are no partition of their own: files, and the swap that is in use.
 
 ``kjump.target=`` on the kernel command line says where the image is, so that no boot initrd has

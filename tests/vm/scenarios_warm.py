@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A helper that was started ahead: used once, replaced, unloaded, never in the way."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Shows that guest image and harness work, with the times that each step takes.
 
 usage: python3 -m tests.vm.selftest --kernel linux-image.deb [--deb kjump.deb] [--all]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What scenarios and the demonstration have in common: asking for a cycle and judging it."""
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def request(guest: Guest) -> int:
     asked = f"/tmp/asked-{time.time_ns()}"
     guest.check("systemctl reset-failed systemd-hibernate.service || true")
     guest.spawn(watch(asked))
-    script = f"systemctl hibernate >{asked} 2>&1 || echo \"rc $?\" >>{asked}"
+    script = f'systemctl hibernate >{asked} 2>&1 || echo "rc $?" >>{asked}'
     return guest.spawn(script, user=True)
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Debian packages of other suites than this machine's, unpacked and never installed.
 
 They come from the archive that this machine's own apt uses, with lists of their own in the cache,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs in the guest: a user's work in progress, to be found unharmed after a hibernation.
 
 `start`, as the user, in her session, leaves a process that holds what can be lost: memory,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``python3 -Im kjump.cli``: kjumpctl, see `kjump.cli.main`."""
 
 import sys

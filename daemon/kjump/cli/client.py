@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """kjumpctl's line to kjumpd: calls over the system bus, errors as ours.
 
 Runs in the session, in a user's process.  Decides nothing.
@@ -120,9 +121,16 @@ class Client:
 
         try:
             (answer,) = self._connection.call_sync(
-                "org.freedesktop.login1", "/org/freedesktop/login1",
-                "org.freedesktop.login1.Manager", "CanHibernate", None, None, 0, -1, None,
-            ).unpack()  # fmt: skip
+                "org.freedesktop.login1",
+                "/org/freedesktop/login1",
+                "org.freedesktop.login1.Manager",
+                "CanHibernate",
+                None,
+                None,
+                0,
+                -1,
+                None,
+            ).unpack()
         except GLib.Error as error:
             return str(error.message)
         return str(answer)
@@ -154,9 +162,7 @@ class Client:
         return dict(values)
 
 
-def watch(
-    tell: Callable[[int, str], None], address: str | None = None
-) -> Callable[[], None]:
+def watch(tell: Callable[[int, str], None], address: str | None = None) -> Callable[[], None]:
     """Call ``tell`` (per cent, step) as kjumpd goes on, from a thread; returns what stops it.
 
     It is an ornament: where the bus cannot be had, nothing is told.
@@ -181,9 +187,14 @@ def watch(
         try:
             connection = connect(address or os.environ.get("KJUMP_BUS_ADDRESS")).con
             number = connection.signal_subscribe(
-                NAME, "org.freedesktop.DBus.Properties", "PropertiesChanged", PATH, INTERFACE,
-                Gio.DBusSignalFlags.NONE, changed,
-            )  # fmt: skip
+                NAME,
+                "org.freedesktop.DBus.Properties",
+                "PropertiesChanged",
+                PATH,
+                INTERFACE,
+                Gio.DBusSignalFlags.NONE,
+                changed,
+            )
             ready.set()
             loop.run()
             connection.signal_unsubscribe(number)

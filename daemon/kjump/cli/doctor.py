@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``kjumpctl doctor``: all that can be checked, by kjumpd and from here, and a jump as a dry run.
 
 Runs in the session, as any user.  kjumpd looks at the machine (`kjump.session.doctor`); what is
@@ -54,8 +55,12 @@ def of_service(properties: Mapping[str, Any]) -> Finding:
     """Whether kjumpd is this kjumpctl's."""
     version = str(properties.get("Version", ""))
     if version != VERSION:
-        return Finding("service", WARNING, f"kjumpd {version} runs, and {VERSION} is installed.",
-                       advice="Restart it: systemctl restart kjumpd.")  # fmt: skip
+        return Finding(
+            "service",
+            WARNING,
+            f"kjumpd {version} runs, and {VERSION} is installed.",
+            advice="Restart it: systemctl restart kjumpd.",
+        )
     return Finding("service", OK, f"kjumpd {version} answers.")
 
 
@@ -63,8 +68,12 @@ def of_drop_ins(*, enabled: bool) -> Finding:
     """Whether systemctl hibernate leads here."""
     if enabled:
         return Finding("enabled", OK, "systemctl hibernate leads to kjump.")
-    return Finding("enabled", WARNING, "systemctl hibernate does not lead to kjump.",
-                   advice="Lead it here with: kjumpctl enable.")  # fmt: skip
+    return Finding(
+        "enabled",
+        WARNING,
+        "systemctl hibernate does not lead to kjump.",
+        advice="Lead it here with: kjumpctl enable.",
+    )
 
 
 def of_logind(answer: str, *, enabled: bool) -> Finding:
@@ -90,8 +99,13 @@ def of_last_cycle(report: Mapping[str, Any]) -> Finding:
         return Finding(name, OK, "There was none yet.")
     when = show.moment(report.get("finished"))
     if report.get("result") == "failed":
-        return Finding(name, WARNING, f"It failed on {when}: {report.get('what', '')}",
-                       str(report.get("error", "")), str(report.get("todo", "")))  # fmt: skip
+        return Finding(
+            name,
+            WARNING,
+            f"It failed on {when}: {report.get('what', '')}",
+            str(report.get("error", "")),
+            str(report.get("todo", "")),
+        )
     return Finding(name, OK, f"It went well on {when}.")
 
 
@@ -100,8 +114,9 @@ def of_initrd(release: str, path: str, listing: str | None) -> Finding:
     where they could not be listed."""
     name = "boot-initrd"
     if listing is None:
-        return Finding(name, SKIPPED, f"Not looked at: {path or 'no initrd was found'}.",
-                       advice="Ask as root.")  # fmt: skip
+        return Finding(
+            name, SKIPPED, f"Not looked at: {path or 'no initrd was found'}.", advice="Ask as root."
+        )
     if PART in listing:
         return Finding(name, OK, f"{path} has kjump's part in it.")
     return doctor.failed(
@@ -228,8 +243,11 @@ def look(client: Callable[[], Client] = Client, root: Path = Path("/")) -> list[
 def without_service(settings: configuration.Settings) -> list[Finding]:
     """The machine looked at from here, where kjumpd does not answer."""
     if os.geteuid():
-        return [Finding("machine", SKIPPED, "Not looked at: kjumpd does not answer.",
-                        advice="Ask as root.")]  # fmt: skip
+        return [
+            Finding(
+                "machine", SKIPPED, "Not looked at: kjumpd does not answer.", advice="Ask as root."
+            )
+        ]
     from kjump.session import readiness
 
     facts = readiness.read(settings)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``kjumpctl enable | disable``: the drop-ins that lead logind and systemctl hibernate to us.
 
 Runs in the session, also in a chroot without a running systemd.  Touches only files of the names
@@ -77,9 +78,7 @@ def disable(root: Path) -> list[Path]:
             except OSError:
                 pass  # others have drop-ins there too
     except PermissionError as error:
-        raise BadRequest(
-            f"{error.filename} cannot be removed.", advice="Do it as root."
-        ) from error
+        raise BadRequest(f"{error.filename} cannot be removed.", advice="Do it as root.") from error
     return changed
 
 
@@ -90,9 +89,7 @@ def offer_again(root: Path) -> None:
     try:
         stock.offer(True, root / stock.OFFER.relative_to("/"))
     except OSError as error:
-        raise BadRequest(
-            f"{error.filename} cannot be removed.", advice="Do it as root."
-        ) from error
+        raise BadRequest(f"{error.filename} cannot be removed.", advice="Do it as root.") from error
 
 
 def are_enabled(root: Path) -> bool:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """kjumpctl: what a person types.
 
 Runs in the session, as any user; what needs rights is asked of kjumpd.  Prints results to stdout,
@@ -195,8 +196,15 @@ def stage(options: Options) -> int:
         raise BadRequest("Only a warm helper can be staged ahead.", advice="Say: --warm.")
     with _watched(options):
         report = _whole(Client().stage(warm=True))
-    put(options, report, lambda: show.report_text(report, colour=_colour()) if report
-        else "A warm helper was there already.")  # fmt: skip
+    put(
+        options,
+        report,
+        lambda: (
+            show.report_text(report, colour=_colour())
+            if report
+            else "A warm helper was there already."
+        ),
+    )
     return 0
 
 
@@ -436,8 +444,9 @@ def _tell_systemd(root: Path, changed: Sequence[Path]) -> None:
     if changed and dropins.systemd_runs(root):
         subprocess.run(["systemctl", "--system", "daemon-reload"], check=False)
         # kjumpd tells logind what to offer, or does not any more; one that does not run will.
-        subprocess.run(["systemctl", "--quiet", "try-reload-or-restart", "kjumpd.service"],
-                       check=False)  # fmt: skip
+        subprocess.run(
+            ["systemctl", "--quiet", "try-reload-or-restart", "kjumpd.service"], check=False
+        )
 
 
 def setup(options: Options) -> int:
@@ -463,9 +472,11 @@ def setup(options: Options) -> int:
     put(
         options,
         document,
-        lambda: f"Made: {made.path}, {show.size(made.size)}\nWritten: {written}\n"
-        "Leave the file where it is: it cannot be moved, written to or removed (chattr -i allows"
-        " that again).",
+        lambda: (
+            f"Made: {made.path}, {show.size(made.size)}\nWritten: {written}\n"
+            "Leave the file where it is: it cannot be moved, written to or removed (chattr -i"
+            " allows that again)."
+        ),
     )
     return 0
 
@@ -507,8 +518,11 @@ def _set_up(options: Options) -> int:
         options.yes or _asked("Lead systemctl hibernate and all desktops to kjump?")
     ):
         _tell_systemd(root, dropins.enable(root))
-        print("logind reads its environment when it starts: reboot, or"
-              " systemctl restart systemd-logind.", file=sys.stderr)  # fmt: skip
+        print(
+            "logind reads its environment when it starts: reboot, or"
+            " systemctl restart systemd-logind.",
+            file=sys.stderr,
+        )
     # A script gets no jump that it did not ask for.
     options.jump = False if options.yes else None
     return diagnose(options)
@@ -558,20 +572,29 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     command("status", status, "Show state, target, window and the last cycle.")
-    command("can-hibernate", can_hibernate, "Tell whether the machine can, and every reason why"
-            " not.")
+    command(
+        "can-hibernate", can_hibernate, "Tell whether the machine can, and every reason why not."
+    )
     sub = command("hibernate", hibernate, "Hibernate, and report when the session runs again.")
     sub.add_argument("-q", "--quiet", action="store_true", help="print only what went wrong")
-    sub.add_argument("--ignore-inhibitors", action="store_true",
-                     help="also while a program blocks sleep")  # fmt: skip
-    sub.add_argument("--fallback", action="store_true",
-                     help="by systemd-sleep where kjump cannot; as root")  # fmt: skip
+    sub.add_argument(
+        "--ignore-inhibitors", action="store_true", help="also while a program blocks sleep"
+    )
+    sub.add_argument(
+        "--fallback", action="store_true", help="by systemd-sleep where kjump cannot; as root"
+    )
     sub = command("stage", stage, "Start the helper kernel ahead of the next hibernation.")
     sub.add_argument("--warm", action="store_true", help="keep it running (the only kind there is)")
     sub = command("doctor", diagnose, "Check everything, and say what to do about it.")
     jumps = sub.add_mutually_exclusive_group()
-    jumps.add_argument("--jump", "--yes", dest="jump", action="store_true", default=None,
-                       help="jump to the helper and back as a dry run, without asking")
+    jumps.add_argument(
+        "--jump",
+        "--yes",
+        dest="jump",
+        action="store_true",
+        default=None,
+        help="jump to the helper and back as a dry run, without asking",
+    )
     jumps.add_argument("--no-jump", dest="jump", action="store_false", help="do not, nor ask")
     command("unstage", unstage, "Unload a helper that was started ahead.")
     image = commands.add_parser("image", help="Look at an image.")
@@ -585,12 +608,18 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("core", metavar="FILE", help="the core to write; must not be there yet")
     sub.add_argument("path", nargs="?", metavar="PATH", help=default)
     sub = command("setup", setup, "Choose or make a target, configure it, and check everything.")
-    sub.add_argument("--file", metavar="PATH", help="make this file, which is not there yet, and"
-                     " configure it; nothing else")  # fmt: skip
+    sub.add_argument(
+        "--file",
+        metavar="PATH",
+        help="make this file, which is not there yet, and configure it; nothing else",
+    )
     sub.add_argument("--yes", action="store_true", help="do not ask (and do not jump)")
     sub.add_argument("--dry-run", action="store_true", help="only say what would be done")
-    sub.add_argument("--size", metavar="SIZE", help="bytes, or with K, M, G, T behind; default:"
-                     " memory, one hundredth of it and 64 MiB")  # fmt: skip
+    sub.add_argument(
+        "--size",
+        metavar="SIZE",
+        help="bytes, or with K, M, G, T behind; default: memory, one hundredth of it and 64 MiB",
+    )
     sub.add_argument("--no-initrd", action="store_true", help="leave the boot initrd alone")
     sub = command("history", history, "Show all cycles, or one.")
     sub.add_argument("--file", help=argparse.SUPPRESS)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``kjumpctl plot``: a cycle as a picture: its phases in time, and its memory by kind of page.
 
 Pure: a history entry in, SVG out.  It needs nothing but the entry, and whatever shows it needs
@@ -19,9 +20,15 @@ SHARES = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Digits of the map, see kjump-handoff(5)."""
 KINDS = ("data", "zero", "free", "window", "offline", "unaccepted", "hwpoison")
 """In the order in which they stand in a part of the map, from below."""
-WORDS = {"data": "saved", "zero": "zeros, noted only", "free": "free, left out",
-         "window": "window", "offline": "offline", "unaccepted": "never used",
-         "hwpoison": "broken"}  # fmt: skip
+WORDS = {
+    "data": "saved",
+    "zero": "zeros, noted only",
+    "free": "free, left out",
+    "window": "window",
+    "offline": "offline",
+    "unaccepted": "never used",
+    "hwpoison": "broken",
+}
 LANES = ("session", "helper", "boot")
 BOOT = ("boot kernel", "restore")
 """How the first phase of the boot side begins: what comes after it is the boot side's, too."""
@@ -88,8 +95,12 @@ def bars(entry: Mapping[str, Any]) -> list[Bar]:
     before, helper, boot, after = split(entry)
     out = []
     at = 0.0
-    for lane, phases in (("session", before), ("helper", helper), ("boot", boot),
-                         ("session", after)):  # fmt: skip
+    for lane, phases in (
+        ("session", before),
+        ("helper", helper),
+        ("boot", boot),
+        ("session", after),
+    ):
         for name, seconds in phases:
             out.append(Bar(lane, name, at, max(0.0, seconds)))
             at += max(0.0, seconds)
@@ -136,25 +147,41 @@ class Canvas:
         self._ground = self.box(0, 0, WIDTH, 0, "ground")
         self.y = float(MARGIN)
 
-    def box(self, x: float, y: float, width: float, height: float, kind: str,
-            hint: str = "") -> ET.Element:  # fmt: skip
+    def box(
+        self, x: float, y: float, width: float, height: float, kind: str, hint: str = ""
+    ) -> ET.Element:
         """A rectangle; ``hint`` is shown where somebody points at it."""
-        out = ET.SubElement(self.root, "rect", {"class": kind}, x=f"{x:.1f}", y=f"{y:.1f}",
-                            width=f"{width:.1f}", height=f"{height:.1f}")  # fmt: skip
+        out = ET.SubElement(
+            self.root,
+            "rect",
+            {"class": kind},
+            x=f"{x:.1f}",
+            y=f"{y:.1f}",
+            width=f"{width:.1f}",
+            height=f"{height:.1f}",
+        )
         if hint:
             ET.SubElement(out, "title").text = hint
         return out
 
     def text(self, x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> None:
         """A line of text; ``y`` is where its letters stand."""
-        out = ET.SubElement(self.root, "text", {"class": kind, "text-anchor": anchor},
-                            x=f"{x:.1f}", y=f"{y:.1f}")  # fmt: skip
+        out = ET.SubElement(
+            self.root, "text", {"class": kind, "text-anchor": anchor}, x=f"{x:.1f}", y=f"{y:.1f}"
+        )
         out.text = words
 
     def line(self, x: float, y: float, bottom: float) -> None:
         """A thin line downwards."""
-        ET.SubElement(self.root, "line", {"class": "line"}, x1=f"{x:.1f}", x2=f"{x:.1f}",
-                      y1=f"{y:.1f}", y2=f"{bottom:.1f}")  # fmt: skip
+        ET.SubElement(
+            self.root,
+            "line",
+            {"class": "line"},
+            x1=f"{x:.1f}",
+            x2=f"{x:.1f}",
+            y1=f"{y:.1f}",
+            y2=f"{bottom:.1f}",
+        )
 
     def done(self) -> str:
         """The document."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``kjumpctl setup``: a target is chosen or made, and configured.
 
 Runs in the session, as root.  `survey` reads, `choose` decides, and nothing is written before that
@@ -275,8 +276,12 @@ def look_at(path: str, name: str) -> Candidate:
         return Candidate(path, name, 0, why.rstrip("."))
     user = devices.user_of(found) if found.kind == devices.PARTITION else None
     ours = readiness.holds_our_image(found)
-    facts = readiness.Facts(target=found, target_user=user, target_is_ours=ours,
-                            target_session=readiness.session_of_another(found))  # fmt: skip
+    facts = readiness.Facts(
+        target=found,
+        target_user=user,
+        target_is_ours=ours,
+        target_session=readiness.session_of_another(found),
+    )
     checks = (readiness.target_free, readiness.target_empty, readiness.target_session)
     reasons = [reason for check in checks if (reason := check(facts)) is not None]
     why = reasons[0].what.rstrip(".") if reasons else ""

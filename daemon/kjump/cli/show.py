@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What kjumpctl prints: reports, states and figures for a person.
 
 Pure: values in, text out.  Colour only where the caller says the output is a terminal.
@@ -12,8 +13,16 @@ from typing import Any, TextIO
 
 PAGE = 4096
 BOLD, RED, GREEN, YELLOW = "1", "31", "32", "33"
-COLOURS = {"yes": GREEN, "ok": GREEN, "returned": GREEN, "warm": GREEN, "no": YELLOW,
-           "challenge": YELLOW, "na": RED, "failed": RED}
+COLOURS = {
+    "yes": GREEN,
+    "ok": GREEN,
+    "returned": GREEN,
+    "warm": GREEN,
+    "no": YELLOW,
+    "challenge": YELLOW,
+    "na": RED,
+    "failed": RED,
+}
 
 
 def wants_colour(stream: TextIO) -> bool:
@@ -88,8 +97,12 @@ def phases(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 def head(report: Mapping[str, Any], *, colour: bool = False) -> str:
     """Which cycle, and how it ended."""
     result = str(report.get("result", "?"))
-    words = {"ok": "restored from disk", "returned": "returned as told", "failed": "failed",
-             "warm": "warm"}
+    words = {
+        "ok": "restored from disk",
+        "returned": "returned as told",
+        "failed": "failed",
+        "warm": "warm",
+    }
     name = "Helper" if result == "warm" else "Cycle"
     return f"{name} {report.get('cycle', '?')}: " + paint(
         words.get(result, result), COLOURS.get(result, BOLD), on=colour
@@ -128,9 +141,7 @@ def status_text(values: Mapping[str, Any], *, colour: bool = False) -> str:
     progress = values.get("Progress") or (0, "")
     if values.get("Operation", "none") != "none":
         lines.append(f"  {values['Operation']}: {progress[1]} ({progress[0]} %)")
-    lines.append(
-        "Can hibernate: " + paint(available, COLOURS.get(available, BOLD), on=colour)
-    )
+    lines.append("Can hibernate: " + paint(available, COLOURS.get(available, BOLD), on=colour))
     if values.get("Reasons"):
         lines.append(reasons_text(values["Reasons"]))
     target = values.get("Target") or {}

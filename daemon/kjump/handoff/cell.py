@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The return cell: the way home that does not depend on the note.
 
 64 bytes in the window's first page, found by the helper through ``kjump.return=`` on its command

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The ``KJUMP`` note: what the session tells the helper.
 
 An ELF note in the core header (``elfcorehdr=``), so the helper finds it in ``/proc/vmcore``

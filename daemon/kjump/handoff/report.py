@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The report page: what the helper and the boot side tell the session.
 
 A page of the session's memory, locked by `kjump.session`, whose physical address and nonce go

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The request page: what the session asks of a helper that is already running.
 
 The note lies in the window, so it tells only what was known when the helper was started.  A warm

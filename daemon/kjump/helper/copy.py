@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Copying the session's memory to the target: what the helper is there for.
 
 Runs in the helper, as kjump-copy.service.  It ends in one of two ways: the machine is off and
@@ -190,9 +191,21 @@ def describe(
 ) -> dict[str, Any]:
     """The image's description: what the boot side needs and a person wants to know."""
     keep = (
-        "cycle", "hostname", "machine", "release", "levels", "window", "low", "ram",
-        "firmware_map", "page_count", "page_offset", "report_page", "nonce", "requested",
-    )  # fmt: skip
+        "cycle",
+        "hostname",
+        "machine",
+        "release",
+        "levels",
+        "window",
+        "low",
+        "ram",
+        "firmware_map",
+        "page_count",
+        "page_offset",
+        "report_page",
+        "nonce",
+        "requested",
+    )
     return {
         **{key: handoff.document[key] for key in keep if key in handoff.document},
         "kjump": VERSION,
@@ -221,8 +234,10 @@ def save(
         found = fingerprint.take_all(handoff.file_systems)
         writer.begin(describe(handoff, facts, found, watch.watchdog))
         clock.phase("copy")
-        say(f"saving {before['data'] * PAGE >> 20} MiB of {handoff.document.get('hostname')}"
-            f" to {device.path}; Esc or the power button: back to the session")  # fmt: skip
+        say(
+            f"saving {before['data'] * PAGE >> 20} MiB of {handoff.document.get('hostname')}"
+            f" to {device.path}; Esc or the power button: back to the session"
+        )
         threads = processors()
         progress = Progress("saving", before["data"] * PAGE)
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Leaving the helper: back into the session, or off.
 
 Runs in the helper.  Jumping back needs nothing but the return cell, so that it works when

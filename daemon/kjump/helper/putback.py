@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Restoring in place: every page of the image back where it belongs, then the jump.
 
 Runs in the helper's kernel and initrd, loaded by the boot kernel into the image's own window
@@ -113,9 +114,7 @@ def put_back(image: Image, started: float, chance: Chance) -> Cell:
 
             begun = time.monotonic()
             try:
-                image.each(
-                    extents, unless_asked(chance, write), processors=memory.processors()
-                )
+                image.each(extents, unless_asked(chance, write), processors=memory.processors())
                 break
             except _Asked:
                 skippable.ask()  # who resumes begins again: no page is worse for it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Plymouth in the helper: what the console says, on a splash screen too.
 
 Runs in the helper, where its initrd has Plymouth ([Helper] Plymouth=yes), in a thread of its own.

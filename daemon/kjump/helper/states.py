@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The state of every page of the session, before one is copied.
 
 Runs in the helper.  One byte a page (1.3 MB for 5 GiB), filled natively from the session's struct

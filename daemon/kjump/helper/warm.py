@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A warm helper: booted ahead, back in the session, and entered again when it is needed.
 
 Runs in the helper.  All that can be done before anything is asked is done first.  Nothing of the

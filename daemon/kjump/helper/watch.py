@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Looking after the copy: a person who wants it to stop, and a copy that hangs.
 
 Runs in the helper, in a thread of its own beside the copy.  It hears Esc and the power button, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A watchdog that restarts the machine when the whole helper hangs.
 
 Runs in the helper.  A watchdog of the hardware is taken where there is one, else the kernel's own

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The image on disk: layout, superblock, index, chunks, targets."""

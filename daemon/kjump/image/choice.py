@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How hard to compress, found out while the image is written.
 
 Runs in the helper; pure but for the measured times it is told.  An image is written at the pace of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Compressing and checking, natively: ctypes front of ``machine/chunks.c``.
 
 Runs in all three kernels.  A call leaves the interpreter free, so threads of Python compress side
@@ -92,11 +93,15 @@ class Packer:
         where = U64()
         size = _chunk_pack(
             self._context,
-            begin + at, bundle.used,
-            bundle.data_address, bundle.data_extents,
-            codec, level,
-            elsewhere + at, ctypes.byref(where),
-        )  # fmt: skip
+            begin + at,
+            bundle.used,
+            bundle.data_address,
+            bundle.data_extents,
+            codec,
+            level,
+            elsewhere + at,
+            ctypes.byref(where),
+        )
         moved = elsewhere <= where.value < elsewhere + len(other)
         return Packed(where.value - (elsewhere if moved else begin), int(size), moved)
 

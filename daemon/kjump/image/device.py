@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A target device, read and written past the page cache.
 
 Runs in all three kernels.  Past the cache for two reasons: the session must never see blocks it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """An image as an ELF core, for crash, drgn and makedumpfile.
 
 Runs in the session; reads the image, jumps nowhere.  The core has the VMCOREINFO note and a

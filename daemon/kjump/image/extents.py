@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Lists of extents, kept as they lie on the target.
 
 Pure.  An index may have a hundred thousand extents, and the boot kernel has the user waiting: so
@@ -94,9 +95,7 @@ class Extents(Sequence[Extent]):
     def split(self, most: int) -> tuple[Extents, Extents]:
         """The first ``most`` extents of zeros, or all there are, and what remains without them."""
         zeros, rest = bytearray(len(self.table)), bytearray(len(self.table))
-        found = _split(
-            address_of(self.table), len(self), most, address_of(zeros), address_of(rest)
-        )
+        found = _split(address_of(self.table), len(self), most, address_of(zeros), address_of(rest))
         cut = int(found) * EXTENT.size
         return Extents(zeros[:cut]), Extents(rest[: len(self.table) - cut])
 
@@ -153,10 +152,13 @@ class Due:
     def take(self, chunk: Extents) -> None:
         """Raises `ImageDamaged` if these are not the next ones."""
         if not _due(
-            address_of(self._index.table), len(self._index),
-            ctypes.byref(self._at), ctypes.byref(self._inside),
-            address_of(chunk.table), len(chunk),
-        ):  # fmt: skip
+            address_of(self._index.table),
+            len(self._index),
+            ctypes.byref(self._at),
+            ctypes.byref(self._inside),
+            address_of(chunk.table),
+            len(chunk),
+        ):
             raise ImageDamaged("The image's chunks and its index disagree.")
 
     def end(self) -> None:

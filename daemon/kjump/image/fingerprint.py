@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Fingerprints of file systems: has anybody mounted one since the session was saved?
 
 Taken by the helper, when nothing writes any more, and compared by the boot side.  The first

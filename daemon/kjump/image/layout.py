@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The image on disk, version 2, byte by byte.  See docs/kjump-image.5.md.
 
 Pure.  All integers little-endian; block 4,096 bytes; offsets in bytes from the target's start.
@@ -198,11 +199,31 @@ def unpack_superblock(block: bytes) -> Superblock | None:
     if zlib.crc32(block[: BLOCK - 4]) != struct.unpack_from("<I", block, BLOCK - 4)[0]:
         return None
     (
-        _magic, version, state, generation, cycle, description_offset, description_length,
-        description_crc, chunks_offset, chunks, index_offset, index_length, index_crc, index_size,
-        extents, data_pages, zero_pages, end, changed, outcome_length,
-        kernel_length, kernel_crc, initrd_length, initrd_crc,
-    ) = SUPERBLOCK.unpack_from(block)  # fmt: skip
+        _magic,
+        version,
+        state,
+        generation,
+        cycle,
+        description_offset,
+        description_length,
+        description_crc,
+        chunks_offset,
+        chunks,
+        index_offset,
+        index_length,
+        index_crc,
+        index_size,
+        extents,
+        data_pages,
+        zero_pages,
+        end,
+        changed,
+        outcome_length,
+        kernel_length,
+        kernel_crc,
+        initrd_length,
+        initrd_crc,
+    ) = SUPERBLOCK.unpack_from(block)
     if version not in ALIKE:
         raise other_version(version)
     if (

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The locator and the map: where an image lies that has no partition of its own.
 
 Runs in all three kernels.  Packing, unpacking and laying out are pure; `read_map`, `write_map`,
@@ -100,9 +101,17 @@ class Locator:
             outcome = json.dumps(short, separators=(",", ":")).encode()
             outcome = outcome if len(outcome) <= OUTCOME_ROOM else b"{}"
         head = LOCATOR.pack(
-            MAGIC, VERSION, 0, self.cycle.bytes, self.map_offset, self.size, self.blocks,
-            self.kind, self.changed, len(outcome),
-        )  # fmt: skip
+            MAGIC,
+            VERSION,
+            0,
+            self.cycle.bytes,
+            self.map_offset,
+            self.size,
+            self.blocks,
+            self.kind,
+            self.changed,
+            len(outcome),
+        )
         return _sealed((head + outcome).ljust(SIZE, b"\0"), CRC_OFFSET)
 
 
@@ -136,8 +145,17 @@ def unpack(block: bytes) -> Locator | None:
     if len(data) < SIZE or not _is_sealed(data, CRC_OFFSET):
         raise ImageDamaged("The image's locator has a wrong checksum.")
     (
-        _magic, version, _crc, cycle, map_offset, size, blocks, kind, changed, length,
-    ) = LOCATOR.unpack_from(data)  # fmt: skip
+        _magic,
+        version,
+        _crc,
+        cycle,
+        map_offset,
+        size,
+        blocks,
+        kind,
+        changed,
+        length,
+    ) = LOCATOR.unpack_from(data)
     if version != VERSION:
         raise ImageVersion(f"The locator is of version {version}, this kjump reads {VERSION}.")
     if kind not in (FILE, SWAP) or length > OUTCOME_ROOM:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where the pages of an image belong, and what a reader must refuse of them.
 
 Pure; used by both ways of restoring.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Reading an image: superblock, description, index, chunks, each checked before it is believed.
 
 Runs in the boot kernel and in the session (``kjumpctl image``).  Whatever the bytes, a reader
@@ -272,9 +273,7 @@ class Image:
             for thread in threads:
                 thread.join()
 
-    def each(
-        self, index: Extents, use: Callable[[Chunk], None], *, processors: int = 1
-    ) -> None:
+    def each(self, index: Extents, use: Callable[[Chunk], None], *, processors: int = 1) -> None:
         """Call ``use`` with every chunk, each checked, in several threads and in any order.
 
         Raises `ImageDamaged`, and what ``use`` raises.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A key to boot without the saved session, up to the moment at which it runs again.
 
 Runs in the boot initrd and in the restorer.  Esc alone gives nothing up: the person is asked, and

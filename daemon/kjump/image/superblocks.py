@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Reading and changing an image's superblock, so that every cut of power leaves a valid state.
 
 Runs in all three kernels.  A change is written to the slot that does not count, flushed, then to

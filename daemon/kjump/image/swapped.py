@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where the session's content of the window is: the jump exchanged it with pages of the session.
 
 Pure; used by ``kjumpctl image export``.  A kexec image has a list of which source page belongs to

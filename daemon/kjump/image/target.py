@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The target: finding it by its name, and what the session does with it before and after.
 
 Runs in all three kernels; the session finds devices through udev itself (`session.devices`), the
@@ -301,9 +302,7 @@ def prepare(
         superblocks.store(device, fresh)
         if area is not None and spans is not None:
             device.lay(None)
-            locators.write_map(
-                device, area.locator, Locator(cycle_id, area.kind), blocks, spans
-            )
+            locators.write_map(device, area.locator, Locator(cycle_id, area.kind), blocks, spans)
 
 
 def _take(device: Device, area: Area) -> None:

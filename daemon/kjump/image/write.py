@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Writing an image, front to back, with all processors and several writes in flight.
 
 Runs in the helper.  The work is cut into spans, each of which makes a chunk at most.  A thread
@@ -262,9 +263,7 @@ class Writer:
             return buffer, None, bundle.extents()
         size = bundle.used * PAGE
         chosen = self._choose(size)
-        packed = desk.packer.chunk(
-            bundle, CODECS[chosen], self._level, buffer, desk.spare, LEAD
-        )
+        packed = desk.packer.chunk(bundle, CODECS[chosen], self._level, buffer, desk.spare, LEAD)
         if packed.moved:
             buffer, desk.spare = desk.spare, buffer
         self._choice.packed(chosen, size, packed.size, time.thread_time() - begun)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """bzImage and the 64-bit boot protocol.
 
 Pure.  Offsets from Documentation/arch/x86/boot.rst and zero-page.rst (protocol 2.12 and later):

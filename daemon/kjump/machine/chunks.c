@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * Chunks: compressing pages into one, and getting them out again.
  *

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The assembled code, and filling in its parameters.
 
 Pure but for reading the built files.  Sources are ``entry.S`` and ``jump.S`` in this folder; each
@@ -67,7 +68,12 @@ def jump_pages(
     tables = identity(root, ranges, levels=levels, gigabyte_pages=gigabyte_pages)
     code = bytearray(blob("jump"))
     struct.pack_into(
-        "<4Q", code, JUMP_PARAMETERS,
-        root, at + 2 * PAGE - 16, target, at + 2 * PAGE if zeros else 0,
-    )  # fmt: skip
+        "<4Q",
+        code,
+        JUMP_PARAMETERS,
+        root,
+        at + 2 * PAGE - 16,
+        target,
+        at + 2 * PAGE if zeros else 0,
+    )
     return Jump(bytes(code).ljust(2 * PAGE, b"\0") + listed + tables, root)

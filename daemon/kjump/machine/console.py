@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Lines for a person in front of the machine, from the helper and from the boot initrd.
 
 Every active console gets them (/sys/class/tty/console/active), as /dev/console is only the last

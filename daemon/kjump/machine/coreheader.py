@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The core header: the ELF file at ``elfcorehdr=`` from which the helper makes /proc/vmcore.
 
 Pure.  ELF64, little-endian, ET_CORE for x86_64.  In a core header ``p_offset`` is a *physical

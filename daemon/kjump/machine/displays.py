@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The displays of this machine: what drives them.
 
 Runs in the session.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * Lists of extents as they lie on the target, checked and walked without a Python object for each.
  *

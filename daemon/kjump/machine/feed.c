@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * /dev/snapshot: giving many pages to a file that takes one a time, and the jump.
  *

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which machine this is, the same in every kernel booted on it.
 
 From DMI, not from /etc/machine-id: the boot initrd may have been built before that was set.

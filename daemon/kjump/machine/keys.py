@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Keys that a person presses: on any keyboard, on a serial console, or the power button.
 
 Runs in the helper and in the boot initrd.  Keyboards are heard through the foreground virtual

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /* What the native parts share.  See layout.py for what lies on the target. */
 #ifndef KJUMP_H
 #define KJUMP_H

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Physical memory, mapped a large part at a time for all threads together.
 
 Runs in the helper and in the restorer.  Taking a mapping away interrupts every processor, so one
@@ -49,9 +50,10 @@ class Maps:
         they begin; ``ranges``: what may be mapped, in pfns."""
         self._mapped = mapped
         self._parts = [
-            (at, min(at + PART, end)) for start, end in merge(ranges)
+            (at, min(at + PART, end))
+            for start, end in merge(ranges)
             for at in range(start, end, PART)
-        ]  # fmt: skip
+        ]
         self._starts = [start for start, _ in self._parts]
         self._kept: OrderedDict[int, Part] = OrderedDict()
         self._lock = threading.Lock()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What physical memory there is: /proc/iomem, the firmware's memory map, /dev/mem.
 
 Runs in all three kernels.  All addresses are physical, ranges are half-open.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The native library: loading it, and addresses of buffers for it.
 
 Runs in all three kernels.  The sources are ``*.c`` in this folder.  Each module that calls a

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * Which pages hold something, and bringing them together: the loops that run once per page.
  *

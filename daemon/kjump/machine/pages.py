@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Page states and gathering, natively: ctypes front of ``pages.c``.
 
 Runs in the helper (the boot side and the session use parts).  Kinds of pages are bytes, one a
@@ -165,10 +166,17 @@ class Bundle:
         extents = 4 * room
         self._extents = mmap.mmap(-1, extents * EXTENT)
         self._native = _Bundle(
-            None, 0, 0, 0,
-            address_of(self._data), room, 0,
-            address_of(self._extents), extents, 0,
-        )  # fmt: skip
+            None,
+            0,
+            0,
+            0,
+            address_of(self._data),
+            room,
+            0,
+            address_of(self._extents),
+            extents,
+            0,
+        )
         self.data_address = int(self._native.data)
 
     def into(self, buffer: mmap.mmap, offset: int) -> None:

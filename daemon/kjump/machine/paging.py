@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Identity page tables for the jump back, for 4- and 5-level paging.
 
 Pure.  CR4.LA57 cannot be switched in long mode, so the number of levels must be the session's; a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Laying out a kernel in the window: what stands where, and the segments for kexec.
 
 Runs in the session (the helper that copies) and in the boot kernel (the one that restores in
@@ -41,8 +42,14 @@ NOTE_ROOM = (128 << 10) + PAGE
 USED = NOTE + NOTE_ROOM
 
 KEPT_WORDS = (
-    "no5lvl", "nokaslr", "no_console_suspend", "no_timer_check", "noapic", "nolapic", "nomodeset"
-)  # fmt: skip
+    "no5lvl",
+    "nokaslr",
+    "no_console_suspend",
+    "no_timer_check",
+    "noapic",
+    "nolapic",
+    "nomodeset",
+)
 """Words of the running kernel's command line that the next one needs as well: the paging mode
 must be the same, what this machine needs to boot it needs again, and a display that the session
 leaves in the firmware's mode it could not bring back to that."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Half-open ranges of addresses or page frame numbers, and arithmetic on sorted lists of them.
 
 Pure; runs anywhere.  A range is ``(start, end)`` with start < end.

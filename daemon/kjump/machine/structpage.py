@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Struct page of the session's kernel: its layout, and where the page states lie.
 
 Pure but for a reader that is passed in.  The session's page tables are walked from

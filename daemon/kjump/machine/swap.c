@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * Taking free slots of a swap area, one system call a page: SNAPSHOT_ALLOC_SWAP_PAGE of
  * /dev/snapshot (include/uapi/linux/suspend_ioctls.h, kernel/power/user.c), which answers with the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Free slots of a swap area in use, taken and held through /dev/snapshot.
 
 Runs in the session only.  The kernel gives slots to whoever has the device open for reading, for
@@ -44,8 +45,12 @@ def _library() -> ctypes.CDLL:
     lib = ctypes.CDLL(str(Path(__file__).with_name("built") / "libkjump.so"), use_errno=True)
     u64 = ctypes.c_uint64
     lib.kj_take_slots.argtypes = (
-        ctypes.c_int, u64, ctypes.c_void_p, u64, ctypes.POINTER(u64),
-    )  # fmt: skip
+        ctypes.c_int,
+        u64,
+        ctypes.c_void_p,
+        u64,
+        ctypes.POINTER(u64),
+    )
     lib.kj_take_slots.restype = ctypes.c_int64
     return lib
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The system calls kjump stands on: kexec_load(2), reboot(2), mlock(2).
 
 Runs in all three kernels.  Numbers and flags are those of x86_64 (``uapi/linux/kexec.h``,

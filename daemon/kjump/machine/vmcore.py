@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The session's memory as the helper sees it: /proc/vmcore.
 
 Runs in the helper only; reads, never writes.  Physical addresses are the session's (and the

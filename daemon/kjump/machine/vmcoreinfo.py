@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """VMCOREINFO: how the session's kernel tells where its structures lie.
 
 Pure.  Text, a line a fact: ``OSRELEASE=6.12.0``, ``SYMBOL(name)=hex``, ``NUMBER(name)=decimal``

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Restoring in place, the boot kernel's part: hand over to a small kernel in the window.
 
 Runs in the boot kernel.  For what does not fit beside it: the restorer's kernel and initrd lie

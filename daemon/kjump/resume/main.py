@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``kjump-resume``: in the boot initrd, before any file system is mounted.
 
 Runs in the boot kernel.  Either the session runs again and this never returns, or the boot goes on
@@ -82,8 +83,10 @@ def resume(device: Device, *, started: float, skip: bool, wait: float = 0) -> No
         # boots.
         keys = Keys(earlier=True)
         try:
-            say(f"resuming the session of {description.get('hostname')}, saved {saved};"
-                " Esc: boot without it")  # fmt: skip
+            say(
+                f"resuming the session of {description.get('hostname')}, saved {saved};"
+                " Esc: boot without it"
+            )
             chance = Chance(keys, wait, splash)
             restore.restore(image, description, chance, started=started, boot=started)
         finally:

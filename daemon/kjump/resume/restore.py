@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Checking an image and putting the memory back.
 
 Runs in the boot kernel.  Deciding is pure (`check`); acting is `restore`, which does not return
@@ -127,9 +128,7 @@ def restore(
             if not restorer:
                 raise
             if image.superblock.state != COMPLETE:  # the kernel has not jumped
-                image.superblock = superblocks.store(
-                    image.device, image.superblock, state=COMPLETE
-                )
+                image.superblock = superblocks.store(image.device, image.superblock, state=COMPLETE)
     say("restoring in place: the image does not fit beside the boot kernel")
     # No wait here: the restorer hears the key, too, and nothing is lost until it jumps.
     skippable.look()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Loading memory through the kernel's /dev/snapshot.
 
 Runs in the boot kernel.  The stream is a header page, pages of page frame numbers (512 each, ~0
@@ -93,9 +94,7 @@ def plan(extents: Extents, inserts: Sequence[Insert]) -> Plan:
     as for any other.)
     """
     for insert in inserts:
-        extents = extents.replaced(
-            insert.pfn, insert.pages, Extent(insert.pfn, insert.pages, DATA)
-        )
+        extents = extents.replaced(insert.pfn, insert.pages, Extent(insert.pfn, insert.pages, DATA))
     return Plan(extents, sorted(inserts, key=lambda i: i.pfn))
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``python3 -Im kjump.session``: the daemon, see `kjump.session.daemon`."""
 
 import sys

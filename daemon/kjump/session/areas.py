@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a cycle holds of its target: the slots of a swap area, the blocks of a file.
 
 Runs in the session, in the worker of a cycle.  A swap area is only ever written to where this

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Who may ask for what: polkit, asked without waiting.
 
 Runs in the session, on the main loop; nothing here blocks.  Root is always allowed and polkit not

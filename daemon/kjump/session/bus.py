@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """org.kjump1 on the bus: the interface, and how calls become work and answers.
 
 Runs in the session.  All of it on the main loop, and none of it waits: work goes to threads, and
@@ -84,9 +85,17 @@ def interface_xml() -> str:
 # -- values for the bus ------------------------------------------------------------------------
 
 _TEXTS = (
-    "cycle", "result", "where", "error", "what", "todo", "sentence", "target", "fallback",
+    "cycle",
+    "result",
+    "where",
+    "error",
+    "what",
+    "todo",
+    "sentence",
+    "target",
+    "fallback",
     "no_fallback",
-)  # fmt: skip
+)
 _TIMES = ("started", "finished")
 _SECONDS = ("phases", "wall")
 _COUNTS = ("pages", "image", "memory", "window")
@@ -277,8 +286,11 @@ class _Request:
     @classmethod
     def read(cls, call: Call, options: Mapping[str, Any]) -> _Request:
         """Raises `BadRequest`."""
-        known = {"fallback": "fallback", "ignore-inhibitors": "ignore_inhibitors",
-                 "freeze": "freeze"}  # fmt: skip
+        known = {
+            "fallback": "fallback",
+            "ignore-inhibitors": "ignore_inhibitors",
+            "freeze": "freeze",
+        }
         unknown = sorted(options.keys() - known.keys())
         if unknown:
             raise BadRequest(f"Unknown option: {', '.join(unknown)}.")
@@ -365,8 +377,9 @@ class Manager:
 
     def _set(self, **values: Any) -> None:
         """Change properties and tell those that changed."""
-        changed = {key: value for key, value in values.items()
-                   if not _same(value, self._values[key])}
+        changed = {
+            key: value for key, value in values.items() if not _same(value, self._values[key])
+        }
         if changed:
             self._values |= changed
             self.PropertiesChanged(INTERFACE, changed, [])
@@ -733,8 +746,11 @@ class Manager:
         self._cycle = self._thread = None
         self._warm_failed = warming.error is not None
         took = sum(report["phases"].get(name, 0.0) for name in ("jump", "hooks-pre", "hooks-post"))
-        log.info(f"getting warm ends: {report['result']} after {took:.1f} s",
-                 KJUMP_CYCLE=str(warming.id), KJUMP_RESULT=report["result"])  # fmt: skip
+        log.info(
+            f"getting warm ends: {report['result']} after {took:.1f} s",
+            KJUMP_CYCLE=str(warming.id),
+            KJUMP_RESULT=report["result"],
+        )
         self._set(State=IDLE, Operation="none", Progress=(100, ""))
         self._show_staged()
         if call is not None:
@@ -773,8 +789,11 @@ class Manager:
 
     def _tried_out(self, call: Call, trial: Trial, report: dict[str, Any]) -> None:
         self._cycle = self._thread = None
-        log.info(f"the dry run ends: {report['result']}",
-                 KJUMP_CYCLE=str(trial.id), KJUMP_RESULT=report["result"])  # fmt: skip
+        log.info(
+            f"the dry run ends: {report['result']}",
+            KJUMP_CYCLE=str(trial.id),
+            KJUMP_RESULT=report["result"],
+        )
         self._set(State=IDLE, Operation="none", Progress=(100, ""))
         self._show_staged()
         if trial.error is not None:
@@ -888,6 +907,4 @@ def _same(one: Any, other: Any) -> bool:
 def register(bus: Any, manager: Manager) -> Any:
     """Put the object on a pydbus bus; returns the registration (``unregister()``)."""
     interfaces = Gio.DBusNodeInfo.new_for_xml(interface_xml()).interfaces
-    return ObjectRegistration(
-        bus, PATH, interfaces, Wrapper(manager, interfaces), own_wrapper=True
-    )
+    return ObjectRegistration(bus, PATH, interfaces, Wrapper(manager, interfaces), own_wrapper=True)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The connection to the bus, made once and kept until the process ends.
 
 Runs in the session, in kjumpd and in kjumpctl.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One cycle, from the request to the report: the state machine around the jump.
 
 Runs in the session, in a thread of its own, never on the main loop.  It knows nothing of D-Bus.
@@ -437,9 +438,12 @@ class Operation:
         if self._post_owed:
             self._tell(Step(HOOKS, 90, "Running system-sleep hooks"))
             with clock.phase("hooks-post"):
-                self._attempt("running the hooks", lambda: self._log_hooks(
-                    "post", do.hooks("post", self._settings.session.hook_timeout)
-                ))
+                self._attempt(
+                    "running the hooks",
+                    lambda: self._log_hooks(
+                        "post", do.hooks("post", self._settings.session.hook_timeout)
+                    ),
+                )
         if self._thaw_owed:
             with clock.phase("thaw"):
                 self._attempt("letting the sessions go on", do.thaw)
@@ -498,8 +502,17 @@ class Operation:
             rest = {
                 key: value
                 for key, value in report.items()
-                if key not in (*reports.FIGURES, "phases", "by", "result", "error", "what",
-                               "todo", "window")
+                if key
+                not in (
+                    *reports.FIGURES,
+                    "phases",
+                    "by",
+                    "result",
+                    "error",
+                    "what",
+                    "todo",
+                    "window",
+                )
             }
             if rest:
                 out["more"] = rest

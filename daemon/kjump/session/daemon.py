@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """kjumpd: the service.  Starts, tells systemd, answers the bus, ends cleanly.
 
 Runs in the session as root.  The main thread runs GLib's main loop and nothing that waits;
@@ -186,8 +187,11 @@ def offer(possible: bool, settings: configuration.Settings) -> bool:
     )
     try:
         if stock.offer(yes):
-            log.info("logind is told to offer hibernation" if yes else
-                     "logind is told not to offer hibernation: nothing can do it here")  # fmt: skip
+            log.info(
+                "logind is told to offer hibernation"
+                if yes
+                else "logind is told not to offer hibernation: nothing can do it here"
+            )
     except OSError as error:
         log.warning(f"what logind offers could not be set: {error}")
     return yes
@@ -369,8 +373,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="kjumpd", description="Hibernates by kexec jump; see kjumpd(8)."
     )
-    parser.add_argument("--clean-up", action="store_true",
-                        help="give back what a killed daemon owes, and end")
+    parser.add_argument(
+        "--clean-up", action="store_true", help="give back what a killed daemon owes, and end"
+    )
     parser.add_argument("--address", help="serve on this bus, not on the system's")
     parser.add_argument("--debug", action="store_true", help="log more")
     options = parser.parse_args(arguments)

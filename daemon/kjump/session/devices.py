@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The target device: found by its name, described, and watched.
 
 Runs in the session.  What the configuration names is a partition, a file, or a swap area in use;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Every readiness check with its result: what ``kjumpctl doctor`` shows of the machine.
 
 Runs in the session, as root.  It judges what `kjump.session.readiness` judges, with the same
@@ -93,13 +94,12 @@ FINE: dict[str, Callable[[Facts], str]] = {
     "machine": lambda facts: f"The machine is {facts.machine}.",
     "lockdown": lambda facts: "The kernel is not locked down.",
     "kexec_disabled": lambda facts: "Loading kernels with kexec is allowed.",
-    "jump": lambda facts: f"The kernel {facts.release} can jump and come back"
-    " (CONFIG_KEXEC_JUMP).",
+    "jump": lambda facts: f"The kernel {facts.release} can jump and come back (CONFIG_KEXEC_JUMP).",
     "snapshot_device": lambda facts: "The kernel can load an image (/dev/snapshot).",
     "page_poison": lambda facts: "The kernel does not poison free pages.",
-    "foreign_image": lambda facts: "No other kexec image is loaded."
-    if not facts.warm
-    else "A warm helper is loaded.",
+    "foreign_image": lambda facts: (
+        "No other kexec image is loaded." if not facts.warm else "A warm helper is loaded."
+    ),
     "target_there": lambda facts: f"The target is there: {name_of(facts.target)}.",
     "target_free": lambda facts: "Nobody else uses the target.",
     "target_size": lambda facts: f"The target has {mib(room_of(facts.target))}.",
@@ -107,8 +107,10 @@ FINE: dict[str, Callable[[Facts], str]] = {
     "target_session": lambda facts: "The target holds no session of another machine.",
     "helper": lambda facts: "The helper's kernel and initrd are there.",
     "boot_resume": lambda facts: "The boot initrd was made with this configuration.",
-    "memory": lambda facts: f"{mib(facts.available)} of memory are available,"
-    f" {mib(needed(facts))} are needed to stage the helper.",
+    "memory": lambda facts: (
+        f"{mib(facts.available)} of memory are available,"
+        f" {mib(needed(facts))} are needed to stage the helper."
+    ),
 }
 """What is said where a check of readiness finds nothing, by the check's name."""
 
@@ -268,9 +270,7 @@ def swap(facts: Facts, more: Surroundings) -> Finding:
 MORE: tuple[Callable[[Facts, Surroundings], Finding], ...] = (room, helper_age, next_boot, swap)
 
 
-def examine(
-    facts: Facts, more: Surroundings, reasons: Iterable[KjumpError] = ()
-) -> list[Finding]:
+def examine(facts: Facts, more: Surroundings, reasons: Iterable[KjumpError] = ()) -> list[Finding]:
     """All findings, in the order in which they are told: those of readiness first.
 
     ``reasons``: what CanHibernate would say; one that no check has found is a finding, too.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where the blocks of a file lie on its device, and whether an image may be written there.
 
 Runs in the session.  It only asks: FIEMAP of the file system, on btrfs the chunk tree besides, as
@@ -227,8 +228,9 @@ def refuse_mapped(device: int, what: str) -> None:
         dm_uuid = ""
     kind = stacked(os.path.realpath(folder), dm_uuid)
     if kind:
-        raise TargetMapped(f"{what} lies on {os.path.realpath(folder).rpartition('/')[2]},"
-                           f" which is {kind}.")  # fmt: skip
+        raise TargetMapped(
+            f"{what} lies on {os.path.realpath(folder).rpartition('/')[2]}, which is {kind}."
+        )
 
 
 # -- asking ----------------------------------------------------------------------------------------
@@ -271,9 +273,18 @@ def _btrfs_chunks(fd: int) -> list[Chunk]:
     start, most = 0, (1 << 64) - 1
     while True:
         key = SEARCH_KEY.pack(
-            CHUNK_TREE, CHUNK_OBJECT, CHUNK_OBJECT, start, most, 0, most,
-            CHUNK_ITEM, CHUNK_ITEM, 1 << 30, 0,
-        )  # fmt: skip
+            CHUNK_TREE,
+            CHUNK_OBJECT,
+            CHUNK_OBJECT,
+            start,
+            most,
+            0,
+            most,
+            CHUNK_ITEM,
+            CHUNK_ITEM,
+            1 << 30,
+            0,
+        )
         buffer = bytearray(key.ljust(SEARCH_SIZE, b"\0"))
         fcntl.ioctl(fd, TREE_SEARCH, buffer)
         (count,) = struct.unpack_from("<I", buffer, 64)
@@ -316,9 +327,7 @@ def blocks_of(path: Path, *, swap: bool = False) -> Blocks:
     try:
         return _blocks(fd, str(path), swap=swap)
     except OSError as error:
-        raise UnsuitableFile(
-            f"Where {path} lies cannot be told: {error.strerror}."
-        ) from error
+        raise UnsuitableFile(f"Where {path} lies cannot be told: {error.strerror}.") from error
     finally:
         os.close(fd)
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What happened: all cycles in a file, and the mark of the cycle that runs.
 
 Runs in the session.  It never decides anything about a cycle, and never raises into one: what
@@ -163,9 +164,7 @@ class Afterlife:
     """Whether to mark it spent: it belongs to a session that is gone."""
 
 
-def afterlife(
-    state: str, reason: Mapping[str, object], *, known: bool, skipped: bool
-) -> Afterlife:
+def afterlife(state: str, reason: Mapping[str, object], *, known: bool, skipped: bool) -> Afterlife:
     """What an image on the target means to a daemon that starts.
 
     A daemon starts in a session that was booted, not restored, so no image on the target belongs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The system-sleep hooks, run as systemd-sleep would run them.
 
 Runs in the session, in a unit of its own that kjumpd starts (``kjump-hooks@pre.service`` and
@@ -76,11 +77,7 @@ def find(folders: Sequence[Path] = FOLDERS) -> list[Path]:
             listings.append(sorted(path for path in folder.iterdir() if path.name[0] != "."))
         except OSError:
             continue
-    return [
-        path
-        for path in choose(listings)
-        if path.is_file() and os.access(path, os.X_OK)
-    ]
+    return [path for path in choose(listings) if path.is_file() and os.access(path, os.X_OK)]
 
 
 def run(
@@ -99,8 +96,9 @@ def run(
     given["SYSTEMD_SLEEP_ACTION"] = "hibernate"
     started = [_start(path, when, given) for path in find(folders)]
     deadline = time.monotonic() + seconds
-    return [_finish(path, process, output, since, deadline)
-            for path, process, output, since in started]
+    return [
+        _finish(path, process, output, since, deadline) for path, process, output, since in started
+    ]
 
 
 _OURS = frozenset({"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "JOURNAL_STREAM"})

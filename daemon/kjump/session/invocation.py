@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a caller may send, and what is left of a call once it is answered.
 
 Runs in the session, on kjumpd's main loop.  Knows nothing of what a method does.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Logging: structlog to the journal with fields, or to stderr for a person.
 
 Runs in the session.  Fields in capitals (KJUMP_CYCLE=, KJUMP_PHASE=, MESSAGE_ID=) become journal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Letting logind offer hibernation on a machine that has swap and was not booted by EFI.
 
 Runs in the session.  logind refuses to hibernate there unless the kernel knows a device to resume
@@ -22,9 +23,7 @@ EFI = Path("/sys/firmware/efi")
 POWER = Path("/sys/power")
 
 
-def must_be_told(
-    *, efi: bool, resume: str, command_line: Sequence[str], told: str = ""
-) -> bool:
+def must_be_told(*, efi: bool, resume: str, command_line: Sequence[str], told: str = "") -> bool:
     """Whether logind waits for a resume device.  ``resume``: text of /sys/power/resume; ``told``:
     what we wrote there, which may have changed since."""
     return not efi and resume.strip() in ("0:0", told) and "noresume" not in command_line

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Takes memory and gives it back at once, so that the kernel reclaims the page cache for it.
 
 usage: python3 -m kjump.session.press BYTES

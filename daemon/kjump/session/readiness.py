@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Can this machine hibernate by kexec jump, now?  And if not, every reason why.
 
 Runs in the session.  `read` collects facts, the checks are pure functions over them, and
@@ -180,9 +181,7 @@ def target_empty(facts: Facts) -> KjumpError | None:
             f"The target {facts.target.file} was written to by somebody.",
             advice=ANOTHER_FILE,
         )
-    return TargetHoldsData(
-        f"The target {facts.target.path} holds data ({facts.target.signature})."
-    )
+    return TargetHoldsData(f"The target {facts.target.path} holds data ({facts.target.signature}).")
 
 
 def target_session(facts: Facts) -> KjumpError | None:

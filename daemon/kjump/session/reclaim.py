@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Making room for the window: caches are given up before anything is staged.
 
 Runs in the session.  Staging allocates as much memory as the window is large.  The kernel would

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The session's pages that another kernel reads or writes: memory that stays where it is.
 
 Runs in the session.  The pages are of the kernel's own, where that gives any, and those stay where

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Staging the helper and jumping into it.
 
 Runs in the session, in the daemon's worker.  Nothing here decides whether to hibernate; it takes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The kernel's own hibernation, where a jump is not possible: may `systemd-sleep` be tried instead?
 
 Runs in the session, in kjumpd and in kjumpctl.  `why_not` decides from what `read` has read, and

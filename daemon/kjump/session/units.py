@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """systemd and its neighbours, over the bus: units started, frozen and thawed, homes locked, who
 inhibits sleep.
 
@@ -120,14 +121,26 @@ def says_no(text: str) -> bool:
 
 def freeze(connection: Any, unit: str = SESSIONS) -> None:
     """Stop all that runs in a unit.  Raises `BusError`; it may be frozen then all the same."""
-    _call(connection, SYSTEMD, MANAGER, "FreezeUnit", GLib.Variant("(s)", (unit,)),
-          seconds=FREEZE_SECONDS)  # fmt: skip
+    _call(
+        connection,
+        SYSTEMD,
+        MANAGER,
+        "FreezeUnit",
+        GLib.Variant("(s)", (unit,)),
+        seconds=FREEZE_SECONDS,
+    )
 
 
 def thaw(connection: Any, unit: str = SESSIONS) -> None:
     """Let a unit run on, also one that is not frozen.  Raises `BusError`."""
-    _call(connection, SYSTEMD, MANAGER, "ThawUnit", GLib.Variant("(s)", (unit,)),
-          seconds=FREEZE_SECONDS)  # fmt: skip
+    _call(
+        connection,
+        SYSTEMD,
+        MANAGER,
+        "ThawUnit",
+        GLib.Variant("(s)", (unit,)),
+        seconds=FREEZE_SECONDS,
+    )
 
 
 def lock_homes(connection: Any) -> None:
@@ -178,6 +191,13 @@ def list_inhibitors(connection: Any, done: Callable[[list[Inhibitor]], None]) ->
         done([Inhibitor(*one) for one in found])
 
     connection.call(
-        *LOGIND, LOGIND_MANAGER, "ListInhibitors", None, GLib.VariantType("(a(ssssuu))"),
-        Gio.DBusCallFlags.NONE, 5000, None, answered,
-    )  # fmt: skip
+        *LOGIND,
+        LOGIND_MANAGER,
+        "ListInhibitors",
+        None,
+        GLib.VariantType("(a(ssssuu))"),
+        Gio.DBusCallFlags.NONE,
+        5000,
+        None,
+        answered,
+    )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The warm helper: started once ahead, and entered already running when it is needed.
 
 Runs in the session.  `Warm` is what is staged then; it says whether it still fits the machine, and
@@ -95,9 +96,9 @@ def links_of(document: Mapping[str, Any]) -> list[str]:
 # -- reading -------------------------------------------------------------------------------------
 
 
-def disks(sys: Path = Path("/sys/class/block"), udev: Path = Path("/run/udev/data")) -> dict[
-    str, Disk
-]:
+def disks(
+    sys: Path = Path("/sys/class/block"), udev: Path = Path("/run/udev/data")
+) -> dict[str, Disk]:
     """All block devices that a helper sees as well."""
     found = {}
     for folder in sys.iterdir():
@@ -133,9 +134,7 @@ def flags_of(window: windows.Window) -> bytearray:
     return windows.read_kpageflags(window.start // PAGE, window.size // PAGE)
 
 
-def look(
-    settings: Settings, sizing: Sizing, window: windows.Window, page: ReportPage
-) -> Seen:
+def look(settings: Settings, sizing: Sizing, window: windows.Window, page: ReportPage) -> Seen:
     """What a helper started now would see.  Raises OSError."""
     return Seen(
         made_of(settings.helper, sizing),
@@ -188,9 +187,10 @@ class Warm(Staged):
     def misfit(self, settings: Settings, sizing: Sizing) -> StaleHelper | None:
         """Why this helper cannot be used, but for its disks, or None.  Raises OSError."""
         now = look(settings, sizing, self.window, self._page)
-        return self._stale(difference(self._seen, Seen(
-            now.made_of, now.machine, now.processors, {}
-        )) or self._displaced())
+        return self._stale(
+            difference(self._seen, Seen(now.made_of, now.machine, now.processors, {}))
+            or self._displaced()
+        )
 
     def _displaced(self) -> str | None:
         """What has happened to the memory that it stands on, or None."""
@@ -283,5 +283,3 @@ def stage(settings: Settings, sizing: Sizing, target: Target) -> Warm:
     helper = Warm(window, page, pages, document, seen, flags)
     helper.room = room
     return helper
-
-

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The window: the contiguous RAM that becomes the helper's whole world.
 
 Runs in the session; reads /proc/iomem and /proc/kpageflags, changes nothing.

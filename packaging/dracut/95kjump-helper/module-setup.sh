@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
 # shellcheck disable=SC2154  # dracut sets initdir, moddir, systemdsystemunitdir
 # The helper initrd: systemd, udevd, Python, and nothing to mount or to log in to.
 #

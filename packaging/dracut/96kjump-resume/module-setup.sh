@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
 # shellcheck disable=SC2154  # set by dracut
 # dracut: put kjump-resume, and the Python it needs, into the boot initrd.
 
