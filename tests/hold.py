@@ -10,9 +10,9 @@ import mmap
 import sys
 import time
 
-from kjump.session.press import POPULATE_WRITE
-from kjump.session.readiness import available_memory, read_text
-from kjump.session.reclaim import read_zoneinfo
+from kjump.session.checks.facts import available_memory, read_text
+from kjump.session.staging.memory_pressure import POPULATE_WRITE
+from kjump.session.staging.reclaim import read_zoneinfo
 
 MIB = 1 << 20
 

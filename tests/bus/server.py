@@ -30,18 +30,21 @@ from typing import Any
 from gi.repository import GLib
 
 from kjump import errors
-from kjump.session import stock
-from kjump.session.authority import Polkit
-from kjump.session.bus import Manager
+from kjump.session.checks.facts import Facts
 from kjump.session.connection import connect
-from kjump.session.cycle import Actions
-from kjump.session.daemon import Cleaning, Service, ServiceManager, clean_up
-from kjump.session.history import History, Mark, clear_mark, write_mark
-from kjump.session.hooks import Result
+from kjump.session.cycle.actions import Actions
+from kjump.session.cycle.history import History
+from kjump.session.cycle.recovery import Cleaning, clean_up
 from kjump.session.log import set_up
-from kjump.session.readiness import Facts
-from kjump.session.stock import Stock, Swap
-from kjump.session.units import Inhibitor
+from kjump.session.mark import Mark, clear_mark, write_mark
+from kjump.session.service.authority import Polkit
+from kjump.session.service.main import Service
+from kjump.session.service.manager import Manager
+from kjump.session.service.notify import ServiceManager
+from kjump.session.systemd import kernel_hibernation
+from kjump.session.systemd.hooks import Result
+from kjump.session.systemd.kernel_hibernation import KernelHibernation, Swap
+from kjump.session.systemd.systemd_bus import Inhibitor
 from kjump.settings import Settings, parse
 from tests.unit.test_readiness import DISK, READY
 
@@ -148,12 +151,12 @@ class World:
         self.done(when)
         return []
 
-    def stock(self) -> Stock:
+    def stock(self) -> KernelHibernation:
         swaps = (Swap(1 << 30, 0, "8:1"),) if self.has("stock") else ()
-        return Stock(resume="8:1", swaps=swaps)
+        return KernelHibernation(resume="8:1", swaps=swaps)
 
     def offer(self, possible: bool, settings: Settings) -> bool:
-        yes = stock.offered(possible, settings.session.fallback, self.stock())
+        yes = kernel_hibernation.offered(possible, settings.session.fallback, self.stock())
         (self.folder / "offered").write_text("yes" if yes else "no")
         return yes
 

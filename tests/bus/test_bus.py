@@ -18,7 +18,7 @@ import pytest
 from gi.repository import Gio, GLib
 
 from kjump.cli import main as kjumpctl
-from kjump.session import bus as ours
+from kjump.session.service import manager as ours
 from tests.bus.conftest import MANAGER, ROOT, Client, Daemon, Polkit, Refused
 
 PROPERTIES = "org.freedesktop.DBus.Properties"

@@ -14,7 +14,7 @@ import pytest
 
 from kjump import errors
 from kjump.cli import main as kjumpctl
-from kjump.session import units
+from kjump.session.systemd import systemd_bus
 
 from .conftest import ROOT, Client, Daemon
 
@@ -86,7 +86,7 @@ def test_it_reads_that_word_as_kjumpctl_does(run: Run, daemon: Daemon) -> None:
         before = daemon.done.count("freeze")
         assert ends(run(SYSTEMD_SLEEP_FREEZE_USER_SESSIONS=word))[0] == 0
         froze = daemon.done.count("freeze") > before
-        assert froze != units.says_no(word), word
+        assert froze != systemd_bus.says_no(word), word
 
 
 @pytest.mark.parametrize("cls", [errors.JumpFailed, errors.TargetTooSmall])

@@ -16,9 +16,8 @@ import pytest
 from gi.repository import GLib
 
 from kjump import errors
-from kjump.session import daemon as daemons
-from kjump.session import hooks, units
 from kjump.session.connection import connect
+from kjump.session.systemd import hooks, sleep, systemd_bus
 
 from .conftest import Client, Daemon, Polkit, Refused, wait_for_name
 
@@ -191,16 +190,16 @@ def systemd(address: str) -> Iterator[Client]:
             "-m",
             "dbusmock",
             "--system",
-            units.SYSTEMD[0],
-            units.SYSTEMD[1],
-            units.MANAGER,
+            systemd_bus.SYSTEMD[0],
+            systemd_bus.SYSTEMD[1],
+            systemd_bus.MANAGER,
         ],
         env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": address},
         stdout=subprocess.DEVNULL,
     )
     try:
         client = Client(address)
-        wait_for_name(client.connection, units.SYSTEMD[0], process)
+        wait_for_name(client.connection, systemd_bus.SYSTEMD[0], process)
         yield client
     finally:
         process.terminate()
@@ -210,10 +209,10 @@ def systemd(address: str) -> Iterator[Client]:
 def plays(client: Client, method: str, signature: str, returns: str, code: str) -> None:
     client.call(
         "AddMethod",
-        GLib.Variant("(sssss)", (units.MANAGER, method, signature, returns, code)),
+        GLib.Variant("(sssss)", (systemd_bus.MANAGER, method, signature, returns, code)),
         interface="org.freedesktop.DBus.Mock",
-        name=units.SYSTEMD[0],
-        path=units.SYSTEMD[1],
+        name=systemd_bus.SYSTEMD[0],
+        path=systemd_bus.SYSTEMD[1],
     )
 
 
@@ -234,7 +233,7 @@ def in_thread(client: Client, function: Any) -> Any:
 JOB = "/org/freedesktop/systemd1/job/7"
 ENDS = f"""
 ret = dbus.ObjectPath('{JOB}')
-self.EmitSignal('{units.MANAGER}', 'JobRemoved', 'uoss',
+self.EmitSignal('{systemd_bus.MANAGER}', 'JobRemoved', 'uoss',
                 [dbus.UInt32(7), dbus.ObjectPath('{JOB}'), args[0], 'RESULT'])
 """
 
@@ -254,9 +253,13 @@ self.subscribed = True
     plays(systemd, "StartUnit", "ss", "o", ENDS.replace("RESULT", result))
     connection = connect(address).con
     # pre and post come from the same client.
-    assert in_thread(systemd, lambda: units.start(connection, "x.service", seconds=10)) == result
-    assert in_thread(systemd, lambda: units.start(connection, "x.service", seconds=10)) == result
-    found = in_thread(systemd, lambda: daemons.run_hooks(connection, "pre", 5))
+    assert (
+        in_thread(systemd, lambda: systemd_bus.start(connection, "x.service", seconds=10)) == result
+    )
+    assert (
+        in_thread(systemd, lambda: systemd_bus.start(connection, "x.service", seconds=10)) == result
+    )
+    found = in_thread(systemd, lambda: sleep.run_hooks(connection, "pre", 5))
     if result == "done":
         assert found == []
     else:
@@ -269,7 +272,7 @@ def test_a_job_that_does_not_end_is_stopped(systemd: Client, address: str) -> No
     plays(systemd, "StopUnit", "ss", "o", f"ret = dbus.ObjectPath('{JOB}')")
     connection = connect(address).con
     begun = time.monotonic()
-    assert in_thread(systemd, lambda: units.start(connection, "x", seconds=0.5)) == "timeout"
+    assert in_thread(systemd, lambda: systemd_bus.start(connection, "x", seconds=0.5)) == "timeout"
     assert time.monotonic() - begun < 10
 
 
@@ -278,7 +281,7 @@ def test_where_there_are_no_hooks_no_unit_is_started(
 ) -> None:
     monkeypatch.setattr(hooks, "find", lambda: [])
     connection = connect(address).con
-    assert in_thread(client, lambda: daemons.run_hooks(connection, "pre", 5)) == []
+    assert in_thread(client, lambda: sleep.run_hooks(connection, "pre", 5)) == []
 
 
 def test_without_systemd_hooks_are_not_run(
@@ -286,7 +289,7 @@ def test_without_systemd_hooks_are_not_run(
 ) -> None:
     monkeypatch.setattr(hooks, "find", lambda: [Path("/usr/lib/systemd/system-sleep/x")])
     connection = connect(address).con
-    found = in_thread(client, lambda: daemons.run_hooks(connection, "pre", 5))
+    found = in_thread(client, lambda: sleep.run_hooks(connection, "pre", 5))
     assert isinstance(found, errors.HooksFailed)
 
 
@@ -294,10 +297,10 @@ def test_a_thaw_is_tried_again_and_then_forced(
     client: Client, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     freezer = tmp_path / "cgroup.freeze"
-    monkeypatch.setattr(daemons, "FREEZER", freezer)
-    monkeypatch.setattr(daemons, "THAW_TRIES", 2)
+    monkeypatch.setattr(sleep, "FREEZER", freezer)
+    monkeypatch.setattr(sleep, "THAW_TRIES", 2)
     connection = connect(address).con
-    assert in_thread(client, lambda: daemons.thaw(lambda: connection)) is None
+    assert in_thread(client, lambda: sleep.thaw(lambda: connection)) is None
     assert freezer.read_text() == "0"
 
 
@@ -305,20 +308,20 @@ def test_freezing_and_thawing(systemd: Client, address: str, tmp_path: Path) -> 
     for method in ("FreezeUnit", "ThawUnit"):
         plays(systemd, method, "s", "", "assert args[0] == 'user.slice'")
     connection = connect(address).con
-    assert in_thread(systemd, lambda: units.freeze(connection)) is None
-    assert in_thread(systemd, lambda: units.thaw(connection)) is None
+    assert in_thread(systemd, lambda: systemd_bus.freeze(connection)) is None
+    assert in_thread(systemd, lambda: systemd_bus.thaw(connection)) is None
     # No homed on this bus: nothing to lock, and no error.
-    assert in_thread(systemd, lambda: units.lock_homes(connection)) is None
+    assert in_thread(systemd, lambda: systemd_bus.lock_homes(connection)) is None
     program = tmp_path / "systemd-sleep"
-    assert not units.freezes_sessions(program)
-    program.write_bytes(b"\0" + units.FREEZE_VARIABLE.encode() + b"\0")
-    assert units.freezes_sessions(program)
+    assert not systemd_bus.freezes_sessions(program)
+    program.write_bytes(b"\0" + systemd_bus.FREEZE_VARIABLE.encode() + b"\0")
+    assert systemd_bus.freezes_sessions(program)
     program.write_bytes(b"an older one")
-    assert not units.freezes_sessions(program)
-    assert units.says_no("0") and units.says_no("False") and not units.says_no("")
+    assert not systemd_bus.freezes_sessions(program)
+    assert systemd_bus.says_no("0") and systemd_bus.says_no("False") and not systemd_bus.says_no("")
 
 
 def test_inhibitors_are_listed_without_logind(client: Client, address: str) -> None:
     box: list[Any] = []
-    units.list_inhibitors(client.connection, box.append)
+    systemd_bus.list_inhibitors(client.connection, box.append)
     assert client.until(lambda: box) == [[]]

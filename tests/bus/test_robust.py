@@ -15,8 +15,8 @@ import pytest
 from gi.repository import Gio, GLib
 
 from kjump.errors import BadRequest
-from kjump.session import bus as ours
 from kjump.session.connection import connect
+from kjump.session.service import calls
 from tests.bus.conftest import MANAGER, Client, Daemon, Refused
 
 PROPERTIES = "org.freedesktop.DBus.Properties"
@@ -275,7 +275,7 @@ class Invocation:
 @pytest.mark.parametrize("values", [("\udcff",), (1,), (), ("a", "b")])
 def test_an_answer_that_does_not_fit_is_an_error(values: tuple[Any, ...]) -> None:
     invocation = Invocation()
-    call = ours.Call(invocation, ":1.1", "s")
+    call = calls.Call(invocation, ":1.1", "s")
     call.reply(*values)
     ((name, _),) = invocation.answers
     assert name == "org.kjump1.Error.Internal"
@@ -285,7 +285,7 @@ def test_an_answer_that_does_not_fit_is_an_error(values: tuple[Any, ...]) -> Non
 
 def test_an_error_with_a_strange_file_name_is_told() -> None:
     invocation = Invocation()
-    ours.Call(invocation, ":1.1", "").fail(BadRequest("/media/\udcff\0 is no file."))
+    calls.Call(invocation, ":1.1", "").fail(BadRequest("/media/\udcff\0 is no file."))
     ((name, sentence),) = invocation.answers
     assert name == "org.kjump1.Error.BadRequest"
     assert sentence.startswith("/media/?? is no file.")
@@ -293,13 +293,13 @@ def test_an_error_with_a_strange_file_name_is_told() -> None:
 
 def test_a_call_that_everybody_forgot_is_answered() -> None:
     invocation = Invocation()
-    call = ours.Call(invocation, ":1.1", "s")
+    call = calls.Call(invocation, ":1.1", "s")
     del call
     gc.collect()
     ((name, _),) = invocation.answers
     assert name == "org.kjump1.Error.Internal"
     answered = Invocation()
-    call = ours.Call(answered, ":1.1", "s")
+    call = calls.Call(answered, ":1.1", "s")
     call.reply("yes")
     del call
     gc.collect()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kjump.image import superblocks
-from kjump.image.device import Device
+from kjump.image.device import DirectDevice
 from kjump.image.extents import Extents
 from kjump.image.layout import Extent, Superblock
 from kjump.image.read import Image
@@ -33,7 +33,7 @@ def gather(span: tuple[int, bytes | int], bundle: Bundle) -> None:
 
 
 def fill(
-    device: Device,
+    device: DirectDevice,
     pages: Pages,
     zeros: Iterable[Extent] = (),
     *,

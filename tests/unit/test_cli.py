@@ -15,8 +15,9 @@ from kjump import errors
 from kjump.cli import dropins, show
 from kjump.cli import main as kjumpctl
 from kjump.cli.client import error_of
-from kjump.session import stock
-from kjump.session.history import History
+from kjump.image import prepare
+from kjump.session.cycle.history import History
+from kjump.session.systemd import kernel_hibernation
 
 ROOT = Path(__file__).parents[2]
 REPORT = {
@@ -146,14 +147,12 @@ def test_help_and_manual_name_every_exit_code_and_command() -> None:
 def test_image_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import uuid
 
-    from kjump.image import target
-
     path = tmp_path / "target"
     with path.open("wb") as stream:
         stream.truncate(32 << 20)
     assert kjumpctl.main(["image", "info", str(path)]) == errors.NoImage.exit_code
     cycle = uuid.uuid4()
-    target.prepare(path, cycle_id=cycle, hostname="h")
+    prepare.prepare_target(path, cycle_id=cycle, hostname="h")
     capsys.readouterr()
     assert kjumpctl.main(["image", "info", str(path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -265,7 +264,9 @@ def hibernated(monkeypatch: pytest.MonkeyPatch, daemon: Kjumpd, *words: str) -> 
 
 
 SLEEP = ["/usr/lib/systemd/systemd-sleep", "hibernate"]
-GOOD = stock.Stock(resume="8:1", swaps=(stock.Swap(1 << 30, 0, "8:1"),))
+GOOD = kernel_hibernation.KernelHibernation(
+    resume="8:1", swaps=(kernel_hibernation.Swap(1 << 30, 0, "8:1"),)
+)
 
 
 def test_what_hibernate_asks_for(monkeypatch: pytest.MonkeyPatch, became: list[list[str]]) -> None:
@@ -293,11 +294,11 @@ def test_without_the_daemon(
     monkeypatch: pytest.MonkeyPatch, became: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = errors.ServiceUnreachable.exit_code
-    monkeypatch.setattr(stock, "read", lambda: GOOD)
+    monkeypatch.setattr(kernel_hibernation, "read", lambda: GOOD)
     assert hibernated(monkeypatch, Kjumpd(None)) == code and not became
     hibernated(monkeypatch, Kjumpd(None), "--fallback")
     assert became == [SLEEP]
-    monkeypatch.setattr(stock, "read", stock.Stock)
+    monkeypatch.setattr(kernel_hibernation, "read", kernel_hibernation.KernelHibernation)
     assert hibernated(monkeypatch, Kjumpd(None), "--fallback") == code
     assert became == [SLEEP] and "No swap is in use." in capsys.readouterr().err
 
@@ -309,7 +310,7 @@ def test_a_daemon_that_dies_meanwhile_is_no_reason_to_hibernate_again(
         def hibernate(self, **options: bool) -> dict[str, Any]:
             raise errors.ServiceUnreachable("kjumpd does not answer: no reply.")
 
-    monkeypatch.setattr(stock, "read", lambda: GOOD)
+    monkeypatch.setattr(kernel_hibernation, "read", lambda: GOOD)
     code = errors.ServiceUnreachable.exit_code
     assert hibernated(monkeypatch, Dies({}), "--fallback") == code and not became
 
@@ -317,7 +318,7 @@ def test_a_daemon_that_dies_meanwhile_is_no_reason_to_hibernate_again(
 def test_disable_has_logind_look_for_itself_again(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "units/dropins", tmp_path / "usr/share/kjump/dropins")
     path = tmp_path / "run/systemd/sleep.conf.d/60-kjump.conf"
-    stock.offer(False, path)
+    kernel_hibernation.offer(False, path)
     assert path.exists()
     assert kjumpctl.main(["disable", "--root", str(tmp_path)]) == 0
     assert not path.exists()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kjump.machine import console
+from kjump.console import lines as console
 
 
 class Terminal:

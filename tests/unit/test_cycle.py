@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""kjump.session.cycle: whatever fails, what is owed is given back, and the report names it."""
+"""Cycles: whatever fails, what is owed is given back, and the report names it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from typing import Any
 import pytest
 
 from kjump import errors
-from kjump.session import cycle as cycles
-from kjump.session import history, hooks
-from kjump.session.cycle import Actions, Cycle, Operation, Step, Trial, Warming
-from kjump.session.daemon import Cleaning, clean_up, look_back
-from kjump.session.history import History, Mark
+from kjump.image.prepare import prepare_target, retire_image
+from kjump.session.checks.facts import Facts
+from kjump.session.cycle import operation as cycles
+from kjump.session.cycle.actions import Actions
+from kjump.session.cycle.history import History
+from kjump.session.cycle.operation import Cycle, DryRun, Operation, Step, WarmUp
+from kjump.session.cycle.recovery import Cleaning, clean_up, look_back
 from kjump.session.log import set_up
-from kjump.session.readiness import Facts
-from kjump.session.stock import Stock
+from kjump.session.mark import Mark, clear_mark, read_mark, write_mark
+from kjump.session.systemd import hooks
+from kjump.session.systemd.kernel_hibernation import KernelHibernation
 from kjump.settings import Settings
 from tests.unit.test_readiness import DISK, READY
 
@@ -136,8 +139,8 @@ class World:
     def lock_homes(self) -> None:
         self.do("lock")
 
-    def stock(self) -> Stock:
-        return Stock()
+    def stock(self) -> KernelHibernation:
+        return KernelHibernation()
 
     def record(self, _operation: Operation, report: dict[str, Any]) -> None:
         self.do("record")
@@ -182,9 +185,9 @@ class World:
             warm=self if warm else None,
         )
 
-    def trial(self, *, warm: bool = False) -> Trial:
+    def trial(self, *, warm: bool = False) -> DryRun:
         self.loaded = warm
-        return Trial(
+        return DryRun(
             Settings(),
             actions=self.actions(),
             tell=self.steps.append,
@@ -192,8 +195,8 @@ class World:
             warm=self if warm else None,
         )
 
-    def warming(self) -> Warming:
-        return Warming(Settings(), actions=self.actions(), tell=self.steps.append, cycle_id=ID)
+    def warming(self) -> WarmUp:
+        return WarmUp(Settings(), actions=self.actions(), tell=self.steps.append, cycle_id=ID)
 
 
 RETURNED = {
@@ -668,7 +671,7 @@ def test_a_killed_daemon_leaves_nothing(tmp_path: Path, at: str, after: bool) ->
 
     def write(mark: Mark) -> None:
         world.mark = mark
-        history.write_mark(mark, path)
+        write_mark(mark, path)
 
     def record(operation: Operation, report: dict[str, Any]) -> None:
         if not after:
@@ -680,7 +683,7 @@ def test_a_killed_daemon_leaves_nothing(tmp_path: Path, at: str, after: bool) ->
     actions = replace(
         world.actions(),
         write_mark=write,
-        clear_mark=lambda: history.clear_mark(path),
+        clear_mark=lambda: clear_mark(path),
         record=record,
     )
     if at == "clear":
@@ -813,7 +816,7 @@ def test_cleaning_up_where_nothing_is_owed(
 def test_cleaning_up_after_a_killed_daemon(
     kept: History, cleaning: Cleaning, done: list[str], owed: bool
 ) -> None:
-    history.write_mark(Mark(str(ID), "/dev/vda3", owed), cleaning.mark)
+    write_mark(Mark(str(ID), "/dev/vda3", owed), cleaning.mark)
     assert clean_up(kept, cleaning=cleaning)
     assert done == (["unload", "post"] if owed else ["unload"])
     last = kept.last()
@@ -827,10 +830,10 @@ def test_cleaning_up_a_warm_helper(
     kept: History, cleaning: Cleaning, done: list[str], owed: bool
 ) -> None:
     """It is unloaded; no cycle was lost with it, so the history has nothing to tell."""
-    history.write_mark(Mark(str(ID), "", owed, "warm"), cleaning.mark)
+    write_mark(Mark(str(ID), "", owed, "warm"), cleaning.mark)
     assert clean_up(kept, cleaning=cleaning)
     assert done == (["unload", "post"] if owed else ["unload"])
-    assert kept.last() is None and history.read_mark(cleaning.mark) is None
+    assert kept.last() is None and read_mark(cleaning.mark) is None
 
 
 def test_cleaning_up_lets_sessions_go_on(
@@ -841,10 +844,10 @@ def test_cleaning_up_lets_sessions_go_on(
         raise errors.HooksFailed("systemd is about to end.")
 
     frozen = replace(cleaning, post_hooks=post, thaw=lambda: done.append("thaw"))
-    history.write_mark(Mark(str(ID), "/dev/vda3", hooks=True, frozen=True), frozen.mark)
+    write_mark(Mark(str(ID), "/dev/vda3", hooks=True, frozen=True), frozen.mark)
     assert clean_up(kept, cleaning=frozen)
     assert done == ["unload", "post", "thaw"]
-    assert history.read_mark(frozen.mark) is None
+    assert read_mark(frozen.mark) is None
     # A mark that cannot be read owes everything.
     frozen.mark.write_text("{")
     assert clean_up(kept, cleaning=frozen) and done[-1] == "thaw"
@@ -856,11 +859,11 @@ def test_cleaning_up_is_tried_again_where_unloading_failed(
     def refuse() -> None:
         raise OSError(1, "no")
 
-    history.write_mark(Mark(str(ID)), cleaning.mark)
+    write_mark(Mark(str(ID)), cleaning.mark)
     assert clean_up(kept, cleaning=replace(cleaning, unload=refuse))
-    assert history.read_mark(cleaning.mark) is not None
+    assert read_mark(cleaning.mark) is not None
     assert clean_up(kept, cleaning=cleaning)
-    assert history.read_mark(cleaning.mark) is None
+    assert read_mark(cleaning.mark) is None
 
 
 class Hold:
@@ -945,7 +948,7 @@ def test_an_image_of_an_earlier_boot_is_told_once_and_retired(kept: History, ima
     facts = replace(READY, target=replace(DISK, path=image))
     look_back(kept, facts)
     assert kept.last() is None
-    target.prepare(image, cycle_id=ID, hostname="h")
+    prepare_target(image, cycle_id=ID, hostname="h")
     look_back(kept, facts)
     last = kept.last()
     assert last is not None and (last["cycle"], last["error"]) == (str(ID), "ImageIncomplete")
@@ -956,10 +959,9 @@ def test_an_image_of_an_earlier_boot_is_told_once_and_retired(kept: History, ima
 
 
 def test_a_failed_resume_is_told_after_the_boot(kept: History, image: Path) -> None:
-    from kjump.image import target
 
-    target.prepare(image, cycle_id=ID, hostname="h")
-    target.retire(image, errors.MemoryMapChanged("It changed."))
+    prepare_target(image, cycle_id=ID, hostname="h")
+    retire_image(image, errors.MemoryMapChanged("It changed."))
     look_back(kept, replace(READY, target=replace(DISK, path=image)))
     last = kept.last()
     assert last is not None and last["error"] == "MemoryMapChanged"
@@ -976,7 +978,7 @@ def test_a_locator_in_the_swap_goes_and_its_slots_are_not_written_to(
 ) -> None:
     """The slots are the system's again: what lies there is swapped memory."""
     from kjump.image import locator, target
-    from kjump.session import areas
+    from kjump.session.target import claim
 
     held: list[object] = []
 
@@ -992,12 +994,12 @@ def test_a_locator_in_the_swap_goes_and_its_slots_are_not_written_to(
         def __exit__(self, *_: object) -> None:
             held.append("closed")
 
-    monkeypatch.setattr(areas, "Writable", Writable)
+    monkeypatch.setattr(claim, "Writable", Writable)
 
     header = bytes(4086) + b"SWAPSPACE2"
     image.write_bytes(header + bytes(31 << 20))
     area = target.Area(locator.SWAP, 0, ((8192, 20 << 20),))
-    target.prepare(image, cycle_id=ID, hostname="h", area=area)
+    prepare_target(image, cycle_id=ID, hostname="h", area=area)
     before = image.read_bytes()
     swap = replace(DISK, path=image, kind="swap", locator=0, room=20 << 20)
     for kind in (swap, replace(DISK, path=image)):  # in use as swap or not
@@ -1013,15 +1015,15 @@ def test_the_reason_is_told_also_where_the_locator_cannot_be_taken_away(
     kept: History, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kjump.image import locator, target
-    from kjump.session import areas
+    from kjump.session.target import claim
 
     def busy(*_: object) -> None:
         raise OSError(26, "Text file busy")
 
     image.write_bytes(bytes(4086) + b"SWAPSPACE2" + bytes(31 << 20))
     area = target.Area(locator.SWAP, 0, ((8192, 20 << 20),))
-    target.prepare(image, cycle_id=ID, hostname="h", area=area)
-    monkeypatch.setattr(areas, "Writable", busy)
+    prepare_target(image, cycle_id=ID, hostname="h", area=area)
+    monkeypatch.setattr(claim, "Writable", busy)
     swap = replace(DISK, path=image, kind="swap", locator=0, room=20 << 20)
     for _ in range(2):  # and only once
         look_back(kept, replace(READY, target=swap))

@@ -26,7 +26,7 @@ SCRIPT = r"""
 import os, socket, struct
 import pyudev
 from gi.repository import GLib
-from kjump.session import devices
+from kjump.session.target import watch
 
 start = pyudev.Monitor.start
 def small(monitor):
@@ -38,7 +38,7 @@ pyudev.Monitor.start = small
 
 NETLINK_KOBJECT_UEVENT, UDEV = 15, 2
 heard = []
-stop = devices.watch(lambda: heard.append(1))
+stop = watch.watch_devices(lambda: heard.append(1))
 udevd = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_KOBJECT_UEVENT)
 context = GLib.MainContext.default()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from kjump.session import devices
+from kjump.session.target import devices
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,10 @@ import pytest
 
 from kjump import errors
 from kjump.cli import main as kjumpctl
-from kjump.handoff import cell, note, report, request
+from kjump.handoff import cell, note, report, request, window_layout
 from kjump.image import layout
-from kjump.machine import code, memory, placing
-from kjump.session import staging
+from kjump.machine import code, elf, memory
+from kjump.session.staging import load, sizing
 from kjump.settings import KEYS, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -149,19 +149,19 @@ def test_magics_and_versions() -> None:
     assert f"at offset {code.JUMP_KEPT:#x}." in section(HANDOFF, "LEAVING THE HELPER")
     assert f"{report.ROOM} bytes at most" in handoff
     assert f"has at most {note.LARGEST} bytes" in handoff
-    assert f"begins {note.descriptor_offset()} bytes" in " ".join(handoff.split())
+    assert f"begins {elf.descriptor_offset(note.OWNER)} bytes" in " ".join(handoff.split())
 
 
 def test_the_window() -> None:
     at = (
-        placing.STUB,
-        placing.CELL,
-        placing.BOOT_PARAMS,
-        placing.COMMAND_LINE,
-        placing.COMMAND_LINE + placing.COMMAND_LINE_ROOM,
-        placing.CORE_HEADER,
-        placing.NOTE,
-        placing.USED,
+        window_layout.STUB,
+        window_layout.CELL,
+        window_layout.BOOT_PARAMS,
+        window_layout.COMMAND_LINE,
+        window_layout.COMMAND_LINE + window_layout.COMMAND_LINE_ROOM,
+        window_layout.CORE_HEADER,
+        window_layout.NOTE,
+        window_layout.USED,
         memory.HEADROOM,
     )
     assert documented(HANDOFF, "THE WINDOW") == [
@@ -208,8 +208,8 @@ def test_the_handoffs_keys() -> None:
     of_machine, of_cycle = (
         dict_keys(next(n for n in ast.walk(facts) if isinstance(n, ast.Return)))
         for facts in (
-            function("session/staging.py", "machine_facts"),
-            function("session/staging.py", "cycle_facts"),
+            function("session/staging/describe.py", "machine_facts"),
+            function("session/staging/describe.py", "cycle_facts"),
         )
     )
     assert keys_in(HANDOFF, "The document") == of_machine | of_cycle
@@ -217,7 +217,7 @@ def test_the_handoffs_keys() -> None:
     assert set(request.FIXED) == of_machine
     text = " ".join(section(HANDOFF, "A WARM HELPER").split())
     assert all(f"`{key}`" in text.partition("are not in it")[0] for key in of_cycle)
-    stage = function("session/warm.py", "stage")
+    stage = function("session/staging/warm.py", "stage")
     more = dict_keys(next(n for n in ast.walk(stage) if isinstance(n, ast.Dict)))
     assert keys_in(HANDOFF, "A WARM HELPER") == more - {"mode"}
     text = " ".join(section(HANDOFF, "THE REQUEST PAGE").split())
@@ -232,8 +232,8 @@ def test_the_descriptions_keys() -> None:
 
 
 def test_the_helpers_command_line() -> None:
-    running = " ".join(("console=tty0", *placing.KEPT_WORDS))
-    words = staging.command_line(Settings(), running, core_header=1, cell=2).split()
+    running = " ".join(("console=tty0", *window_layout.KEPT_WORDS))
+    words = load.command_line(Settings(), running, core_header=1, cell=2).split()
     told = keys_in(HANDOFF, "THE COMMAND LINE")
     for word in words:
         name, equals, _ = word.partition("=")
@@ -254,16 +254,16 @@ def test_words_for_the_kernels_command_line() -> None:
 
 def test_the_windows_parts() -> None:
     told = keys_in(DOCS / "window.md", "What it is made of")
-    parts = staging.window_parts(0, 0, 0, 1, 0)
+    parts = sizing.window_parts(0, 0, 0, 1, 0)
     assert told == set(parts)
     bus = section(BUS_PAGE, "PROPERTIES")
     assert all(f"`{name}`" in bus for name in parts)
     text = " ".join((DOCS / "window.md").read_text().split())
-    assert f"{staging.RUNNING >> 20} MiB, measured" in text
-    assert f"and {staging.UNPACKING >> 20} MiB more" in text
-    assert f"{staging.PROCESSOR >> 20} MiB for each" in text
-    assert f"{staging.PAGE_STATE} bytes for each page" in text
-    assert f"{staging.MARGIN >> 20} MiB more" in text
+    assert f"{sizing.RUNNING >> 20} MiB, measured" in text
+    assert f"and {sizing.UNPACKING >> 20} MiB more" in text
+    assert f"{sizing.PROCESSOR >> 20} MiB for each" in text
+    assert f"{sizing.PAGE_STATE} bytes for each page" in text
+    assert f"{sizing.MARGIN >> 20} MiB more" in text
 
 
 # -- configuration, bus, errors --------------------------------------------------------------------

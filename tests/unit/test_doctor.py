@@ -15,10 +15,11 @@ from kjump import VERSION, errors
 from kjump.cli import doctor as looking
 from kjump.cli import main as kjumpctl
 from kjump.machine import displays
-from kjump.session import doctor, readiness
-from kjump.session.devices import FILE, SWAP, SwapArea
-from kjump.session.doctor import FAILED, OK, SKIPPED, WARNING, Finding, Surroundings
-from kjump.session.readiness import Facts
+from kjump.session.checks import doctor, readiness
+from kjump.session.checks.doctor import FAILED, OK, SKIPPED, WARNING, Finding, Surroundings
+from kjump.session.checks.facts import Facts
+from kjump.session.target.devices import FILE, SWAP
+from kjump.session.target.swaps import SwapArea
 from kjump.settings import Settings, parse
 from tests.unit.test_readiness import DISK, MIB, READY
 

@@ -19,7 +19,7 @@ from kjump.helper.screen import Screen
 from kjump.helper.states import WINDOW, States
 from kjump.helper.watch import Watch
 from kjump.image import target
-from kjump.image.device import Device
+from kjump.image.device import DirectDevice
 from kjump.machine import syscalls
 
 NONCE = bytes(range(16))
@@ -116,7 +116,7 @@ def test_a_target_that_the_helper_cannot_open_or_read_is_found_out(
         raise OSError(5, "Input/output error")
 
     helper.write_bytes(bytes(4096))
-    monkeypatch.setattr(Device, "read", broken)
+    monkeypatch.setattr(DirectDevice, "read", broken)
     with pytest.raises(TargetMissing, match="cannot be read: Input/output error"):
         run()
 

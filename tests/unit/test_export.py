@@ -18,13 +18,13 @@ import pytest
 
 from kjump.cli.main import main as kjumpctl
 from kjump.errors import ExportFailed, ImageDamaged, ImageIncomplete, NoImage, TargetMissing
-from kjump.handoff.note import iterate_notes
-from kjump.image import export, superblocks, target
-from kjump.image.device import Device
+from kjump.image import export, prepare, superblocks
+from kjump.image.device import DirectDevice
 from kjump.image.layout import SPENT, ZERO, Extent
 from kjump.image.read import Image
 from kjump.image.write import Writer
-from kjump.machine import coreheader
+from kjump.machine import elf
+from kjump.machine.elf import iterate_notes
 from kjump.machine.ranges import PAGE
 
 from . import imaging
@@ -47,13 +47,13 @@ def disk(tmp_path: Path) -> Path:
     path = tmp_path / "target"
     with path.open("wb") as file:
         file.truncate(16 << 20)
-    target.prepare(path, cycle_id=uuid.UUID(int=1), hostname="h")
+    prepare.prepare_target(path, cycle_id=uuid.UUID(int=1), hostname="h")
     write(path, DESCRIPTION)
     return path
 
 
 def write(path: Path, description: dict[str, Any]) -> None:
-    with Device(path, writable=True) as device:
+    with DirectDevice(path, writable=True) as device:
         zeros = [Extent(0x120, 4, ZERO)]
         imaging.fill(device, DATA.items(), zeros, description=description)
 
@@ -62,11 +62,11 @@ def test_the_core_holds_every_page_at_its_address(disk: Path, tmp_path: Path) ->
     core = tmp_path / "core"
     assert kjumpctl(["image", "export", str(core), str(disk)]) == 0
     whole = core.read_bytes()
-    note, *loads = coreheader.parse(whole)
+    note, *loads = elf.parse(whole)
     assert [(s.physical, s.size) for s in loads] == [(0x1000, 0x9E000), (0x100000, 0x300000)]
     assert all(s.virtual == OFFSET + s.physical and s.offset % PAGE == 0 for s in loads)
     # Else crash takes it for another kind of dump, and the kernel for one without KASLR.
-    fields = [coreheader.PHDR.unpack_from(whole, 64 + 56 * n) for n in range(1, 1 + len(loads))]
+    fields = [elf.PHDR.unpack_from(whole, 64 + 56 * n) for n in range(1, 1 + len(loads))]
     assert [entry[-1] for entry in fields] == [0] * len(loads)
     ((owner, _kind, text),) = iterate_notes(whole[note.offset : note.offset + note.size])
     assert (owner, text.decode()) == (b"VMCOREINFO", VMCOREINFO)
@@ -93,8 +93,8 @@ def pages_of(core: Path) -> dict[int, bytes]:
     whole = core.read_bytes()
     return {
         s.physical // PAGE + i: whole[s.offset + i * PAGE : s.offset + (i + 1) * PAGE]
-        for s in coreheader.parse(whole)
-        if s.kind == coreheader.PT_LOAD
+        for s in elf.parse(whole)
+        if s.kind == elf.PT_LOAD
         for i in range(s.size // PAGE)
     }
 
@@ -120,8 +120,8 @@ def test_what_the_session_had_in_the_window_is_put_back(
         "ram": [[0x1000, 0x9F000], [0x100000, 0x600000]],
         "jump_back": (control << 12) + 0x1A4,
     }
-    target.prepare(disk, cycle_id=uuid.UUID(int=2), hostname="h")
-    with Device(disk, writable=True) as device:
+    prepare.prepare_target(disk, cycle_id=uuid.UUID(int=2), hostname="h")
+    with DirectDevice(disk, writable=True) as device:
         pages = [(pfn, data.ljust(PAGE, b"\0")) for pfn, data in memory.items()]
         imaging.fill(device, pages, description=described)
     core = tmp_path / "core"
@@ -142,7 +142,7 @@ def test_a_file_that_is_there_is_not_overwritten(disk: Path, tmp_path: Path) -> 
 
 def flip(disk: Path, past: int) -> None:
     """Flip a bit so many bytes into the first chunk."""
-    with Device(disk) as device:
+    with DirectDevice(disk) as device:
         at = Image(device).superblock.chunks_offset + past
     with disk.open("r+b") as file:
         file.seek(at)
@@ -189,7 +189,7 @@ def test_interrupted(disk: Path, tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     core = tmp_path / "core"
-    with Device(disk) as device, pytest.raises(KeyboardInterrupt):
+    with DirectDevice(disk) as device, pytest.raises(KeyboardInterrupt):
         export.export(Image(device), core, stop)
     assert not core.exists()
 
@@ -201,9 +201,9 @@ def test_a_target_without_a_whole_image(words: list[str], tmp_path: Path) -> Non
         file.truncate(16 << 20)
     words = [word.replace("core", str(tmp_path / "core")) for word in words]
     assert kjumpctl(["image", *words, str(path)]) == NoImage.exit_code
-    target.prepare(path, cycle_id=uuid.UUID(int=1), hostname="h")
+    prepare.prepare_target(path, cycle_id=uuid.UUID(int=1), hostname="h")
     assert kjumpctl(["image", *words, str(path)]) == NoImage.exit_code
-    with Device(path, writable=True) as device:
+    with DirectDevice(path, writable=True) as device:
         found = superblocks.load(device)
         assert found is not None
         Writer(device, found).begin(DESCRIPTION)
@@ -213,7 +213,7 @@ def test_a_target_without_a_whole_image(words: list[str], tmp_path: Path) -> Non
 
 
 def test_a_spent_image_is_still_read(disk: Path, tmp_path: Path) -> None:
-    with Device(disk, writable=True) as device:
+    with DirectDevice(disk, writable=True) as device:
         found = superblocks.load(device)
         assert found is not None
         superblocks.store(device, found, state=SPENT)
@@ -223,14 +223,14 @@ def test_a_spent_image_is_still_read(disk: Path, tmp_path: Path) -> None:
 
 def test_progress_goes_to_the_end(disk: Path, tmp_path: Path) -> None:
     told: list[int] = []
-    with Device(disk) as device:
+    with DirectDevice(disk) as device:
         export.export(Image(device), tmp_path / "core", told.append)
     assert told == sorted(told) and told[-1] == 4 * PAGE
 
 
 def test_verify(disk: Path) -> None:
     assert kjumpctl(["image", "verify", str(disk)]) == 0
-    with Device(disk) as device:
+    with DirectDevice(disk) as device:
         image = Image(device)
         assert export.verify(image) == 4 * PAGE
     flip(disk, PAGE + 200)
@@ -238,7 +238,7 @@ def test_verify(disk: Path) -> None:
 
 
 def test_pages_outside_ram_are_refused(disk: Path, tmp_path: Path) -> None:
-    target.prepare(disk, cycle_id=uuid.UUID(int=2), hostname="h")
+    prepare.prepare_target(disk, cycle_id=uuid.UUID(int=2), hostname="h")
     write(disk, {**DESCRIPTION, "ram": [[0x100000, 0x112000]]})
-    with Device(disk) as device, pytest.raises(ImageDamaged):
+    with DirectDevice(disk) as device, pytest.raises(ImageDamaged):
         export.export(Image(device), tmp_path / "core")

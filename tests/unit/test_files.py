@@ -13,16 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kjump.errors import UnsuitableFile
-from kjump.session import devices, files
-from kjump.session.files import Chunk, Extent
+from kjump.session.target import btrfs, fiemap, files, swaps
+from kjump.session.target.btrfs import BtrfsChunk
+from kjump.session.target.fiemap import FileExtent
 
 BLOCK = 4096
-U, L = files.UNWRITTEN, files.LAST
+U, L = fiemap.UNWRITTEN, fiemap.LAST
 
 
-def extent(logical: int, physical: int, length: int, flags: int = U) -> Extent:
+def extent(logical: int, physical: int, length: int, flags: int = U) -> FileExtent:
     """In blocks."""
-    return Extent(logical * BLOCK, physical * BLOCK, length * BLOCK, flags)
+    return FileExtent(logical * BLOCK, physical * BLOCK, length * BLOCK, flags)
 
 
 def test_a_whole_file() -> None:
@@ -44,20 +45,20 @@ def test_a_whole_file() -> None:
         [extent(0, 100, 3), extent(4, 104, 4)],
         [extent(0, 100, 7)],
         [extent(0, 0, 8)],
-        [Extent(0, 100 * BLOCK + 512, 8 * BLOCK, U)],
+        [FileExtent(0, 100 * BLOCK + 512, 8 * BLOCK, U)],
         *([extent(0, 100, 8, flag)] for flag in (0x2, 0x4, 0x8, 0x80, 0x100, 0x200, 0x400, 0x2000)),
     ],
 )
-def test_what_is_not_whole_or_not_its_own_is_refused(found: list[Extent]) -> None:
+def test_what_is_not_whole_or_not_its_own_is_refused(found: list[FileExtent]) -> None:
     with pytest.raises(UnsuitableFile):
         files.check(found, 8 * BLOCK, "f")
 
 
 @given(
-    st.lists(st.builds(Extent, *[st.integers(0, 1 << 16)] * 4), max_size=8),
+    st.lists(st.builds(FileExtent, *[st.integers(0, 1 << 16)] * 4), max_size=8),
     st.integers(0, 1 << 17),
 )
-def test_whatever_is_accepted_covers_the_file(found: list[Extent], size: int) -> None:
+def test_whatever_is_accepted_covers_the_file(found: list[FileExtent], size: int) -> None:
     try:
         spans, _ = files.check(found, size, "f")
     except UnsuitableFile:
@@ -69,35 +70,35 @@ def test_whatever_is_accepted_covers_the_file(found: list[Extent], size: int) ->
 # -- btrfs -----------------------------------------------------------------------------------------
 
 CHUNKS = [
-    Chunk(0x1000000, 0x800000, 0x1, ((1, 0x500000),)),
-    Chunk(0x1800000, 0x800000, 0x1, ((1, 0x2000000),)),
+    BtrfsChunk(0x1000000, 0x800000, 0x1, ((1, 0x500000),)),
+    BtrfsChunk(0x1800000, 0x800000, 0x1, ((1, 0x2000000),)),
 ]
 
 
 def test_addresses_of_btrfs_are_translated_also_across_chunks() -> None:
-    found = files.translate([Extent(0, 0x17FF000, 0x3000, U)], CHUNKS, 1)
-    assert found == [Extent(0, 0xCFF000, 0x1000, U), Extent(0x1000, 0x2000000, 0x2000, U)]
+    found = btrfs.translate([FileExtent(0, 0x17FF000, 0x3000, U)], CHUNKS, 1)
+    assert found == [FileExtent(0, 0xCFF000, 0x1000, U), FileExtent(0x1000, 0x2000000, 0x2000, U)]
 
 
 @pytest.mark.parametrize(
     "chunk",
     [
-        Chunk(0x1000000, 0x800000, 0x1 | 0x20, ((1, 0x500000), (1, 0x900000))),  # DUP
-        Chunk(0x1000000, 0x800000, 0x1 | 0x8, ((1, 0x500000),)),  # RAID0
-        Chunk(0x1000000, 0x800000, 0x1, ((2, 0x500000),)),
-        Chunk(0x1000000, 0x800000, 0x1, ()),
-        Chunk(0x2000000, 0x800000, 0x1, ((1, 0x500000),)),
+        BtrfsChunk(0x1000000, 0x800000, 0x1 | 0x20, ((1, 0x500000), (1, 0x900000))),  # DUP
+        BtrfsChunk(0x1000000, 0x800000, 0x1 | 0x8, ((1, 0x500000),)),  # RAID0
+        BtrfsChunk(0x1000000, 0x800000, 0x1, ((2, 0x500000),)),
+        BtrfsChunk(0x1000000, 0x800000, 0x1, ()),
+        BtrfsChunk(0x2000000, 0x800000, 0x1, ((1, 0x500000),)),
     ],
 )
-def test_other_profiles_devices_and_unknown_addresses_are_refused(chunk: Chunk) -> None:
+def test_other_profiles_devices_and_unknown_addresses_are_refused(chunk: BtrfsChunk) -> None:
     with pytest.raises(UnsuitableFile):
-        files.translate([Extent(0, 0x1000000, 0x1000, U)], [chunk], 1)
+        btrfs.translate([FileExtent(0, 0x1000000, 0x1000, U)], [chunk], 1)
 
 
 @given(st.binary(max_size=300), st.integers(0, 5))
 def test_a_torn_answer_is_a_named_error(data: bytes, count: int) -> None:
     try:
-        files.unpack_chunks(data, count)
+        btrfs.unpack_chunks(data, count)
     except UnsuitableFile:
         pass
 
@@ -106,8 +107,8 @@ def test_an_answer_of_the_tree_search() -> None:
     item = struct.pack("<QQQQIIIHH", 0x800000, 2, 65536, 1, 4096, 4096, 4096, 1, 0)
     item += struct.pack("<QQ16s", 1, 0x500000, bytes(16))
     other = struct.pack("<QQQII", 5, 256, 0, 1, 8) + bytes(8)
-    data = other + struct.pack("<QQQII", 5, 256, 0x1000000, files.CHUNK_ITEM, len(item)) + item
-    assert files.unpack_chunks(data, 2) == CHUNKS[:1]
+    data = other + struct.pack("<QQQII", 5, 256, 0x1000000, btrfs.CHUNK_ITEM, len(item)) + item
+    assert btrfs.unpack_chunks(data, 2) == CHUNKS[:1]
 
 
 # Answers of a 6.12 kernel: FIEMAP of files made with fallocate (20 MiB on ext4, 1200 MiB on btrfs,
@@ -131,22 +132,22 @@ def answer(name: str) -> bytes:
 
 
 def test_what_a_kernel_answered_of_ext4() -> None:
-    found = files.unpack_extents(answer("ext4"))
+    found = fiemap.unpack_extents(answer("ext4"))
     assert files.check(found, 20 << 20, "f") == ([(603979776, 20 << 20)], False)
 
 
 def test_what_a_kernel_answered_of_a_hole() -> None:
     with pytest.raises(UnsuitableFile):
-        files.check(files.unpack_extents(answer("sparse")), 1 << 20, "f")
+        files.check(fiemap.unpack_extents(answer("sparse")), 1 << 20, "f")
 
 
 def test_what_a_kernel_answered_of_btrfs() -> None:
     """Its addresses are not the device's."""
     data = answer("search")
     (count,) = struct.unpack_from("<I", data, 64)
-    chunks = files.unpack_chunks(data[files.SEARCH_KEY.size :], count)
-    found = files.unpack_extents(answer("btrfs"))
-    spans, written = files.check(files.translate(found, chunks, 1), 1200 << 20, "f")
+    chunks = btrfs.unpack_chunks(data[btrfs.SEARCH_KEY.size :], count)
+    found = fiemap.unpack_extents(answer("btrfs"))
+    spans, written = files.check(btrfs.translate(found, chunks, 1), 1200 << 20, "f")
     assert not written
     assert spans == [
         (575668224, 256 << 20),
@@ -181,7 +182,7 @@ def test_mapped_devices_are_told_by_their_place(path: str, dm_uuid: str, words: 
 
 
 def test_swap_areas() -> None:
-    found = devices.parse_swaps(
+    found = swaps.parse_swaps(
         "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
         "/dev/vda5                               partition\t4194300\t\t153600\t\t-2\n"
         "/swap\\040file                           file\t\t2097148\t\t0\t\t-3\n"

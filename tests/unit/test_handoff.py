@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from kjump.errors import DamagedHandoff, WrongHandoffVersion
 from kjump.handoff import cell, note, report
+from kjump.machine import elf
 
 DOCUMENTS = st.dictionaries(
     st.text(max_size=10),
@@ -22,7 +23,7 @@ DOCUMENTS = st.dictionaries(
 
 
 def descriptor(packed: bytes) -> bytes:
-    ((owner, kind, found),) = note.iterate_notes(packed)
+    ((owner, kind, found),) = elf.iterate_notes(packed)
     assert (owner, kind) == (note.OWNER, note.TYPE)
     return found
 
@@ -32,7 +33,9 @@ def test_note_round_trip_with_the_address_patched_in(
     document: dict[str, Any], address: int
 ) -> None:
     packed = bytearray(note.pack(document))
-    struct.pack_into("<Q", packed, note.descriptor_offset() + note.JUMP_BACK_OFFSET, address)
+    struct.pack_into(
+        "<Q", packed, elf.descriptor_offset(note.OWNER) + note.JUMP_BACK_OFFSET, address
+    )
     found = note.unpack(descriptor(bytes(packed)))
     assert found == note.Note(address, document)
 
@@ -56,7 +59,7 @@ def test_any_bytes_are_refused_by_name(data: bytes) -> None:
         note.unpack(data)
     with pytest.raises(DamagedHandoff):
         cell.unpack(data)
-    list(note.iterate_notes(data))
+    list(elf.iterate_notes(data))
 
 
 def test_another_version_is_refused_as_such() -> None:
@@ -71,8 +74,8 @@ def test_unknown_keys_and_a_higher_minor_version_do_not_matter() -> None:
 
 
 def test_notes_stand_beside_others() -> None:
-    data = note.pack_note(b"VMCOREINFO", 0, b"A=1\n") + note.pack({"a": 1})
-    assert [owner for owner, _, _ in note.iterate_notes(data)] == [b"VMCOREINFO", b"KJUMP"]
+    data = elf.pack_note(b"VMCOREINFO", 0, b"A=1\n") + note.pack({"a": 1})
+    assert [owner for owner, _, _ in elf.iterate_notes(data)] == [b"VMCOREINFO", b"KJUMP"]
 
 
 @given(st.integers(0, 2**52), st.binary(min_size=16, max_size=16), st.integers(0, 2**52), st.data())

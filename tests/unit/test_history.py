@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""kjump.session.history: nothing is lost, nothing torn counts, and what images mean."""
+"""kjump.session.cycle.history: nothing is lost, nothing torn counts, and what images mean."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from kjump import errors
-from kjump.session import history
-from kjump.session.history import History, Mark, afterlife
+from kjump.session import mark
+from kjump.session.cycle import recovery
+from kjump.session.cycle.history import History
+from kjump.session.cycle.recovery import afterlife
+from kjump.session.mark import Mark
 
 
 def test_entries_come_back_in_order(tmp_path: Path) -> None:
@@ -45,15 +48,15 @@ def test_it_does_not_grow_for_ever(tmp_path: Path) -> None:
 
 def test_the_mark(tmp_path: Path) -> None:
     path = tmp_path / "run" / "staged"
-    assert history.read_mark(path) is None
-    history.write_mark(Mark("c", "/dev/vda3", hooks=True), path)
-    assert history.read_mark(path) == Mark("c", "/dev/vda3", hooks=True)
+    assert mark.read_mark(path) is None
+    mark.write_mark(Mark("c", "/dev/vda3", hooks=True), path)
+    assert mark.read_mark(path) == Mark("c", "/dev/vda3", hooks=True)
     path.write_text("{")
-    found = history.read_mark(path)
+    found = mark.read_mark(path)
     assert found is not None and found.hooks  # in doubt, what may be owed is given
-    history.clear_mark(path)
-    history.clear_mark(path)
-    assert history.read_mark(path) is None
+    mark.clear_mark(path)
+    mark.clear_mark(path)
+    assert mark.read_mark(path) is None
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,7 @@ def test_what_an_image_at_start_means(
     assert type(after.error) is error
     assert after.retire
     # Told once, but never left usable.
-    assert afterlife(state, {}, known=True, skipped=skipped) == history.Afterlife(None, True)
+    assert afterlife(state, {}, known=True, skipped=skipped) == recovery.Afterlife(None, True)
 
 
 def test_a_reason_on_the_image_is_the_reason() -> None:
@@ -83,4 +86,4 @@ def test_a_reason_on_the_image_is_the_reason() -> None:
     assert isinstance(after.error, errors.MemoryMapChanged)
     assert not after.retire
     assert afterlife("spent", reason, known=True, skipped=False).error is None
-    assert afterlife("spent", {}, known=False, skipped=False) == history.Afterlife(None, False)
+    assert afterlife("spent", {}, known=False, skipped=False) == recovery.Afterlife(None, False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""kjump.session.hooks: which hooks run, with what, and for how long."""
+"""kjump.session.systemd.hooks: which hooks run, with what, and for how long."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kjump.session import history, hooks
-from kjump.session.history import Mark
+from kjump.session.mark import Mark
+from kjump.session.systemd import hooks
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_the_units_program_tells_the_journal_of_the_cycle(
     hook(folders[0], "bad", "exit 3")
     found = hooks.find(folders)
     monkeypatch.setattr(hooks, "find", lambda _folders: found)
-    monkeypatch.setattr(history, "read_mark", lambda: Mark("12345678-aaaa", hooks=True))
+    monkeypatch.setattr(hooks, "read_mark", lambda: Mark("12345678-aaaa", hooks=True))
     assert hooks.main(["post"]) == 0  # exit codes are noted, not obeyed
     told = capsys.readouterr().err
     assert "kjumpd [12345678 hooks-post]: good: hello from post" in told

@@ -23,8 +23,8 @@ from kjump.errors import (
     TargetTooSmall,
     TargetWriteFailed,
 )
-from kjump.image import superblocks, target
-from kjump.image.device import Device
+from kjump.image import prepare, superblocks, target
+from kjump.image.device import DirectDevice
 from kjump.image.extents import Extents
 from kjump.image.layout import (
     BLOCK,
@@ -59,7 +59,7 @@ def disk(tmp_path: Path) -> Path:
     path = tmp_path / "target"
     with path.open("wb") as file:
         file.truncate(SIZE)
-    target.prepare(path, cycle_id=CYCLE, hostname="h")
+    prepare.prepare_target(path, cycle_id=CYCLE, hostname="h")
     return path
 
 
@@ -70,12 +70,12 @@ def write(
     *,
     compression: str = "auto",
 ) -> None:
-    with Device(path, writable=True) as device:
+    with DirectDevice(path, writable=True) as device:
         imaging.fill(device, pages, zeros or [], compression=compression)
 
 
 def read(path: Path) -> tuple[dict[str, Any], Extents, dict[int, bytes]]:
-    with Device(path) as device:
+    with DirectDevice(path) as device:
         image = Image(device)
         image.require_complete()
         found = dict(imaging.content(image, image.index()))
@@ -92,7 +92,7 @@ def test_round_trip(
     disk: Path, spans: list[tuple[int, int, bool]], seed: int, compression: str
 ) -> None:
     rng = random.Random(seed)
-    target.prepare(disk, cycle_id=CYCLE, hostname="h")
+    prepare.prepare_target(disk, cycle_id=CYCLE, hostname="h")
     pages, pfn = [], 0
     for gap, count, random_bytes in spans:
         pfn += gap
@@ -112,7 +112,7 @@ def test_round_trip(
 
 def covered(disk: Path) -> list[int]:
     """Offsets of every byte behind the superblocks that means something."""
-    with Device(disk) as device:
+    with DirectDevice(disk) as device:
         s = Image(device).superblock
         out = [*range(2 * BLOCK, 2 * BLOCK + s.description_length)]
         out += range(s.index_offset, s.index_offset + s.index_length)
@@ -151,7 +151,7 @@ def test_one_flipped_bit_anywhere_is_found(disk: Path) -> None:
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_reader_of_any_bytes_raises_by_name(disk: Path, data: st.DataObject) -> None:
-    target.prepare(disk, cycle_id=CYCLE, hostname="h")
+    prepare.prepare_target(disk, cycle_id=CYCLE, hostname="h")
     write(disk, [(1, bytes(PAGE - 1) + b"x")])
     with disk.open("rb") as file:
         whole = bytearray(file.read(20 * BLOCK))
@@ -169,7 +169,7 @@ def test_a_reader_of_any_bytes_raises_by_name(disk: Path, data: st.DataObject) -
 
 def test_the_reader_believes_no_size_beyond_the_device(disk: Path) -> None:
     write(disk, [(1, bytes([1]) * PAGE)])
-    with Device(disk, writable=True) as device:
+    with DirectDevice(disk, writable=True) as device:
         found = superblocks.load(device)
         assert found is not None
         superblocks.store(device, found, index_size=1 << 50, extents=(1 << 50) // 16)
@@ -197,7 +197,7 @@ def test_extents_out_of_order_are_refused(extents: list[Extent]) -> None:
 
 
 def test_states_and_who_may_resume(disk: Path) -> None:
-    with Device(disk, writable=True) as device:
+    with DirectDevice(disk, writable=True) as device:
         for state, error in (
             (EMPTY, NoImage),
             (WRITING, ImageIncomplete),
@@ -215,7 +215,7 @@ def test_states_and_who_may_resume(disk: Path) -> None:
         Image(device).require_complete()
 
 
-class Interrupted(Device):
+class Interrupted(DirectDevice):
     """The power goes between the first and the second write."""
 
     writes = 0
@@ -229,14 +229,14 @@ class Interrupted(Device):
 
 @pytest.mark.parametrize("torn", SLOTS)
 def test_a_torn_superblock_write_leaves_the_old_or_the_new_state(disk: Path, torn: int) -> None:
-    with Device(disk, writable=True) as device:
+    with DirectDevice(disk, writable=True) as device:
         found = superblocks.load(device)
         assert found is not None
         after = superblocks.store(device, found, state=WRITING)
     data = bytearray(disk.read_bytes())
     data[torn + 100 : torn + 200] = bytes(100)
     disk.write_bytes(data)
-    with Device(disk) as device:
+    with DirectDevice(disk) as device:
         assert superblocks.load(device) == after
 
 
@@ -252,7 +252,7 @@ def test_a_change_goes_to_the_slot_that_does_not_count_first(disk: Path) -> None
 
 
 def test_after_an_interrupted_change_a_torn_write_loses_nothing(disk: Path) -> None:
-    class Torn(Device):
+    class Torn(DirectDevice):
         def write(self, offset: int, data: bytes) -> None:
             super().write(offset, data[:100] + bytes(BLOCK - 100))
             raise TargetWriteFailed("power cut")
@@ -285,7 +285,7 @@ def test_after_an_interrupted_change_a_torn_write_loses_nothing(disk: Path) -> N
 def test_chunks_must_bring_just_what_the_index_says(disk: Path, index: list[Extent]) -> None:
     extents = Extents.of(index)
     write(disk, [(100, b"ab" * (PAGE * 3 // 2)), (200, b"cd" * (PAGE * 2))])
-    with Device(disk) as device:
+    with DirectDevice(disk) as device:
         image = Image(device)
         used: list[int] = []
         if extents == image.index():
@@ -302,7 +302,7 @@ def test_chunks_must_bring_just_what_the_index_says(disk: Path, index: list[Exte
 @pytest.mark.parametrize("state", [EMPTY, COMPLETE, SPENT])
 def test_an_image_of_version_1_is_told_of_and_replaced_but_not_read(state: int, disk: Path) -> None:
     write(disk, [(100, b"x" * PAGE)])
-    with Device(disk, writable=True) as device:
+    with DirectDevice(disk, writable=True) as device:
         found = superblocks.load(device)
         assert found is not None
         superblocks.store(device, replace(found, version=1), state=state)
@@ -315,15 +315,15 @@ def test_an_image_of_version_1_is_told_of_and_replaced_but_not_read(state: int, 
                 Image(device)
     examined = target.examine(disk)
     assert examined is not None and examined.state == ("empty", "", "complete", "", "spent")[state]
-    target.prepare(disk, cycle_id=uuid.UUID(int=7), hostname="h")
-    with Device(disk) as device:
+    prepare.prepare_target(disk, cycle_id=uuid.UUID(int=7), hostname="h")
+    with DirectDevice(disk) as device:
         after = Image(device).superblock
     assert (after.version, after.state, after.cycle.int) == (2, EMPTY, 7)
 
 
 def test_an_image_of_an_unknown_version_is_refused(disk: Path) -> None:
     write(disk, [(100, b"x" * PAGE)])
-    with Device(disk, writable=True) as device:
+    with DirectDevice(disk, writable=True) as device:
         found = superblocks.load(device)
         assert found is not None
         superblocks.store(device, replace(found, version=3))
@@ -350,33 +350,33 @@ def test_target_too_small_is_told_before_anything_beyond_it_is_written(tmp_path:
     path = tmp_path / "small"
     with path.open("wb") as file:
         file.truncate(16 << 20)
-    target.prepare(path, cycle_id=CYCLE, hostname="h")
+    prepare.prepare_target(path, cycle_id=CYCLE, hostname="h")
     data = random.Random(3).randbytes(512 * PAGE)
     with pytest.raises(TargetTooSmall):
         write(path, [(i * 512, data) for i in range(1, 17)])
     assert path.stat().st_size == 16 << 20
-    with Device(path) as device, pytest.raises(ImageIncomplete):
+    with DirectDevice(path) as device, pytest.raises(ImageIncomplete):
         Image(device).require_complete()
 
 
 def test_retire_marks_any_image_spent_with_the_reason_and_only_its_own(disk: Path) -> None:
     write(disk, [(1, bytes([1]) * PAGE)])
-    assert target.retire(disk, None, cycle_id=uuid.uuid4()) is None
+    assert prepare.retire_image(disk, None, cycle_id=uuid.uuid4()) is None
     found = target.examine(disk)
     assert found is not None and found.state == "complete"
-    before = target.retire(disk, ImageDamaged("hurt"), cycle_id=CYCLE)
+    before = prepare.retire_image(disk, ImageDamaged("hurt"), cycle_id=CYCLE)
     assert before is not None and before.state == "complete"
     found = target.examine(disk)
     assert found is not None and found.state == "spent" and found.reason["error"] == "ImageDamaged"
 
 
 def test_another_machines_saved_session_is_recognised(disk: Path) -> None:
-    with Device(disk, writable=True) as device:
+    with DirectDevice(disk, writable=True) as device:
         imaging.fill(device, [], description={"hostname": "other", "machine": "m1"})
     examined = target.examine(disk)
     assert examined is not None
     assert examined.is_session_of_another("m2") and not examined.is_session_of_another("m1")
     assert examined.hostname == "other"
-    target.retire(disk, None)
+    prepare.retire_image(disk, None)
     examined = target.examine(disk)
     assert examined is not None and not examined.is_session_of_another("m2")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kjump.machine import console, keys
-from kjump.machine.keys import ESC, POWER, Keys
+from kjump.console import keys, lines
+from kjump.console.keys import ESC, POWER, Keys
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_it_listens_raw_and_leaves_the_terminal_as_it_was(
     (tmp_path / "dev/ttyS0").symlink_to(os.ttyname(slave))
     os.mkfifo(tmp_path / "dev/input/event0")
     writer = os.open(tmp_path / "dev/input/event0", os.O_RDWR)
-    monkeypatch.setattr(console, "consoles", lambda: [Path("/dev/ttyS0")])
+    monkeypatch.setattr(lines, "consoles", lambda: [Path("/dev/ttyS0")])
     before = termios.tcgetattr(slave)
     listens = Keys(root=tmp_path)
     assert not termios.tcgetattr(slave)[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
@@ -89,7 +89,7 @@ def test_what_was_typed_before_counts_if_so_wished(
     master, slave = pty.openpty()
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/ttyS0").symlink_to(os.ttyname(slave))
-    monkeypatch.setattr(console, "consoles", lambda: [Path("/dev/ttyS0")])
+    monkeypatch.setattr(lines, "consoles", lambda: [Path("/dev/ttyS0")])
     os.write(master, b"\x1b[A\x1b")  # an arrow key, and Esc; the terminal waits for a whole line
     listens = Keys(earlier=earlier, root=tmp_path)
     assert listens.read(0.5) == ([ESC] if earlier else [])
@@ -106,7 +106,7 @@ def test_a_terminal_that_another_program_has_set_is_raw_again(
     master, slave = pty.openpty()
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/ttyS0").symlink_to(os.ttyname(slave))
-    monkeypatch.setattr(console, "consoles", lambda: [Path("/dev/ttyS0")])
+    monkeypatch.setattr(lines, "consoles", lambda: [Path("/dev/ttyS0")])
     monkeypatch.setattr(keys, "LOOK_AGAIN", 0.3)
     before = termios.tcgetattr(slave)
     listens = Keys(root=tmp_path)
@@ -121,7 +121,7 @@ def test_a_terminal_that_another_program_has_set_is_raw_again(
 
 
 def test_devices_that_come_later_and_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(console, "consoles", lambda: [])
+    monkeypatch.setattr(lines, "consoles", lambda: [])
     monkeypatch.setattr(keys, "LOOK_AGAIN", 0.05)
     (tmp_path / "dev/input").mkdir(parents=True)
     listens = Keys(root=tmp_path)

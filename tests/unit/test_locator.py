@@ -26,12 +26,12 @@ from kjump.errors import (
     TargetTooSmall,
     TargetWriteFailed,
 )
-from kjump.image import locator, superblocks, target
-from kjump.image.device import Device, Span, Spans
+from kjump.image import locator, prepare, superblocks, target
+from kjump.image.device import ByteSpan, DirectDevice, Spans
 from kjump.image.layout import BLOCK, COMPLETE, SPENT
 from kjump.image.locator import ENTRIES, FILE, SWAP, Locator
 from kjump.image.read import Image, describe
-from kjump.image.target import Area, open_image, parse_place, place_text
+from kjump.image.target import Area, format_location, open_image, parse_location
 
 from . import imaging
 
@@ -45,7 +45,7 @@ SWAP_HEADER = bytes(1024) + random.Random(5).randbytes(BLOCK - 1024 - 10) + b"SW
 @pytest.fixture(autouse=True, scope="module")
 def small_targets() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(target, "SMALLEST", MIB)
+        patch.setattr(prepare, "SMALLEST", MIB)
         yield
 
 
@@ -57,7 +57,7 @@ def disk(tmp_path: Path) -> Path:
     return path
 
 
-def scattered(count: int, first: int = 16, step: int = 3, length: int = 2) -> tuple[Span, ...]:
+def scattered(count: int, first: int = 16, step: int = 3, length: int = 2) -> tuple[ByteSpan, ...]:
     """Spans with gaps between them."""
     return tuple(((first + n * step) * BLOCK, length * BLOCK) for n in range(count))
 
@@ -72,7 +72,7 @@ gaps = st.integers(0, 3)
 
 
 @st.composite
-def span_lists(draw: st.DrawFn) -> list[Span]:
+def span_lists(draw: st.DrawFn) -> list[ByteSpan]:
     """Spans that do not overlap, in any order."""
     out, at = [], 0
     for gap, length in draw(st.lists(st.tuples(gaps, blocks), min_size=1, max_size=12)):
@@ -84,7 +84,7 @@ def span_lists(draw: st.DrawFn) -> list[Span]:
 
 @given(span_lists(), st.integers(0, 70), st.integers(0, 70))
 def test_pieces_are_the_bytes_of_the_spans_in_order(
-    spans: list[Span], first: int, count: int
+    spans: list[ByteSpan], first: int, count: int
 ) -> None:
     flat = [offset + at for offset, length in spans for at in range(0, length, BLOCK)]
     mapped = Spans(spans)
@@ -100,7 +100,7 @@ def test_pieces_are_the_bytes_of_the_spans_in_order(
 @settings(max_examples=30, deadline=None)
 @given(span_lists(), st.data())
 def test_what_is_written_through_spans_lies_in_them_and_nowhere_else(
-    tmp_path_factory: pytest.TempPathFactory, spans: list[Span], data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory, spans: list[ByteSpan], data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("d") / "disk"
     before = random.Random(2).randbytes(100 * BLOCK)
@@ -109,7 +109,7 @@ def test_what_is_written_through_spans_lies_in_them_and_nowhere_else(
     first = data.draw(st.integers(0, size // BLOCK - 1)) * BLOCK
     count = data.draw(st.integers(1, (size - first) // BLOCK)) * BLOCK
     content = random.Random(3).randbytes(count)
-    with Device(path, writable=True, spans=spans) as device:
+    with DirectDevice(path, writable=True, spans=spans) as device:
         assert device.size == size
         device.write(first, content)
         assert device.read(first, count) == content
@@ -128,7 +128,7 @@ def test_what_is_written_through_spans_lies_in_them_and_nowhere_else(
 
 
 @given(span_lists())
-def test_laying_out_takes_map_and_image_from_the_spans(spans: list[Span]) -> None:
+def test_laying_out_takes_map_and_image_from_the_spans(spans: list[ByteSpan]) -> None:
     try:
         places, rest = locator.lay_out(spans)
     except TargetTooSmall:
@@ -160,9 +160,9 @@ def test_neighbours_are_joined() -> None:
 
 def written(disk: Path, area: Area = AREA) -> Locator:
     """A target prepared in an area, with an image in it."""
-    target.prepare(disk, cycle_id=CYCLE, hostname="h", area=area)
+    prepare.prepare_target(disk, cycle_id=CYCLE, hostname="h", area=area)
     with open_image(disk, area.locator, writable=True) as device:
-        located = locator.read(Device(disk), area.locator)[1]
+        located = locator.read(DirectDevice(disk), area.locator)[1]
         assert located is not None
         imaging.fill(device, [(100, PAGES)], description={"machine": "me", "hostname": "h"})
         return located
@@ -192,9 +192,9 @@ def test_an_image_in_an_area(disk: Path) -> None:
 def test_a_swap_area_is_as_before_when_the_session_runs_again(disk: Path) -> None:
     before = disk.read_bytes()[:BLOCK]
     written(disk)
-    assert target.retire(disk, MemoryMapChanged("x"), cycle_id=CYCLE, area=AREA) is not None
+    assert prepare.retire_image(disk, MemoryMapChanged("x"), cycle_id=CYCLE, area=AREA) is not None
     assert disk.read_bytes()[:BLOCK] == before
-    with Device(disk, spans=locator.lay_out(AREA.spans)[1]) as device:
+    with DirectDevice(disk, spans=locator.lay_out(AREA.spans)[1]) as device:
         superblock = superblocks.load(device)
     assert superblock is not None and superblock.state == SPENT
     assert target.examine(disk) is None
@@ -203,7 +203,7 @@ def test_a_swap_area_is_as_before_when_the_session_runs_again(disk: Path) -> Non
 def test_a_file_keeps_its_spent_image(disk: Path) -> None:
     area = Area(FILE, 8 * BLOCK, scattered(20, length=100, step=101))
     written(disk, area)
-    target.retire(disk, None, cycle_id=CYCLE, area=area)
+    prepare.retire_image(disk, None, cycle_id=CYCLE, area=area)
     examined = target.examine(disk, area.locator)
     assert examined is not None and (examined.state, examined.area) == ("spent", FILE)
 
@@ -214,7 +214,7 @@ def test_retiring_writes_nowhere_but_where_the_area_is_now(disk: Path) -> None:
     written(disk, area)
     before = disk.read_bytes()
     moved = Area(FILE, 8 * BLOCK, scattered(19, length=100, step=101))
-    assert target.retire(disk, None, area=moved) is None
+    assert prepare.retire_image(disk, None, area=moved) is None
     assert disk.read_bytes() == before
 
 
@@ -223,7 +223,7 @@ def test_a_swap_area_with_boot_code_is_refused(disk: Path) -> None:
         file.write(b"\xeb\x63\x90GRUB")
     before = disk.read_bytes()
     with pytest.raises(TargetHoldsData):
-        target.prepare(disk, cycle_id=CYCLE, hostname="h", area=AREA)
+        prepare.prepare_target(disk, cycle_id=CYCLE, hostname="h", area=AREA)
     assert disk.read_bytes() == before
 
 
@@ -233,7 +233,7 @@ def test_an_area_that_is_no_swap_any_more_is_refused(disk: Path) -> None:
         file.write(b"S1SUSPEND\0")
     before = disk.read_bytes()
     with pytest.raises(TargetHoldsData):
-        target.prepare(disk, cycle_id=CYCLE, hostname="h", area=AREA)
+        prepare.prepare_target(disk, cycle_id=CYCLE, hostname="h", area=AREA)
     assert disk.read_bytes() == before
 
 
@@ -256,10 +256,10 @@ def test_a_swap_area_without_a_locator_holds_no_image(tmp_path: Path) -> None:
     """Not even where behind its header there is one of a time when it was a target as a whole."""
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(SIZE))
-    target.prepare(disk, cycle_id=CYCLE, hostname="h")
+    prepare.prepare_target(disk, cycle_id=CYCLE, hostname="h")
     with disk.open("r+b") as file:
         file.write(SWAP_HEADER)
-    with Device(disk) as device:
+    with DirectDevice(disk) as device:
         assert superblocks.load(device) is not None
     with pytest.raises(NoImage):
         open_image(disk)
@@ -278,7 +278,7 @@ def test_the_reason_outlives_swapon(disk: Path) -> None:
     assert examined is not None
     assert (examined.state, examined.reason["error"]) == ("spent", "MemoryMapChanged")
     assert (examined.cycle_id, examined.area) == (CYCLE, SWAP)
-    target.forget(disk, 0)
+    prepare.remove_locator(disk, 0)
     assert disk.read_bytes()[:BLOCK] == SWAP_HEADER
     assert target.examine(disk) is None
 
@@ -347,8 +347,8 @@ def test_a_map_with_anything_wrong_is_a_named_error(
     """One entry, or one field, is another; with right checksums, as only malice makes them."""
     disk = tmp_path_factory.mktemp("d") / "disk"
     disk.write_bytes(SWAP_HEADER + bytes(SIZE - BLOCK))
-    target.prepare(disk, cycle_id=CYCLE, hostname="h", area=AREA)
-    with Device(disk, writable=True) as device:
+    prepare.prepare_target(disk, cycle_id=CYCLE, hostname="h", area=AREA)
+    with DirectDevice(disk, writable=True) as device:
         _, found = locator.read(device, 0)
         assert found is not None
         places, spans = locator.lay_out(AREA.spans)
@@ -401,7 +401,7 @@ def test_flipped_bits_are_a_named_error(
 ) -> None:
     disk = tmp_path_factory.mktemp("d") / "disk"
     disk.write_bytes(SWAP_HEADER + bytes(SIZE - BLOCK))
-    target.prepare(disk, cycle_id=CYCLE, hostname="h", area=AREA)
+    prepare.prepare_target(disk, cycle_id=CYCLE, hostname="h", area=AREA)
     places, _ = locator.lay_out(AREA.spans)
     block = data.draw(st.sampled_from([0, *places]))
     at = block + data.draw(st.integers(0, 1023 if block == 0 else BLOCK - 1))
@@ -417,7 +417,7 @@ def test_flipped_bits_are_a_named_error(
 def test_a_map_that_is_a_loop_ends(disk: Path) -> None:
     written(disk)
     places, spans = locator.lay_out(AREA.spans)
-    with Device(disk, writable=True) as device:
+    with DirectDevice(disk, writable=True) as device:
         again = list(locator.pack_map(CYCLE, [*places[:2], places[0]], spans[: 2 * ENTRIES + 1]))
         device.write(places[1], again[1])
         _, found = locator.read(device, 0)
@@ -429,7 +429,7 @@ def test_a_map_that_is_a_loop_ends(disk: Path) -> None:
 def test_a_map_of_another_cycle_is_not_believed(disk: Path) -> None:
     """The locator was torn off and put on again for another image."""
     found = written(disk)
-    with Device(disk, writable=True) as device:
+    with DirectDevice(disk, writable=True) as device:
         other = replace(found, cycle=uuid.UUID(int=8))
         device.write(0, locator.put_in(device.read(0, BLOCK), other.pack()))
     with pytest.raises(ImageDamaged):
@@ -439,7 +439,7 @@ def test_a_map_of_another_cycle_is_not_believed(disk: Path) -> None:
 def test_a_superblock_of_another_cycle_is_not_believed(disk: Path) -> None:
     """An older image's, in slots that were given away and taken again."""
     written(disk)
-    with Device(disk, writable=True, spans=locator.lay_out(AREA.spans)[1]) as device:
+    with DirectDevice(disk, writable=True, spans=locator.lay_out(AREA.spans)[1]) as device:
         superblock = superblocks.load(device)
         assert superblock is not None
         superblocks.store(device, superblock, cycle=uuid.UUID(int=8))
@@ -458,7 +458,7 @@ def test_cut_off_before_the_locator_nothing_is_there(
 
     monkeypatch.setattr(locator, "write_map", power_goes)
     with pytest.raises(KeyboardInterrupt):
-        target.prepare(disk, cycle_id=uuid.UUID(int=9), hostname="h", area=AREA)
+        prepare.prepare_target(disk, cycle_id=uuid.UUID(int=9), hostname="h", area=AREA)
     assert disk.read_bytes()[:BLOCK] == SWAP_HEADER
     with pytest.raises(NoImage):
         open_image(disk)
@@ -466,7 +466,9 @@ def test_cut_off_before_the_locator_nothing_is_there(
 
 def test_an_area_without_room_is_refused(disk: Path) -> None:
     with pytest.raises(TargetTooSmall):
-        target.prepare(disk, cycle_id=CYCLE, hostname="h", area=Area(SWAP, 0, scattered(10)))
+        prepare.prepare_target(
+            disk, cycle_id=CYCLE, hostname="h", area=Area(SWAP, 0, scattered(10))
+        )
 
 
 # -- the place -------------------------------------------------------------------------------------
@@ -488,8 +490,8 @@ def test_an_area_without_room_is_refused(disk: Path) -> None:
     ],
 )
 def test_places(text: str, path: str, offset: int | None) -> None:
-    assert parse_place(text) == (Path(path), offset)
-    assert parse_place(place_text(Path(path), offset)) == (Path(path), offset)
+    assert parse_location(text) == (Path(path), offset)
+    assert parse_location(format_location(Path(path), offset)) == (Path(path), offset)
 
 
 def test_the_state_of_an_image_is_kept_over_reopening(disk: Path) -> None:

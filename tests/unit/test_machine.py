@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from kjump.errors import DamagedHandoff, NoHelperKernel, NotPrivileged
 from kjump.image.layout import EXTENT
-from kjump.machine import bzimage, code, coreheader, memory, paging
+from kjump.machine import bzimage, code, elf, memory, paging
 from kjump.machine.memory import E820_RAM, E820_RESERVED, HEADROOM, Entry
 from kjump.machine.native import address_of
 from kjump.machine.ranges import PAGE, intersect, merge, overlaps, subtract, whole_pages
@@ -328,19 +328,19 @@ def test_iomem_without_privilege_is_an_error_not_an_empty_machine() -> None:
 
 
 def test_core_header_round_trip() -> None:
-    made = coreheader.build([(0x1000, 0x1024), (0x5000, 300)], [(0x100000, 0x200000)])
-    found = coreheader.parse(made)
+    made = elf.build([(0x1000, 0x1024), (0x5000, 300)], [(0x100000, 0x200000)])
+    found = elf.parse(made)
     assert [(s.kind, s.offset, s.physical, s.size) for s in found] == [
-        (coreheader.PT_NOTE, 0x1000, 0x1000, 0x1024),
-        (coreheader.PT_NOTE, 0x5000, 0x5000, 300),
-        (coreheader.PT_LOAD, 0x100000, 0x100000, 0x100000),
+        (elf.PT_NOTE, 0x1000, 0x1000, 0x1024),
+        (elf.PT_NOTE, 0x5000, 0x5000, 300),
+        (elf.PT_LOAD, 0x100000, 0x100000, 0x100000),
     ]
 
 
 @given(st.binary(max_size=300))
 def test_core_header_of_any_bytes(data: bytes) -> None:
-    for candidate in (data, coreheader.IDENT + data):
+    for candidate in (data, elf.IDENT + data):
         try:
-            coreheader.parse(candidate)
+            elf.parse(candidate)
         except DamagedHandoff:
             continue

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kjump.errors import MemoryUnreadable
 from kjump.helper.copy import gatherer
-from kjump.helper.states import Span
+from kjump.helper.states import PageSpan
 from kjump.machine import maps, pages
 from kjump.machine.maps import Maps
 from kjump.machine.ranges import PAGE, Range, merge
@@ -119,8 +119,8 @@ def test_a_page_that_is_not_there_is_never_left_out_in_silence() -> None:
     kinds = bytearray([pages.SAVE] * 8)
     kinds[3] = pages.FREE
     bundle.into(buffer, 0)
-    gather(Span(pages.Kinds(kinds), 0, 0, 8), bundle)
+    gather(PageSpan(pages.Kinds(kinds), 0, 0, 8), bundle)
     assert bundle.used + bundle.zeros == 7
     bundle.into(buffer, 0)
     with pytest.raises(MemoryUnreadable):
-        gather(Span(pages.Kinds(bytearray(8)), 0, 0, 8), bundle)
+        gather(PageSpan(pages.Kinds(bytearray(8)), 0, 0, 8), bundle)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from kjump.image import target
-from kjump.image.device import Device
+from kjump.image import prepare
+from kjump.image.device import DirectDevice
 from kjump.image.layout import ZERO, Extent
-from kjump.machine import coreheader
+from kjump.machine import elf
 from kjump.machine.ranges import PAGE
 
 from ..vm import oracle
@@ -58,9 +58,9 @@ def test_what_is_no_kdump_file_is_refused(tmp_path: Path) -> None:
 
 def test_what_an_image_holds(tmp_path: Path) -> None:
     path = prepared(tmp_path / "target", 16 << 20)
-    target.prepare(path, cycle_id=uuid.UUID(int=1), hostname="h")
+    prepare.prepare_target(path, cycle_id=uuid.UUID(int=1), hostname="h")
     data = RNG.randbytes(3 * PAGE)
-    with Device(path, writable=True) as device:
+    with DirectDevice(path, writable=True) as device:
         fill(device, [(5, data)], [Extent(9, 2, ZERO)], description={"vmcoreinfo": "A=1\n"})
     saved = oracle.Saved.of(path)
     assert saved.kinds == bytes([0] * 5 + [oracle.STORED] * 3 + [0] + [oracle.ZEROS] * 2)
@@ -74,7 +74,7 @@ def test_a_core_has_memory_at_its_addresses(tmp_path: Path) -> None:
     memory.write_bytes(pages)
     path = oracle.core(memory, [(1, 3), (6, 8)], "A=1\n", 1 << 46, tmp_path / "core")
     whole = path.read_bytes()
-    found = [s for s in coreheader.parse(whole) if s.kind == coreheader.PT_LOAD]
+    found = [s for s in elf.parse(whole) if s.kind == elf.PT_LOAD]
     assert [(s.physical, s.virtual) for s in found] == [
         (PAGE, (1 << 46) + PAGE),
         (6 * PAGE, (1 << 46) + 6 * PAGE),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kjump.cli import main as kjumpctl
 from kjump.cli import plot
 from kjump.helper import states
-from kjump.session.history import History
+from kjump.session.cycle.history import History
 
 SVG = "{http://www.w3.org/2000/svg}"
 ENTRY: dict[str, Any] = {

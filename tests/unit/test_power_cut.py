@@ -19,10 +19,11 @@ from pathlib import Path
 import pytest
 
 from kjump.errors import ImageDamaged
-from kjump.image import locator, superblocks, target
-from kjump.image.device import Device
+from kjump.image import locator, superblocks
+from kjump.image.device import DirectDevice
 from kjump.image.layout import BLOCK, COMPLETE, EMPTY, Superblock
 from kjump.image.locator import SWAP
+from kjump.image.prepare import prepare_target
 from kjump.image.read import Image
 from kjump.image.target import Area
 
@@ -47,28 +48,30 @@ Log = list[Write | None]
 
 @pytest.fixture(autouse=True)
 def small_targets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target, "SMALLEST", MIB)
+    monkeypatch.setattr("kjump.image.prepare.SMALLEST", MIB)
 
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     """What is written to any device from now on."""
     noted: Log = []
-    really_write, really_flush = Device.write_from, Device.flush
+    really_write, really_flush = DirectDevice.write_from, DirectDevice.flush
 
-    def write_from(self: Device, buffer: mmap.mmap | memoryview, length: int, offset: int) -> None:
+    def write_from(
+        self: DirectDevice, buffer: mmap.mmap | memoryview, length: int, offset: int
+    ) -> None:
         done = 0
         for at, count in self._pieces(offset, length):
             noted.append((at, bytes(buffer[done : done + count])))
             done += count
         really_write(self, buffer, length, offset)
 
-    def flush(self: Device) -> None:
+    def flush(self: DirectDevice) -> None:
         really_flush(self)
         noted.append(None)
 
-    monkeypatch.setattr(Device, "write_from", write_from)
-    monkeypatch.setattr(Device, "flush", flush)
+    monkeypatch.setattr(DirectDevice, "write_from", write_from)
+    monkeypatch.setattr(DirectDevice, "flush", flush)
     return noted
 
 
@@ -117,15 +120,15 @@ def prepare(path: Path, cycle: uuid.UUID, area: Area | None = None) -> None:
     files = (path.with_name("kernel"), path.with_name("initrd"))
     for file, content in zip(files, RESTORER[cycle], strict=True):
         file.write_bytes(content)
-    target.prepare(path, cycle_id=cycle, hostname="h", restorer=files, area=area)
+    prepare_target(path, cycle_id=cycle, hostname="h", restorer=files, area=area)
 
 
 def fill(path: Path) -> None:
-    with Device(path, writable=True) as device:
+    with DirectDevice(path, writable=True) as device:
         imaging.fill(device, PAGES)
 
 
-def is_whole(device: Device) -> bool:
+def is_whole(device: DirectDevice) -> bool:
     """Whether there is a complete image; one that says so must be."""
     image = Image(device)
     if image.superblock.state != COMPLETE:
@@ -145,10 +148,10 @@ def test_an_image_that_says_complete_is_whole(tmp_path: Path, log: Log) -> None:
     fill(path)
     seen = set()
     for _ in each_cut(before, log, path):
-        with Device(path) as device:
+        with DirectDevice(path) as device:
             seen.add(is_whole(device))
     assert seen == {False, True}
-    with Device(path) as device:
+    with DirectDevice(path) as device:
         assert is_whole(device)
 
 
@@ -164,7 +167,7 @@ def test_an_old_image_is_whole_or_not_there_while_a_target_is_prepared(
     seen = set()
     generations: dict[int, Superblock] = {}
     for _ in each_cut(before, log, path):
-        with Device(path) as device:
+        with DirectDevice(path) as device:
             whole = is_whole(device)
             image = Image(device)
             seen.add((image.superblock.cycle, whole))
@@ -181,12 +184,12 @@ def test_a_change_of_state_leaves_one_of_both(tmp_path: Path, log: Log) -> None:
     prepare(path, OLD)
     before = path.read_bytes()
     log.clear()
-    with Device(path, writable=True) as device:
+    with DirectDevice(path, writable=True) as device:
         old = superblocks.load(device)
         assert old is not None
         new = superblocks.store(device, old, state=COMPLETE)
     for _ in each_cut(before, log, path):
-        with Device(path) as device:
+        with DirectDevice(path) as device:
             assert superblocks.load(device) in (old, new)
 
 
@@ -197,7 +200,7 @@ def test_a_locator_that_is_there_leads_to_its_image(tmp_path: Path, log: Log) ->
     prepare(path, NEW, AREA)
     seen = set()
     for _ in each_cut(before, log, path):
-        with Device(path) as device:
+        with DirectDevice(path) as device:
             try:
                 block, found = locator.read(device, AREA.locator)
             except ImageDamaged:
@@ -219,13 +222,13 @@ def test_a_target_is_read_and_written_past_the_page_cache(tmp_path: Path) -> Non
     except OSError:
         pytest.skip("this file system has no direct I/O")
     for writable in (False, True):
-        with Device(path, writable=writable) as device:
+        with DirectDevice(path, writable=writable) as device:
             assert fcntl.fcntl(device.fd, fcntl.F_GETFL) & os.O_DIRECT
 
 
 def test_a_flush_reaches_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
-    with Device(imaging.prepared(tmp_path / "disk", SIZE), writable=True) as device:
+    with DirectDevice(imaging.prepared(tmp_path / "disk", SIZE), writable=True) as device:
         device.flush()
         assert synced == [device.fd]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""kjump.session.readiness and devices: each reason, by facts alone."""
+"""kjump.session.checks.readiness and devices: each reason, by facts alone."""
 
 from __future__ import annotations
 
@@ -12,12 +12,22 @@ from typing import Any
 import pytest
 
 from kjump import errors
-from kjump.session import devices, readiness
-from kjump.session.devices import Device
-from kjump.session.readiness import Facts, availability, reasons
+from kjump.session.checks import readiness
+from kjump.session.checks.facts import (
+    Facts,
+    available_memory,
+    boot_mark,
+    is_place_of,
+    lockdown_mode,
+    place_in,
+    read_facts,
+)
+from kjump.session.checks.readiness import availability, reasons
+from kjump.session.target import devices
+from kjump.session.target.devices import TargetDevice
 
 MIB = 1 << 20
-DISK = Device(
+DISK = TargetDevice(
     Path("/dev/vda3"),
     4096 * MIB,
     "254:3",
@@ -124,19 +134,19 @@ def test_every_check_is_pure() -> None:
 
 
 def test_small_readers(tmp_path: Path) -> None:
-    assert readiness.lockdown_mode("none [integrity] confidentiality\n") == "integrity"
-    assert readiness.lockdown_mode("[none] integrity confidentiality\n") == "none"
-    assert readiness.lockdown_mode("") == "none"
-    assert readiness.available_memory("MemTotal: 5 kB\nMemAvailable:   2048 kB\n") == 2 * MIB
-    assert readiness.available_memory("") == 0
+    assert lockdown_mode("none [integrity] confidentiality\n") == "integrity"
+    assert lockdown_mode("[none] integrity confidentiality\n") == "none"
+    assert lockdown_mode("") == "none"
+    assert available_memory("MemTotal: 5 kB\nMemAvailable:   2048 kB\n") == 2 * MIB
+    assert available_memory("") == 0
     lists = "  pagesets\n    cpu: 0\n              count: 512\n              high:  6418\n"
-    assert readiness.available_memory("MemAvailable: 2048 kB\n", lists) == 4 * MIB
+    assert available_memory("MemAvailable: 2048 kB\n", lists) == 4 * MIB
     mark = tmp_path / "boot.json"
-    assert readiness.boot_mark(mark) is None
+    assert boot_mark(mark) is None
     mark.write_text("{")
-    assert readiness.boot_mark(mark) is None
+    assert boot_mark(mark) is None
     mark.write_text(json.dumps({"config": "aa"}))
-    assert readiness.boot_mark(mark) == {"config": "aa"}
+    assert boot_mark(mark) == {"config": "aa"}
 
 
 # -- devices
@@ -214,7 +224,7 @@ def test_a_described_udev_device(tmp_path: Path) -> None:
 def test_reading_this_machine_never_raises() -> None:
     from kjump.settings import Settings
 
-    facts = readiness.read(Settings())
+    facts = read_facts(Settings())
     assert facts.release
     assert facts.available > 0
     assert "NoTarget" in names(facts)
@@ -273,8 +283,8 @@ def test_the_kernel_command_line_says_where_the_target_is() -> None:
     wrong = replace(READY, told="/dev/vda9", told_right=False)
     assert names(wrong) == ["NoBootResume"]
     assert "kjump.target=" in reasons(wrong)[0].todo
-    assert readiness.told_place(["a", "kjump.target=/dev/x", "kjump.target=/dev/y:1"]) == "/dev/y:1"
-    assert readiness.told_place(["a"]) == ""
+    assert place_in(["a", "kjump.target=/dev/x", "kjump.target=/dev/y:1"]) == "/dev/y:1"
+    assert place_in(["a"]) == ""
 
 
 @pytest.mark.parametrize(
@@ -282,7 +292,7 @@ def test_the_kernel_command_line_says_where_the_target_is() -> None:
     [("/dev/vda3:8192", True), ("/dev/vda3", False), ("/dev/vda3:0", False), ("nonsense", False)],
 )
 def test_a_told_place_is_the_targets_or_not(place: str, right: bool) -> None:
-    assert readiness.is_told(place, FILE) is right
+    assert is_place_of(place, FILE) is right
 
 
 def test_swap_by_its_uuid() -> None:

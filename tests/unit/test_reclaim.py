@@ -13,14 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kjump.session import press, reclaim
-from kjump.session.reclaim import MIB, Means
+from kjump.machine.ranges import MIB
+from kjump.session.staging import memory_pressure, reclaim
+from kjump.session.staging.reclaim import ReclaimActions
 from tests.cached import cached
 
 PEAK = """
 import re, runpy, sys
 sys.argv = ["press", str(64 << 20)]
-runpy.run_module("kjump.session.press", run_name="__main__")
+runpy.run_module("kjump.session.staging.memory_pressure", run_name="__main__")
 print(re.search(r"VmHWM: *(\\d+)", open("/proc/self/status").read().replace("\\t", "")).group(1))
 """
 """Runs `press` for 64 MiB and says how much it held at the most, in KiB."""
@@ -59,8 +60,8 @@ class Machine:
     """Given up, and in the processors' lists still."""
     done: list[str] = field(default_factory=list)
 
-    def means(self) -> Means:
-        return Means(
+    def means(self) -> ReclaimActions:
+        return ReclaimActions(
             meminfo=lambda: (
                 f"MemTotal: 1 kB\nMemFree:  {self.free << 10} kB\n"
                 f"SwapFree: {self.swap << 10} kB\nHugePages_Total:       0\n"
@@ -95,13 +96,13 @@ class Machine:
 
 def test_nothing_is_done_where_enough_is_free() -> None:
     machine = Machine(200, {"a": 100}, cache=100)
-    found = reclaim.make_room(150 * MIB, machine.means())
+    found = reclaim.free_up(150 * MIB, machine.means())
     assert (found.got, machine.done) == (0, [])
 
 
 def test_groups_give_what_is_missing_and_no_more() -> None:
     machine = Machine(50, {"a": 500, "b": 30}, cache=100)
-    found = reclaim.make_room(180 * MIB, machine.means())
+    found = reclaim.free_up(180 * MIB, machine.means())
     assert found.free >= 180 * MIB and machine.cache == 100
     assert found.got <= (130 + 64) * MIB  # a step more at the most
     assert machine.done[0] == "sync"
@@ -109,19 +110,19 @@ def test_groups_give_what_is_missing_and_no_more() -> None:
 
 def test_all_caches_are_dropped_only_where_the_groups_have_not_enough() -> None:
     machine = Machine(50, {"a": 20}, cache=100, slab=40)
-    assert reclaim.make_room(160 * MIB, machine.means()).free == 170 * MIB
+    assert reclaim.free_up(160 * MIB, machine.means()).free == 170 * MIB
     assert machine.done[-1] == "drop 1" and machine.slab == 40
     machine = Machine(50, {}, cache=10, slab=40, swap=1)
-    assert reclaim.make_room(160 * MIB, machine.means()).got == 50 * MIB
+    assert reclaim.free_up(160 * MIB, machine.means()).got == 50 * MIB
     assert machine.done == ["sync", "drop 1", "drop 2"]
 
 
 def test_what_is_mapped_goes_last_and_nothing_is_swapped_for_it() -> None:
     machine = Machine(50, {}, cache=10, slab=10, mapped=30)
-    assert reclaim.make_room(90 * MIB, machine.means()).free == 100 * MIB
+    assert reclaim.free_up(90 * MIB, machine.means()).free == 100 * MIB
     assert machine.done == ["sync", "drop 1", "drop 2", "press 90"]
     machine = Machine(50, {}, cache=10, slab=10, mapped=30, swap=1)
-    assert reclaim.make_room(90 * MIB, machine.means()).free == 70 * MIB
+    assert reclaim.free_up(90 * MIB, machine.means()).free == 70 * MIB
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_pressing_ends_when_there_is_enough_or_no_more(
     free: int, cache: int, held: int, ends: bool
 ) -> None:
     now = {"MemFree": free * MIB, "Active(file)": MIB, "Inactive(file)": (cache - 1) * MIB}
-    assert press.enough(now, held * MIB, 100 * MIB) is ends
+    assert memory_pressure.enough(now, held * MIB, 100 * MIB) is ends
 
 
 def test_pressing_holds_no_memory_that_is_free_anyway() -> None:
@@ -144,7 +145,7 @@ def test_pressing_holds_no_memory_that_is_free_anyway() -> None:
 def test_what_lies_in_the_processors_lists_is_free() -> None:
     """The kernel counts it in no other figure.  With it nothing is missing here."""
     machine = Machine(94, {}, cache=100, in_lists=42)
-    assert reclaim.make_room(134 * MIB, machine.means()).free == 136 * MIB
+    assert reclaim.free_up(134 * MIB, machine.means()).free == 136 * MIB
     assert machine.done == []
     assert reclaim.in_lists(ZONEINFO.format(3)) == 3 * 4096
 
@@ -169,7 +170,7 @@ def test_it_always_ends_and_finds_what_there_is(
 ) -> None:
     everything = free + sum(groups.values()) + cache + slab
     machine = Machine(free, groups, cache, slab)
-    found = reclaim.make_room(need * MIB, machine.means())
+    found = reclaim.free_up(need * MIB, machine.means())
     assert found.free >= min(need, everything) * MIB
     assert len(machine.done) < 60
 
@@ -183,7 +184,7 @@ def test_a_kernel_that_does_not_know_swappiness_is_not_asked_without_it(tmp_path
 
 @pytest.mark.parametrize(("need", "free", "wanted"), [(10, 3, MIB), (MIB, MIB, 0), (5, 9, 0)])
 def test_missing_is_in_whole_mebibytes(need: int, free: int, wanted: int) -> None:
-    assert reclaim.missing(need, free) == wanted
+    assert reclaim.shortfall(need, free) == wanted
 
 
 def test_a_file_is_forgotten(tmp_path: Path) -> None:

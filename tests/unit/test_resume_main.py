@@ -26,13 +26,13 @@ from kjump.errors import (
     RestoreNoMemory,
     ResumeSkipped,
 )
-from kjump.image import fingerprint, locator, superblocks, target
-from kjump.image.device import Device
+from kjump.image import fingerprint, locator, prepare, superblocks, target
+from kjump.image.device import DirectDevice
 from kjump.image.layout import COMPLETE, EMPTY, RESTORING, SPENT, WRITING
 from kjump.image.read import Image
 from kjump.machine.memory import Entry
 from kjump.machine.ranges import PAGE
-from kjump.resume import inplace, main, restore, snapshot
+from kjump.resume import load_restorer, main, restore, snapshot
 
 from . import imaging
 
@@ -63,19 +63,19 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "target"
     with path.open("wb") as file:
         file.truncate(16 << 20)
-    target.prepare(path, cycle_id=uuid.UUID(int=1), hostname="h")
+    prepare.prepare_target(path, cycle_id=uuid.UUID(int=1), hostname="h")
     return path
 
 
 def write(path: Path, about: Mapping[str, Any], *, state: int = COMPLETE) -> None:
-    with Device(path, writable=True) as device:
+    with DirectDevice(path, writable=True) as device:
         done = imaging.fill(device, [(0x200, b"page" * PAGE)], description=dict(about))
         if state != COMPLETE:
             superblocks.store(device, done, state=state)
 
 
 def resume(path: Path, *, skip: bool = False) -> None:
-    with Device(path, writable=True) as device:
+    with DirectDevice(path, writable=True) as device:
         main.resume(device, started=0.0, skip=skip)
 
 
@@ -284,7 +284,7 @@ def test_no_memory_beside_the_boot_kernel_is_no_end_where_a_restorer_lies_with_t
     """``late``: the kernel says so only when it should jump."""
     part = tmp_path / "part"
     part.write_bytes(b"x" * 5000)
-    target.prepare(
+    prepare.prepare_target(
         disk,
         cycle_id=uuid.UUID(int=1),
         hostname="h",
@@ -300,13 +300,13 @@ def test_no_memory_beside_the_boot_kernel_is_no_end_where_a_restorer_lies_with_t
     def jump() -> None:
         done.append("jump")
         # The restorer enters no session in another state.
-        assert superblocks.load(Device(disk)).state == COMPLETE  # type: ignore[union-attr]
+        assert superblocks.load(DirectDevice(disk)).state == COMPLETE  # type: ignore[union-attr]
         raise RestoreFailed("as the test wants it")
 
     monkeypatch.setattr(restore, "_load", load)
-    monkeypatch.setattr(inplace, "load", lambda *_: done.append("load"))
-    monkeypatch.setattr(inplace, "jump", jump)
-    monkeypatch.setattr(inplace, "choose", lambda *_, **__: inplace.SNAPSHOT)
+    monkeypatch.setattr(load_restorer, "load", lambda *_: done.append("load"))
+    monkeypatch.setattr(load_restorer, "jump", jump)
+    monkeypatch.setattr(load_restorer, "choose", lambda *_, **__: load_restorer.SNAPSHOT)
     write(disk, description())
     with pytest.raises(RestoreFailed if restorer else RestoreNoMemory):
         resume(disk)
@@ -324,7 +324,7 @@ def swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(main, "machine", lambda: MACHINE)
     path = tmp_path / "swap"
     path.write_bytes(SWAP_HEADER + bytes(18 << 20))
-    target.prepare(path, cycle_id=uuid.UUID(int=1), hostname="h", area=AREA)
+    prepare.prepare_target(path, cycle_id=uuid.UUID(int=1), hostname="h", area=AREA)
     return path
 
 
@@ -336,7 +336,7 @@ def test_the_reason_is_put_into_the_locator_too(swap: Path) -> None:
     with pytest.raises(ImageIncomplete):
         look(swap)
     assert found(swap) == ("spent", "ImageIncomplete")
-    with Device(swap) as device:
+    with DirectDevice(swap) as device:
         block, located = locator.read(device, 0)
     assert located is not None and located.outcome["error"] == "ImageIncomplete"
     assert block[1024:] == SWAP_HEADER[1024:]

@@ -26,20 +26,24 @@ CAPABILITIES = {
     "CAP_SYS_BOOT": ("machine/syscalls.py", "SYS_KEXEC_LOAD"),
     # Addresses in /proc/iomem and frame numbers in /proc/self/pagemap; the ioctls of /dev/snapshot;
     # maps of BPF; trees of btrfs.
-    "CAP_SYS_ADMIN": ("session/reportpage.py", "/proc/self/pagemap"),
+    "CAP_SYS_ADMIN": ("session/staging/pinned_pages.py", "/proc/self/pagemap"),
     # /proc/kcore (fs/proc/kcore.c, open_kcore): where the direct map begins, for debuggers.
-    "CAP_SYS_RAWIO": ("session/staging.py", "/proc/kcore"),
+    "CAP_SYS_RAWIO": ("session/staging/describe.py", "/proc/kcore"),
 }
 """What each is for: a file of daemon/kjump, and what in it needs the capability."""
 
 DIRECTIVES = {
     "SystemCallFilter": ("kexec_load", "machine/syscalls.py", "kexec_load"),
     "DeviceAllow": ("/dev/snapshot", "machine/swap.py", "/dev/snapshot"),
-    "ReadWritePaths": ("/sys/power", "session/logind.py", "/sys/power"),
-    "ReadOnlyPaths": ("/sys", "session/staging.py", "/proc/kcore"),
-    "RuntimeDirectory": ("systemd/sleep.conf.d", "session/stock.py", "/run/systemd/sleep.conf.d"),
-    "RestrictAddressFamilies": ("AF_NETLINK", "session/devices.py", "Monitor"),
-    "LimitMEMLOCK": ("8M", "session/reportpage.py", "mlock"),
+    "ReadWritePaths": ("/sys/power", "session/systemd/resume_device.py", "/sys/power"),
+    "ReadOnlyPaths": ("/sys", "session/staging/describe.py", "/proc/kcore"),
+    "RuntimeDirectory": (
+        "systemd/sleep.conf.d",
+        "session/systemd/kernel_hibernation.py",
+        "/run/systemd/sleep.conf.d",
+    ),
+    "RestrictAddressFamilies": ("AF_NETLINK", "session/target/watch.py", "Monitor"),
+    "LimitMEMLOCK": ("8M", "session/staging/pinned_pages.py", "mlock"),
 }
 """Directives that open something: a word of the value, and the code that needs it."""
 
@@ -66,7 +70,7 @@ def test_what_is_opened_is_needed(name: str) -> None:
 def test_hooks_of_others_are_not_in_the_sandbox() -> None:
     text = HOOKS_UNIT.read_text()
     assert not re.search(r"^(Protect|Private|Restrict|Capability|SystemCall|NoNew)", text, re.M)
-    source = (ROOT / "daemon/kjump/session/daemon.py").read_text()
+    source = (ROOT / "daemon/kjump/session/systemd/sleep.py").read_text()
     assert "kjump-hooks@{when}.service" in source
 
 

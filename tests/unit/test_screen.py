@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from kjump.console import lines as console
+from kjump.console import splash
 from kjump.helper import screen
 from kjump.helper.screen import Screen
-from kjump.machine import console, splash
 
 DAEMON = 'echo $$ >"{0}/pid"; printf "%s|" "$@" >"{0}/started"; exec sleep 60'
 CLIENT = '{{ printf "%s|" "$@"; echo; }} >>"{0}/said"; [ "$1" != quit ] || kill $(cat "{0}/pid")'

@@ -21,9 +21,9 @@ from kjump.errors import (
     TargetTooSmall,
     UnsuitableFile,
 )
-from kjump.session import areas, files
-from kjump.session.doctor import Finding
-from kjump.session.files import Blocks
+from kjump.session.checks.doctor import Finding
+from kjump.session.target import claim, files
+from kjump.session.target.files import Blocks
 
 MIB = 1 << 20
 
@@ -34,7 +34,10 @@ def test_sizes() -> None:
     assert setup.parse_size("1073741824") == 1 << 30
     assert setup.parse_size("67112000") == 67112000 // 4096 * 4096
     default = setup.parse_size(None)
-    assert areas.enough() <= default < areas.enough() + 4096 and default % 4096 == 0
+    assert (
+        claim.largest_image_size() <= default < claim.largest_image_size() + 4096
+        and default % 4096 == 0
+    )
     for text in ("", "G", "16X", "-1G", "1.5G", "4M", "16GG", "\u0661G"):
         with pytest.raises(BadRequest):
             setup.parse_size(text)

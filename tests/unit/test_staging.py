@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from kjump.machine import coreheader
-from kjump.session import staging
-from kjump.session import window as windows
+from kjump.machine import elf
+from kjump.machine.ranges import MIB
+from kjump.session.staging import describe, load
+from kjump.session.staging import window as windows
+from kjump.session.staging.sizing import Sizing, splash_size, window_parts
 from kjump.settings import Settings
 
 TEXT = (0xFFFFFFFF9C000000, 0x2B000000)
@@ -32,18 +34,18 @@ def test_the_direct_map_is_told_from_kernel_text(
     tmp_path: Path, segments: list[tuple[int, int]], offset: int
 ) -> None:
     headers = b"".join(
-        coreheader.PHDR.pack(coreheader.PT_LOAD, 7, 0, virtual, physical, 4096, 4096, 0)
+        elf.PHDR.pack(elf.PT_LOAD, 7, 0, virtual, physical, 4096, 4096, 0)
         for virtual, physical in segments
     )
     kcore = tmp_path / "kcore"
-    kcore.write_bytes(coreheader.file_header(len(segments)) + headers)
-    assert staging.page_offset(kcore) == offset
+    kcore.write_bytes(elf.file_header(len(segments)) + headers)
+    assert describe.page_offset(kcore) == offset
 
 
 def test_no_kcore_is_no_error(tmp_path: Path) -> None:
-    assert staging.page_offset(tmp_path / "nothing") == 0
+    assert describe.page_offset(tmp_path / "nothing") == 0
     (tmp_path / "junk").write_bytes(b"junk")
-    assert staging.page_offset(tmp_path / "junk") == 0
+    assert describe.page_offset(tmp_path / "junk") == 0
 
 
 @pytest.mark.parametrize(
@@ -58,11 +60,11 @@ def test_no_kcore_is_no_error(tmp_path: Path) -> None:
 def test_free_pages_are_zero_where_the_kernel_trusts_them_to_be(
     cmdline: str, config: str, policy: str
 ) -> None:
-    assert staging.free_pages_policy(cmdline, config) == policy
+    assert describe.free_pages_policy(cmdline, config) == policy
 
 
 def test_the_paging_mode_goes_with_the_command_line() -> None:
-    words = staging.command_line(
+    words = load.command_line(
         Settings(), "quiet no5lvl console=ttyS0 root=/dev/x", core_header=0x1000, cell=0x2000
     ).split()
     assert {"no5lvl", "console=ttyS0", "elfcorehdr=0x1000", "kjump.return=0x2000"} <= set(words)
@@ -71,11 +73,11 @@ def test_the_paging_mode_goes_with_the_command_line() -> None:
 
 def test_what_a_splash_screen_takes_is_told_beside_the_initrd(tmp_path: Path) -> None:
     initrd, beside = tmp_path / "helper.img", tmp_path / "helper.json"
-    assert staging.splash_size(initrd) == 0
+    assert splash_size(initrd) == 0
     beside.write_text('{"unpacked": 5}')
-    assert staging.splash_size(initrd) == 0
+    assert splash_size(initrd) == 0
     beside.write_text('{"splash": 12345}')
-    assert staging.splash_size(initrd) == 12345
+    assert splash_size(initrd) == 12345
 
 
 @pytest.mark.parametrize(("init_size", "packed", "unpacked"), [(29, 11, 33), (56, 12, 36)])
@@ -84,18 +86,16 @@ def test_the_window_holds_all_its_parts_in_160_mib(
 ) -> None:
     """With the test kernel, and with a distribution's; two processors, 1 GiB."""
     mib = 1 << 20
-    parts = staging.window_parts(init_size * mib, packed * mib, unpacked * mib, 2, 1 << 30)
+    parts = window_parts(init_size * mib, packed * mib, unpacked * mib, 2, 1 << 30)
     assert sum(parts.values()) <= 160 * mib
     assert parts["unpacked"] == unpacked * mib
     # Packed and unpacked are there at once.
     assert sum(parts.values()) >= (init_size + packed + unpacked + 16) * mib
-    shown = staging.window_parts(
-        init_size * mib, packed * mib, unpacked * mib, 2, 1 << 30, 24 * mib
-    )
+    shown = window_parts(init_size * mib, packed * mib, unpacked * mib, 2, 1 << 30, 24 * mib)
     assert sum(shown.values()) - sum(parts.values()) == 24 * mib
-    large = staging.window_parts(init_size * mib, packed * mib, unpacked * mib, 2, 64 << 30)
+    large = window_parts(init_size * mib, packed * mib, unpacked * mib, 2, 64 << 30)
     assert large["pages"] - parts["pages"] == 63 * mib
-    heavy = staging.window_parts(init_size * mib, 90 * mib, unpacked * mib, 2, 1 << 30)
+    heavy = window_parts(init_size * mib, 90 * mib, unpacked * mib, 2, 1 << 30)
     assert heavy["running"] > 90 * mib
 
 
@@ -112,14 +112,14 @@ def test_the_window_is_chosen_by_where_memory_is_taken_from(
     def refuse(size: int) -> list[int]:
         raise OSError(12, "Cannot allocate memory")
 
-    sizing = staging.Sizing(Path(), Path(), 2 * staging.MIB, 18 * staging.MIB)
-    monkeypatch.setattr(staging, "vmcoreinfo_note", lambda: (4096, 1024))
+    sizing = Sizing(Path(), Path(), 2 * MIB, 18 * MIB)
+    monkeypatch.setattr(load, "vmcoreinfo_note", lambda: (4096, 1024))
     monkeypatch.setattr(windows, "choose", choose)
     monkeypatch.setattr(windows, "sample_allocations", lambda size: [size])
-    with pytest.raises(Sampled, match=str(2 * staging.MIB)):
-        staging.choose_window(sizing, [])
+    with pytest.raises(Sampled, match=str(2 * MIB)):
+        load.choose_window(sizing, [])
     # Without that it only takes longer, but somebody should know why.
     monkeypatch.setattr(windows, "sample_allocations", refuse)
     with capture_logs() as lines, pytest.raises(Sampled, match=r"\[\]"):
-        staging.choose_window(sizing, [])
+        load.choose_window(sizing, [])
     assert "Cannot allocate memory" in lines[0]["event"]

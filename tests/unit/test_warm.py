@@ -33,8 +33,8 @@ from kjump.helper import warm as rests
 from kjump.helper.screen import Screen
 from kjump.helper.watch import Watch
 from kjump.machine.ranges import PAGE
-from kjump.session import warm
-from kjump.session.warm import Disk, Seen
+from kjump.session.staging import warm
+from kjump.session.staging.warm import Disk, Seen
 
 NONCE = bytes(range(16))
 WINDOW = (0x10000000, 0x18000000)

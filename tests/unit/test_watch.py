@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from kjump.console.keys import ESC, POWER
 from kjump.errors import Cancelled, HelperHung, KjumpError, TargetWriteFailed
 from kjump.handoff.cell import Cell
 from kjump.helper import copy, leave, watch, watchdog
 from kjump.helper.screen import Screen
 from kjump.helper.watch import Watch
-from kjump.machine.keys import ESC, POWER
 
 
 class FakeKeys:

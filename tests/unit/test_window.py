@@ -15,7 +15,7 @@ from kjump.errors import NoWindow
 from kjump.machine import pages
 from kjump.machine.memory import parse_iomem
 from kjump.machine.ranges import PAGE, overlaps
-from kjump.session import window
+from kjump.session.staging import window
 
 MIB = 1 << 20
 

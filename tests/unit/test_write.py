@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kjump.errors import MemoryUnreadable, TargetWriteFailed
-from kjump.image import codec, superblocks, target, write
-from kjump.image.device import Device
+from kjump.image import codec, prepare, superblocks, write
+from kjump.image.device import DirectDevice
 from kjump.image.layout import LZ4, RAW, ZSTD, unpack_chunk_header
 from kjump.image.read import Image
 from kjump.image.write import Writer
@@ -30,13 +30,13 @@ CYCLE = uuid.UUID(int=9)
 TEXT = (b"All happy families are alike; " * 150)[:PAGE]
 
 
-def device(tmp_path: Path, kind: type[Device] = Device) -> Device:
+def device(tmp_path: Path, kind: type[DirectDevice] = DirectDevice) -> DirectDevice:
     path = imaging.prepared(tmp_path / "target", 64 << 20)
-    target.prepare(path, cycle_id=CYCLE, hostname="h")
+    prepare.prepare_target(path, cycle_id=CYCLE, hostname="h")
     return kind(path, writable=True)
 
 
-def writer(opened: Device, compression: str = "auto") -> Writer:
+def writer(opened: DirectDevice, compression: str = "auto") -> Writer:
     found = superblocks.load(opened)
     assert found is not None
     made = Writer(opened, found, compression=compression)
@@ -83,7 +83,7 @@ def test_what_gather_raises_comes_out_and_all_threads_end(tmp_path: Path) -> Non
         time.sleep(0.01)
 
 
-class Failing(Device):
+class Failing(DirectDevice):
     """Takes a few chunks, then fails."""
 
     writes = 0
@@ -102,7 +102,7 @@ def test_a_write_that_fails_ends_the_copy(tmp_path: Path) -> None:
             made.fill([(n, TEXT) for n in range(500)], imaging.gather, processors=2)
 
 
-class Waiting(Device):
+class Waiting(DirectDevice):
     """A disk far slower than compressing is, on a busy machine, too."""
 
     def write_from(self, buffer: mmap.mmap | memoryview, length: int, offset: int) -> None:
@@ -110,7 +110,7 @@ class Waiting(Device):
         super().write_from(buffer, length, offset)
 
 
-class Narrow(Device):
+class Narrow(DirectDevice):
     """One that serves writes one after the other, as a disk's transfer rate does."""
 
     serving = threading.Lock()

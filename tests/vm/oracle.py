@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from kjump.image import export
-from kjump.image.device import Device
+from kjump.image.device import DirectDevice
 from kjump.image.extents import DATA, Extents
 from kjump.image.place import pieces
 from kjump.image.read import Image as SavedImage
@@ -73,7 +73,7 @@ class Saved:
     @classmethod
     def of(cls, path: Path) -> Saved:
         """Of the image on a target that is a file or a device.  Raises what the reader raises."""
-        with Device(path) as device:
+        with DirectDevice(path) as device:
             image = SavedImage(device)
             extents = image.index()
             kinds = bytearray(extents.end)
@@ -96,7 +96,7 @@ class Saved:
 
     def content(self) -> Iterator[tuple[int, bytes]]:
         """(first pfn, bytes) of every run of stored pages, ascending; checksums are checked."""
-        with Device(self.path) as device:
+        with DirectDevice(self.path) as device:
             image = SavedImage(device)
             for chunk in image.chunks(self.extents):
                 at = 0

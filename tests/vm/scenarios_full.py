@@ -112,7 +112,9 @@ def barely_enough(guest: Guest) -> None:
     guest.check("until grep -q held /tmp/held; do sleep 0.2; done", timeout=120)
     call = "busctl --timeout=200 call org.kjump1 /org/kjump1 org.kjump1.Manager"
     # Where the kernel takes memory from is found out, by this kernel without huge pages too.
-    sample = "import kjump.session.window as w; assert sum(w.sample_allocations(1 << 20)) == 256"
+    sample = (
+        "import kjump.session.staging.window as w; assert sum(w.sample_allocations(1 << 20)) == 256"
+    )
     guest.check(f"python3 -c '{sample}'")
     # Staging where memory is full has it compacted, and then a locked page may be moved.
     mapped = "grep -q bpf-map /proc/$(systemctl show -P MainPID kjumpd)/maps"

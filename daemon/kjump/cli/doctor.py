@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``kjumpctl doctor``: all that can be checked, by kjumpd and from here, and a jump as a dry run.
 
-Runs in the session, as any user.  kjumpd looks at the machine (`kjump.session.doctor`); what is
-looked at here is whether others see kjump: systemd, logind, the boot initrd.  Where kjumpd does not
-answer, root's kjumpctl looks at the machine itself, and says so.
+Runs in the session, as any user.  kjumpd looks at the machine (`kjump.session.checks.doctor`); what
+is looked at here is whether others see kjump: systemd, logind, the boot initrd.  Where kjumpd does
+not answer, root's kjumpctl looks at the machine itself, and says so.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from kjump import settings as configuration
 from kjump.cli import dropins, show
 from kjump.cli.client import Client
 from kjump.errors import BadConfiguration, KjumpError, NoBootResume, ServiceUnreachable, table
-from kjump.session import doctor
-from kjump.session.doctor import FAILED, OK, SKIPPED, WARNING, Finding
+from kjump.machine.ranges import PAGE
+from kjump.session.checks import doctor
+from kjump.session.checks.doctor import FAILED, OK, SKIPPED, WARNING, Finding
+from kjump.session.checks.facts import read_facts
 
 LISTERS = ("lsinitramfs", "lsinitrd")
 """initramfs-tools' and dracut's way to tell what is in a boot initrd."""
@@ -128,7 +130,7 @@ def of_dry_run(report: Mapping[str, Any]) -> Finding:
     """How a dry run went that came back."""
     seconds = duration(report)
     pages = (report.get("pages") or {}).get("data")
-    saved = f"  {show.size(pages * show.PAGE)} would be saved now." if pages else ""
+    saved = f"  {show.size(pages * PAGE)} would be saved now." if pages else ""
     return Finding("dry-run", OK, f"To the helper and back in {seconds:.1f} s.{saved}")
 
 
@@ -248,7 +250,6 @@ def without_service(settings: configuration.Settings) -> list[Finding]:
                 "machine", SKIPPED, "Not looked at: kjumpd does not answer.", advice="Ask as root."
             )
         ]
-    from kjump.session import readiness
 
-    facts = readiness.read(settings)
+    facts = read_facts(settings)
     return doctor.examine(facts, doctor.read(settings, facts))

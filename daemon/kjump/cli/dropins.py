@@ -84,10 +84,10 @@ def disable(root: Path) -> list[Path]:
 
 def offer_again(root: Path) -> None:
     """logind looks for itself again whether hibernation is possible."""
-    from kjump.session import stock
+    from kjump.session.systemd import kernel_hibernation
 
     try:
-        stock.offer(True, root / stock.OFFER.relative_to("/"))
+        kernel_hibernation.offer(True, root / kernel_hibernation.OFFER.relative_to("/"))
     except OSError as error:
         raise BadRequest(f"{error.filename} cannot be removed.", advice="Do it as root.") from error
 

@@ -105,7 +105,7 @@ def can_hibernate(options: Options) -> int:
 
 
 def hibernate(options: Options) -> int:
-    from kjump.session import stock, units
+    from kjump.session.systemd import kernel_hibernation, systemd_bus
 
     wanted = {}
     if options.fallback:
@@ -113,7 +113,7 @@ def hibernate(options: Options) -> int:
     if options.ignore_inhibitors:
         wanted["ignore_inhibitors"] = True
     # Set for systemd-hibernate.service, which is where it is looked for with systemd-sleep as well.
-    if units.says_no(os.environ.get(units.FREEZE_VARIABLE, "")):
+    if systemd_bus.says_no(os.environ.get(systemd_bus.FREEZE_VARIABLE, "")):
         wanted["freeze"] = False
     try:
         client = Client()
@@ -123,7 +123,9 @@ def hibernate(options: Options) -> int:
         if not options.fallback:
             raise
         chosen = configuration.load().session.fallback
-        decision = stock.decide(error, jumped=False, fallback=chosen, facts=stock.read())
+        decision = kernel_hibernation.decide(
+            error, jumped=False, fallback=chosen, facts=kernel_hibernation.read()
+        )
         if not decision.fall_back:
             raise ServiceUnreachable(f"{error.what}  {decision.why_not}") from error
         return _hibernate_by_systemd(error.what)
@@ -137,11 +139,11 @@ def hibernate(options: Options) -> int:
 
 def _hibernate_by_systemd(what: str) -> int:
     """Become systemd-sleep; its exit status is ours."""
-    from kjump.session import stock
+    from kjump.session.systemd import kernel_hibernation
 
     print(f"kjumpctl: {what}  The kernel's own hibernation is done instead.", file=sys.stderr)
     sys.stderr.flush()
-    program, *arguments = stock.command()
+    program, *arguments = kernel_hibernation.command()
     try:
         os.execv(program, [program, *arguments])
     except OSError as error:
@@ -150,7 +152,7 @@ def _hibernate_by_systemd(what: str) -> int:
 
 def diagnose(options: Options) -> int:
     from kjump.cli import doctor
-    from kjump.session.doctor import FAILED, SKIPPED, Finding, failed
+    from kjump.session.checks.doctor import FAILED, SKIPPED, Finding, failed
 
     found = doctor.look()
     trial: dict[str, Any] | None = None
@@ -302,7 +304,7 @@ def _place(options: Options) -> tuple[Path, int | None]:
     if not path.is_file() or _is_copy(path):
         return path, None
     # What lies in an image file is not to be seen through its file system.
-    from kjump.session import devices
+    from kjump.session.target import devices
 
     try:
         found = devices.resolve(os.path.realpath(path))
@@ -353,7 +355,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 def _entries(options: Options) -> list[dict[str, Any]]:
     # The file is readable by all, so that this works without the daemon; imported here, as the
     # rest of kjumpctl does without the daemon's code.
-    from kjump.session.history import HISTORY, History
+    from kjump.session.cycle.history import HISTORY, History
 
     return History(Path(options.file or HISTORY)).entries()
 

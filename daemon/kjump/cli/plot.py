@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kjump.cli import show
+from kjump.machine.ranges import PAGE
 
 WIDTH, MARGIN, LANE, ROW = 960, 24, 120, 26
 """Pixels: of the picture, around it, of the lanes' names, of a lane."""
@@ -264,7 +265,7 @@ def memory(canvas: Canvas, found: Mapping[str, Any]) -> None:
     size = found.get("cell_pages")
     if not parts or not isinstance(size, int) or size <= 0:
         return
-    total = len(parts) * size * show.PAGE
+    total = len(parts) * size * PAGE
     canvas.text(MARGIN, canvas.y, "Physical memory by kind of page, from address 0")
     canvas.y += 12
     width, height = (WIDTH - 2 * MARGIN) / len(parts), 96
@@ -273,7 +274,7 @@ def memory(canvas: Canvas, found: Mapping[str, Any]) -> None:
         y = canvas.y + height
         x = MARGIN + number * width
         said = ", ".join(f"{WORDS[kind]} {share:.0%}" for kind, share in part.items())
-        hint = f"{show.size(number * size * show.PAGE)}: {said}"
+        hint = f"{show.size(number * size * PAGE)}: {said}"
         for kind in KINDS:
             if kind in part:
                 y -= part[kind] * height

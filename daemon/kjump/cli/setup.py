@@ -24,9 +24,11 @@ from kjump.errors import (
     UnsuitableFile,
 )
 from kjump.image.layout import BLOCK
+from kjump.image.target import SMALLEST
 from kjump.machine.ranges import align_up
-from kjump.session import areas, devices, files
-from kjump.session.readiness import SMALLEST_TARGET
+from kjump.session.checks.facts import Facts, holds_our_image, session_of_another
+from kjump.session.target import claim, devices, files
+from kjump.session.target.swaps import read_swaps
 
 DROP_IN = Path("/etc/kjump/kjump.conf.d/90-target.conf")
 LABEL = "kjump"
@@ -51,13 +53,13 @@ def parse_size(text: str | None) -> int:
     Raises `BadRequest`.
     """
     if text is None:
-        return align_up(areas.enough(), BLOCK)
+        return align_up(claim.largest_image_size(), BLOCK)
     number = text.rstrip("KMGTkmgt")
     unit = text[len(number) :].upper()
     if not (number.isascii() and number.isdigit()) or unit not in UNITS:
         raise BadRequest(f"{text!r} is no size.", advice="Write it like 16G or 800M.")
     size = int(number) * UNITS[unit] // BLOCK * BLOCK
-    if size < SMALLEST_TARGET:
+    if size < SMALLEST:
         raise BadRequest(f"{text} is too little for any image.", advice="RAM's size will do.")
     return size
 
@@ -222,7 +224,7 @@ def choose(survey: Survey, size: int) -> Plan:
             passed.append(f"{candidate.name}: {why}")
         return not why
 
-    if survey.configured is not None and fits(survey.configured, SMALLEST_TARGET):
+    if survey.configured is not None and fits(survey.configured, SMALLEST):
         return Plan(survey.configured.spec, survey.configured.name, write=False)
     for candidate in (*survey.swaps, *survey.partitions):
         if fits(candidate, size):
@@ -256,7 +258,7 @@ def supported(mountinfo: str) -> list[tuple[str, str]]:
     return sorted(found.values(), key=lambda pair: pair[0] != "/")
 
 
-def stable(device: devices.Device) -> str:
+def stable(device: devices.TargetDevice) -> str:
     """A name for ``[Target] Path=`` that is the same after the next boot."""
     if device.file:
         return device.file
@@ -267,7 +269,7 @@ def stable(device: devices.Device) -> str:
 
 def look_at(path: str, name: str) -> Candidate:
     """What a path or spec leads to.  Never raises."""
-    from kjump.session import readiness
+    from kjump.session.checks import readiness
 
     try:
         found = devices.resolve(path)
@@ -275,12 +277,12 @@ def look_at(path: str, name: str) -> Candidate:
         why = error.what if isinstance(error, KjumpError) else str(error.strerror)
         return Candidate(path, name, 0, why.rstrip("."))
     user = devices.user_of(found) if found.kind == devices.PARTITION else None
-    ours = readiness.holds_our_image(found)
-    facts = readiness.Facts(
+    ours = holds_our_image(found)
+    facts = Facts(
         target=found,
         target_user=user,
         target_is_ours=ours,
-        target_session=readiness.session_of_another(found),
+        target_session=session_of_another(found),
     )
     checks = (readiness.target_free, readiness.target_empty, readiness.target_session)
     reasons = [reason for check in checks if (reason := check(facts)) is not None]
@@ -296,7 +298,7 @@ def survey() -> Survey:
         configured = Candidate(spec, configured.name, configured.room, configured.why_not)
     swaps = [
         look_at(str(area.path), f"the swap {'file' if area.is_file else 'partition'} {area.path}")
-        for area in devices.swaps()
+        for area in read_swaps()
     ]
     labelled = any(device.label == LABEL for device in devices.listing())
     partitions = [look_at(f"PARTLABEL={LABEL}", f"the partition named {LABEL}")] if labelled else []

@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
-PAGE = 4096
+from kjump.machine.ranges import PAGE
+
 BOLD, RED, GREEN, YELLOW = "1", "31", "32", "33"
 COLOURS = {
     "yes": GREEN,

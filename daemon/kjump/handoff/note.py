@@ -25,11 +25,12 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from kjump.errors import DamagedHandoff, WrongHandoffVersion
+from kjump.machine.elf import pack_note
 
 OWNER = b"KJUMP"
 TYPE = 1
@@ -42,7 +43,6 @@ DRY_RUN = "dry-run"
 """The document's ``mode`` where nothing is to be written, and the helper is to come back."""
 CHECKED = 16
 """The checksum covers this many bytes of the header."""
-NHDR = struct.Struct("<III")
 LARGEST = 128 << 10
 """A longer descriptor is refused: bytes."""
 
@@ -53,34 +53,6 @@ class Note:
 
     jump_back: int
     document: dict[str, Any]
-
-
-def pack_note(owner: bytes, kind: int, descriptor: bytes) -> bytes:
-    """One ELF64 note: name and descriptor padded to 4 bytes (elf(5))."""
-    name = owner + b"\0"
-    return (
-        NHDR.pack(len(name), len(descriptor), kind)
-        + name.ljust(-(-len(name) // 4) * 4, b"\0")
-        + descriptor.ljust(-(-len(descriptor) // 4) * 4, b"\0")
-    )
-
-
-def descriptor_offset(owner: bytes = OWNER) -> int:
-    """Where the descriptor starts in a note of this owner: bytes from the note's start."""
-    return NHDR.size + -(-(len(owner) + 1) // 4) * 4
-
-
-def iterate_notes(data: bytes) -> Iterator[tuple[bytes, int, bytes]]:
-    """The notes (owner, type, descriptor) of a PT_NOTE segment; stops at the first bad one."""
-    at = 0
-    while at + NHDR.size <= len(data):
-        name_size, size, kind = NHDR.unpack_from(data, at)
-        start = at + NHDR.size + -(-name_size // 4) * 4
-        if name_size == 0 or start + size > len(data):
-            return
-        name = data[at + NHDR.size : at + NHDR.size + name_size].rstrip(b"\0")
-        yield name, kind, data[start : start + size]
-        at = start + -(-size // 4) * 4
 
 
 def descriptor(document: Mapping[str, Any]) -> bytes:

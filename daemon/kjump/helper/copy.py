@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from kjump import VERSION
+from kjump.console.lines import Progress, say
 from kjump.errors import (
     DamagedHandoff,
     HelperDeadline,
@@ -34,16 +35,15 @@ from kjump.errors import (
 )
 from kjump.handoff import note
 from kjump.handoff.cell import Cell
-from kjump.helper import leave, putback, warm
+from kjump.helper import leave, restore_in_place, warm
 from kjump.helper.screen import Screen
-from kjump.helper.states import Span, classify
+from kjump.helper.states import PageSpan, classify
 from kjump.helper.watch import Watch
 from kjump.image import fingerprint, superblocks, target
-from kjump.image.device import Device
+from kjump.image.device import DirectDevice
 from kjump.image.layout import BLOCK, EMPTY, Superblock
 from kjump.image.write import COMPRESSIONS, SPAN_PAGES, Writer
 from kjump.machine import pages, syscalls, vmcoreinfo
-from kjump.machine.console import Progress, say
 from kjump.machine.maps import Maps
 from kjump.machine.memory import own_memory, processors
 from kjump.machine.ranges import PAGE, Range
@@ -140,14 +140,14 @@ def read_notes(core: Vmcore) -> tuple[dict[str, str], note.Note]:
     return facts, found
 
 
-def open_target(handoff: Handoff) -> Device:
+def open_target(handoff: Handoff) -> DirectDevice:
     """The target, and no other device: it bears this cycle's id.
 
     Raises `TargetMissing`, `WrongTarget`.
     """
     path = target.wait_for(handoff.links, DEVICE_WAIT)
     if handoff.locator is None:
-        device = Device(path, writable=True)
+        device = DirectDevice(path, writable=True)
     else:
         try:
             device = target.open_image(path, handoff.locator, writable=True)
@@ -162,11 +162,11 @@ def open_target(handoff: Handoff) -> Device:
     return device
 
 
-def gatherer(core: Vmcore) -> Callable[[Span, pages.Bundle], None]:
+def gatherer(core: Vmcore) -> Callable[[PageSpan, pages.Bundle], None]:
     """What brings a span's pages together out of the session's memory; for any thread."""
     maps = Maps(core.map, core.readable())
 
-    def gather(span: Span, bundle: pages.Bundle) -> None:
+    def gather(span: PageSpan, bundle: pages.Bundle) -> None:
         """Raises `MemoryUnreadable`, `Internal`."""
         kinds, end = span.kinds.kinds, span.at + span.last - span.first
         wanted = sum(kinds.count(kind, span.at, end) for kind in (pages.SAVE, pages.ZERO))
@@ -276,7 +276,7 @@ def save(
     return report
 
 
-def _prepared(device: Device) -> Superblock:
+def _prepared(device: DirectDevice) -> Superblock:
     found = superblocks.load(device)
     if found is None:
         raise WrongTarget(f"{device.path} lost this cycle's mark.")
@@ -296,7 +296,7 @@ def rehearse(core: Vmcore, facts: Mapping[str, str], handoff: Handoff, clock: Cl
     clock.phase("find target")
     path = target.wait_for(handoff.links, DEVICE_WAIT)
     try:
-        with Device(path) as device:
+        with DirectDevice(path) as device:
             device.read(0, BLOCK)
     except OSError as error:
         raise TargetMissing(f"The target {path} cannot be read: {error.strerror}.") from error
@@ -356,10 +356,10 @@ def main() -> int:
     The same initrd serves for restoring in place: the command line says so.
     """
     cmdline = Path("/proc/cmdline").read_text()
-    if "kjump.restore" in putback.words_of(cmdline):
-        return putback.main(cmdline)
+    if "kjump.restore" in restore_in_place.words_of(cmdline):
+        return restore_in_place.main(cmdline)
     clock = Clock()
-    watch = Watch(putback.words_of(cmdline).get("kjump.inject", ""))
+    watch = Watch(restore_in_place.words_of(cmdline).get("kjump.inject", ""))
     screen = Screen()
     say("the helper is running")
     try:

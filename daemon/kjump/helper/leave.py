@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from kjump.console.lines import say
 from kjump.errors import DamagedHandoff, HelperFailed, HelperHung, KjumpError, NoWarmHelper
 from kjump.handoff import cell as cells
 from kjump.handoff import report as reports
 from kjump.helper import watch, watchdog
 from kjump.machine import code, memory, syscalls
-from kjump.machine.console import say
 from kjump.machine.ranges import PAGE
 from kjump.machine.syscalls import Segment
 

@@ -4,7 +4,7 @@
 Runs in the helper, where its initrd has Plymouth ([Helper] Plymouth=yes), in a thread of its own.
 Nobody waits for it: a line that comes while the last one is still being shown takes the place of
 those before it, and a plymouthd that does not start, hangs or dies is done without.  Keys are not
-Plymouth's business: `kjump.machine.keys` hears them beside it.
+Plymouth's business: `kjump.console.keys` hears them beside it.
 
 It decides nothing, and writes to no disk.
 """
@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from kjump.machine import console
-from kjump.machine.splash import CLIENTS, Splash
+from kjump.console import lines
+from kjump.console.splash import CLIENTS, Splash
 
 DAEMONS = (Path("/usr/sbin/plymouthd"), Path("/sbin/plymouthd"), Path("/usr/bin/plymouthd"))
 WORDS = "splash plymouth.ignore-serial-consoles"
@@ -65,7 +65,7 @@ class Screen:
         if self._daemon is None:
             return
         words = command(self._daemon, cmdline)
-        console.also.append(self.show)
+        lines.also.append(self.show)
         self._thread = threading.Thread(
             target=self._work, args=(words,), name="screen", daemon=True
         )

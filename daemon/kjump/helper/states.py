@@ -26,7 +26,7 @@ STEP = 32768
 
 
 @dataclass(frozen=True)
-class Span:
+class PageSpan:
     """Pages [first, last) of one RAM range, for one chunk: ``at`` is the first's index in
     ``kinds``."""
 
@@ -42,14 +42,14 @@ class States:
     def __init__(self, ranges: Iterable[Range]) -> None:
         self.ranges = [(start, end, bytearray(end - start)) for start, end in ranges]
 
-    def spans(self, most: int) -> Iterator[Span]:
+    def spans(self, most: int) -> Iterator[PageSpan]:
         """All of memory, ascending, in spans with ``most`` pages to save at the most."""
         for start, end, kinds in self.ranges:
             held = pages.Kinds(kinds)
             at = 0
             while at < end - start:
                 count = held.span(at, end - start, most)
-                yield Span(held, at, start + at, start + at + count)
+                yield PageSpan(held, at, start + at, start + at + count)
                 at += count
 
     def mark(self, hidden: Iterable[Range], kind: int) -> None:

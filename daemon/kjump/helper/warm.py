@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kjump.console.lines import say
 from kjump.errors import DamagedHandoff, NoWarmHelper
 from kjump.handoff import note, request
 from kjump.handoff.cell import Cell
 from kjump.helper import leave
 from kjump.image import target
 from kjump.machine import memory, syscalls
-from kjump.machine.console import say
 from kjump.machine.ranges import PAGE
 
 MODE = "warm"

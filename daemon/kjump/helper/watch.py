@@ -20,10 +20,10 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from kjump.console.keys import ESC, POWER, Keys
+from kjump.console.lines import say
 from kjump.errors import Cancelled, HelperHung, KjumpError
 from kjump.helper import watchdog
-from kjump.machine.console import say
-from kjump.machine.keys import ESC, POWER, Keys
 
 TICK = 1.0
 """Seconds between two signs of life."""

@@ -25,20 +25,20 @@ from kjump.machine.ranges import align_up
 
 PIECE = 1 << 20
 
-Span = tuple[int, int]
+ByteSpan = tuple[int, int]
 """Bytes of a device: (offset, length), both in whole blocks."""
 
 
 class Spans:
     """Spans of a device, one behind the other, as one run of bytes.  Pure."""
 
-    def __init__(self, spans: Sequence[Span]) -> None:
+    def __init__(self, spans: Sequence[ByteSpan]) -> None:
         """``spans``: in the order in which they are one run."""
         self._offsets = [offset for offset, _ in spans]
         self._starts = list(accumulate((length for _, length in spans), initial=0))
         self.size = self._starts.pop()
 
-    def pieces(self, offset: int, length: int) -> Iterator[Span]:
+    def pieces(self, offset: int, length: int) -> Iterator[ByteSpan]:
         """Where ``length`` bytes from ``offset`` on lie; fewer at the end of the run."""
         end = min(offset + length, self.size)
         at = bisect_right(self._starts, offset) - 1
@@ -51,7 +51,7 @@ class Spans:
             at += 1
 
 
-class Device:
+class DirectDevice:
     """An open block device or file.  Offsets and lengths are bytes, in whole blocks to write."""
 
     def __init__(
@@ -60,7 +60,7 @@ class Device:
         *,
         writable: bool = False,
         exclusive: bool = False,
-        spans: Sequence[Span] | None = None,
+        spans: Sequence[ByteSpan] | None = None,
     ) -> None:
         """``exclusive``: refuse a device that is mounted or held (block devices only).
 
@@ -88,12 +88,12 @@ class Device:
         if spans is not None:
             self.lay(spans)
 
-    def lay(self, spans: Sequence[Span] | None) -> None:
+    def lay(self, spans: Sequence[ByteSpan] | None) -> None:
         """From now on byte 0 is the first byte of the first of these spans; None: of the device."""
         self._spans = None if spans is None else Spans(spans)
         self.size = self.whole_size if self._spans is None else self._spans.size
 
-    def _pieces(self, offset: int, length: int) -> Iterator[Span]:
+    def _pieces(self, offset: int, length: int) -> Iterator[ByteSpan]:
         if self._spans is None:
             return iter(((offset, length),))
         return self._spans.pieces(offset, length)
@@ -163,7 +163,7 @@ class Device:
     def close(self) -> None:
         os.close(self.fd)
 
-    def __enter__(self) -> Device:
+    def __enter__(self) -> DirectDevice:
         return self
 
     def __exit__(self, *_: object) -> None:

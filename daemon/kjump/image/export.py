@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from kjump.errors import ExportFailed, ImageDamaged, ImageIncomplete, NoImage
-from kjump.handoff.note import pack_note
-from kjump.image import swapped
+from kjump.image import window_source_pages
 from kjump.image.extents import Extents
 from kjump.image.place import check_pages, ram, window
 from kjump.image.read import Image
-from kjump.machine import coreheader
+from kjump.machine import elf
+from kjump.machine.elf import pack_note
 from kjump.machine.memory import processors
 from kjump.machine.ranges import PAGE, Range, align_up
 from kjump.machine.vmcoreinfo import OWNER
@@ -53,10 +53,10 @@ def headers(
     """
     note = pack_note(OWNER, 0, vmcoreinfo)
     count = len(ranges) + 1
-    note_at = coreheader.EHDR.size + count * coreheader.PHDR.size
+    note_at = elf.EHDR.size + count * elf.PHDR.size
     first = at = align_up(note_at + len(note))
-    out = coreheader.file_header(count)
-    out += coreheader.PHDR.pack(coreheader.PT_NOTE, 0, note_at, 0, 0, len(note), len(note), 4)
+    out = elf.file_header(count)
+    out += elf.PHDR.pack(elf.PT_NOTE, 0, note_at, 0, 0, len(note), len(note), 4)
     offsets = []
     for start, end in ranges:
         size, physical = (end - start) * PAGE, start * PAGE
@@ -64,9 +64,7 @@ def headers(
         # No alignment, as in /proc/vmcore: crash takes an ELF core whose first PT_LOAD has one, and
         # begins on a page, for a netdump of old, and looks for no KERNELOFFSET (is_netdump() in its
         # netdump.c).
-        out += coreheader.PHDR.pack(
-            coreheader.PT_LOAD, coreheader.RWX, at, virtual, physical, size, size, 0
-        )
+        out += elf.PHDR.pack(elf.PT_LOAD, elf.RWX, at, virtual, physical, size, size, 0)
         offsets.append(at)
         at += size
     return (out + note).ljust(first, b"\0"), offsets
@@ -170,7 +168,9 @@ def _put_back(
         offset = place(pfn)
         return b"" if offset is None else os.pread(file.fileno(), PAGE, offset)
 
-    found = swapped.pairs(read, int(description.get("jump_back", 0)), window(description))
+    found = window_source_pages.pairs(
+        read, int(description.get("jump_back", 0)), window(description)
+    )
     if found is None:
         return False
     blank = bytes(PAGE)

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from kjump.errors import KjumpError
-from kjump.image.device import Device
+from kjump.image.device import DirectDevice
 
 SIZE = 72 << 10
 
 
 def take(path: Path) -> str:
     """SHA-256, hexadecimal, of the device's beginning.  Raises `KjumpError`, OSError."""
-    with Device(path) as device:
+    with DirectDevice(path) as device:
         return hashlib.sha256(device.read(0, SIZE)).hexdigest()
 
 

@@ -54,7 +54,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kjump.errors import ImageDamaged, ImageVersion, TargetTooSmall
-from kjump.image.device import Device, Span
+from kjump.image.device import ByteSpan, DirectDevice
 from kjump.image.layout import BLOCK
 
 MAGIC = b"KJUMPLOC"
@@ -187,9 +187,9 @@ def put_in(block: bytes, locator: bytes) -> bytes:
 # -- laying out ------------------------------------------------------------------------------------
 
 
-def merged(spans: Sequence[Span]) -> list[Span]:
+def merged(spans: Sequence[ByteSpan]) -> list[ByteSpan]:
     """Spans in ascending order, neighbours joined; they do not overlap."""
-    out: list[Span] = []
+    out: list[ByteSpan] = []
     for offset, length in sorted(spans):
         if out and out[-1][0] + out[-1][1] == offset:
             out[-1] = (out[-1][0], out[-1][1] + length)
@@ -198,7 +198,7 @@ def merged(spans: Sequence[Span]) -> list[Span]:
     return out
 
 
-def lay_out(spans: Sequence[Span]) -> tuple[list[int], list[Span]]:
+def lay_out(spans: Sequence[ByteSpan]) -> tuple[list[int], list[ByteSpan]]:
     """(offsets of the map's blocks, spans of the image) in these spans; whole blocks all.
 
     Where there are more spans than a map may have, the largest are taken.  The map lies in the
@@ -211,7 +211,7 @@ def lay_out(spans: Sequence[Span]) -> tuple[list[int], list[Span]]:
     # Taking blocks from the front can only make the list of spans shorter.
     owed = -(-len(chosen) // ENTRIES)
     blocks: list[int] = []
-    rest: list[Span] = []
+    rest: list[ByteSpan] = []
     for offset, length in chosen:
         taken = min(owed - len(blocks), length // BLOCK)
         blocks += range(offset, offset + taken * BLOCK, BLOCK)
@@ -222,7 +222,7 @@ def lay_out(spans: Sequence[Span]) -> tuple[list[int], list[Span]]:
     return blocks[: -(-len(rest) // ENTRIES)], rest
 
 
-def pack_map(cycle: uuid.UUID, blocks: Sequence[int], spans: Sequence[Span]) -> Iterator[bytes]:
+def pack_map(cycle: uuid.UUID, blocks: Sequence[int], spans: Sequence[ByteSpan]) -> Iterator[bytes]:
     """The blocks of a map, in order; ``blocks``: where each will lie."""
     for number, first in enumerate(range(0, len(spans), ENTRIES)):
         part = spans[first : first + ENTRIES]
@@ -232,7 +232,7 @@ def pack_map(cycle: uuid.UUID, blocks: Sequence[int], spans: Sequence[Span]) -> 
         yield _sealed((head + entries).ljust(BLOCK, b"\0"), MAP_CRC_OFFSET)
 
 
-def unpack_map(block: bytes, cycle: uuid.UUID, number: int) -> tuple[int, list[Span]]:
+def unpack_map(block: bytes, cycle: uuid.UUID, number: int) -> tuple[int, list[ByteSpan]]:
     """(offset of the next block, spans) of a block of the map.  Raises `ImageDamaged`."""
     if len(block) != BLOCK or block[:8] != MAP_MAGIC or not _is_sealed(block, MAP_CRC_OFFSET):
         raise ImageDamaged(f"Block {number} of the image's map is not there.")
@@ -246,7 +246,7 @@ def unpack_map(block: bytes, cycle: uuid.UUID, number: int) -> tuple[int, list[S
 
 
 def check_spans(
-    spans: Sequence[Span], locator: Locator, at: int, blocks: Sequence[int], device_size: int
+    spans: Sequence[ByteSpan], locator: Locator, at: int, blocks: Sequence[int], device_size: int
 ) -> None:
     """Every span is in whole blocks, on the device, and no block belongs to two of them, to the
     map or to the locator, which lies ``at`` some block.  Raises `ImageDamaged`.
@@ -264,7 +264,7 @@ def check_spans(
 # -- on a device -----------------------------------------------------------------------------------
 
 
-def read(device: Device, at: int) -> tuple[bytes, Locator | None]:
+def read(device: DirectDevice, at: int) -> tuple[bytes, Locator | None]:
     """(block, locator) at a byte offset.  Raises `ImageVersion`, `ImageDamaged`."""
     if at % BLOCK or not 0 <= at <= device.whole_size - BLOCK:
         raise ImageDamaged(f"There is no block {at} on {device.path}.")
@@ -272,7 +272,7 @@ def read(device: Device, at: int) -> tuple[bytes, Locator | None]:
     return block, unpack(block)
 
 
-def _read_block(device: Device, at: int) -> bytes:
+def _read_block(device: DirectDevice, at: int) -> bytes:
     try:
         block = device.read(at, BLOCK)
     except OSError as error:
@@ -282,14 +282,14 @@ def _read_block(device: Device, at: int) -> bytes:
     return block
 
 
-def read_map(device: Device, locator: Locator, at: int) -> list[Span]:
+def read_map(device: DirectDevice, locator: Locator, at: int) -> list[ByteSpan]:
     """The spans that the locator at byte ``at`` leads to, all checked.
 
     Raises `ImageDamaged`; takes memory for `MOST_SPANS` of them at most.
     """
     if not 0 < locator.blocks <= MOST_BLOCKS:
         raise ImageDamaged("The image's locator makes no sense.")
-    spans: list[Span] = []
+    spans: list[ByteSpan] = []
     blocks: list[int] = []
     following = locator.map_offset
     for number in range(locator.blocks):
@@ -305,7 +305,11 @@ def read_map(device: Device, locator: Locator, at: int) -> list[Span]:
 
 
 def write_map(
-    device: Device, at: int, locator: Locator, blocks: Sequence[int], spans: Sequence[Span]
+    device: DirectDevice,
+    at: int,
+    locator: Locator,
+    blocks: Sequence[int],
+    spans: Sequence[ByteSpan],
 ) -> Locator:
     """Write the map, flush, and only then the locator that leads to it, flush; the locator.
 
@@ -325,7 +329,7 @@ def write_map(
     return written
 
 
-def leave(device: Device, at: int, locator: Locator, outcome: Mapping[str, Any]) -> None:
+def leave(device: DirectDevice, at: int, locator: Locator, outcome: Mapping[str, Any]) -> None:
     """Put an outcome into the locator: of a swap area it is all that outlives swapon.
 
     Raises `TargetWriteFailed`, OSError.
@@ -333,7 +337,7 @@ def leave(device: Device, at: int, locator: Locator, outcome: Mapping[str, Any])
     _put(device, at, replace(locator, outcome=outcome, changed=time.time()).pack())
 
 
-def clear(device: Device, at: int) -> None:
+def clear(device: DirectDevice, at: int) -> None:
     """Take away whatever locator there is, also a damaged one.
 
     Raises `TargetWriteFailed`, OSError.
@@ -342,6 +346,6 @@ def clear(device: Device, at: int) -> None:
         _put(device, at, bytes(SIZE))
 
 
-def _put(device: Device, at: int, data: bytes) -> None:
+def _put(device: DirectDevice, at: int, data: bytes) -> None:
     device.write(at, put_in(device.read(at, BLOCK), data))
     device.flush()

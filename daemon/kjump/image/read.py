@@ -18,7 +18,7 @@ from typing import Any
 
 from kjump.errors import ImageDamaged, ImageIncomplete, ImageSpent, NoImage
 from kjump.image import codec, superblocks
-from kjump.image.device import Device
+from kjump.image.device import DirectDevice
 from kjump.image.extents import Due, Extents
 from kjump.image.layout import (
     BLOCK,
@@ -91,7 +91,7 @@ class Chunk:
     ``data`` is used again: it holds only until the chunk is given back.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: DirectDevice) -> None:
         size = codec.largest_chunk(CHUNK_PAGES)
         self._stored = device.buffer(size)
         self._unpacked = mmap.mmap(-1, CHUNK_PAGES * PAGE)
@@ -129,7 +129,7 @@ class Chunk:
 class Image:
     """An image on an open device."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: DirectDevice) -> None:
         """Raises `NoImage` where there is none, `ImageVersion`, `ImageDamaged`."""
         self.device = device
         try:
@@ -319,9 +319,9 @@ class Image:
         chunks.end()
 
 
-def describe(path: Path, opened: Device | None = None) -> dict[str, Any]:
+def describe(path: Path, opened: DirectDevice | None = None) -> dict[str, Any]:
     """What ``kjumpctl image info`` shows.  Raises as `Image` and `Device` do."""
-    with opened or Device(path) as device:
+    with opened or DirectDevice(path) as device:
         image = Image(device)
         s = image.superblock
         out: dict[str, Any] = {

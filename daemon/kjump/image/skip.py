@@ -8,31 +8,16 @@ file systems go on without it; so the other way out is to switch off, which keep
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
 
+from kjump.console.lines import say
+from kjump.console.prompt import GIVE_UP, SWITCH_OFF, SkipPrompt
 from kjump.errors import ResumeSkipped
 from kjump.image import superblocks
 from kjump.image.read import Image
 from kjump.machine import syscalls
-from kjump.machine.console import say
-from kjump.machine.keys import ESC, POWER, Keys
-
-GIVE_UP, SWITCH_OFF, RESUME = "give up", "switch off", "resume"
-ANSWERS = {"y": GIVE_UP, "p": SWITCH_OFF, "r": RESUME, POWER: SWITCH_OFF}
-PATIENCE = 60.0
-"""Seconds in which the question is to be answered."""
-QUESTION = (
-    "Boot without the saved session?  It cannot be resumed once this system has run.",
-    "[y] boot, and give it up   [p] switch off, and keep it   [r] resume it",
-)
-
-
-def answer(keys: list[str]) -> str | None:
-    """What the first key that is an answer says; capitals are the same.  Pure."""
-    return next((ANSWERS[key.lower()] for key in keys if key.lower() in ANSWERS), None)
 
 
 def tries(outcome: Mapping[str, Any]) -> int:
@@ -41,73 +26,14 @@ def tries(outcome: Mapping[str, Any]) -> int:
     return found if isinstance(found, int) and found > 0 else 0
 
 
-class Hiding(Protocol):
-    """What hides the console, a splash screen."""
-
-    def out_of_the_way(self) -> AbstractContextManager[None]:
-        """Within this the console is in its place, with the keyboard."""
-
-
-class Chance:
-    """The chance to skip resuming; `asked` is called again and again, `last` before the jump."""
-
-    def __init__(
-        self,
-        keys: Keys,
-        wait: float,
-        splash: Hiding | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """``wait``: seconds, at the least, in which Esc is heard; ``splash``: what hides the
-        console."""
-        self.wait = wait
-        self._keys = keys
-        self._splash = splash
-        self._clock = clock
-        self._until = clock() + wait
-
-    def asked(self) -> bool:
-        """Whether Esc was pressed since.  Does not wait."""
-        return ESC in self._keys.read(0)
-
-    def last(self) -> bool:
-        """The same, when there was time enough to press it."""
-        while True:
-            left = self._until - self._clock()
-            if ESC in self._keys.read(max(0.0, left)):
-                return True
-            if left <= 0:
-                return False
-
-    def decide(self) -> str:
-        """Ask, and wait for the answer; one of `GIVE_UP`, `SWITCH_OFF`, `RESUME`."""
-        with self.console():
-            return self._decide()
-
-    def console(self) -> AbstractContextManager[None]:
-        """Within this nothing hides the console, and nobody else has the terminal."""
-        return nullcontext() if self._splash is None else self._splash.out_of_the_way()
-
-    def _decide(self) -> str:
-        for line in QUESTION:
-            say(line)
-        end = self._clock() + PATIENCE
-        while (left := end - self._clock()) > 0:
-            found = answer(self._keys.read(left))
-            if found is not None:
-                return found
-        say(f"nobody answered in {PATIENCE:.0f} s")
-        return RESUME
-
-
-class Skippable:
+class ResumeAttempt:
     """Asks whether to skip resuming, where a key was pressed, and does as is answered.
 
     While the question stands, the try that it interrupts is taken back: the machine works, and
     whatever happens to it meanwhile, the next boot finds the image as this one did.
     """
 
-    def __init__(self, image: Image, chance: Chance) -> None:
+    def __init__(self, image: Image, chance: SkipPrompt) -> None:
         self._image = image
         self._chance = chance
 

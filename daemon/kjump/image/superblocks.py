@@ -12,16 +12,16 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from kjump.image.device import Device
+from kjump.image.device import DirectDevice
 from kjump.image.layout import BLOCK, SLOTS, Superblock, newest, unpack_superblock
 
 
-def load(device: Device) -> Superblock | None:
+def load(device: DirectDevice) -> Superblock | None:
     """The superblock that counts, or None.  Raises `ImageVersion`, OSError."""
     return newest([device.read(slot, BLOCK) for slot in SLOTS])
 
 
-def store(device: Device, superblock: Superblock, **changes: Any) -> Superblock:
+def store(device: DirectDevice, superblock: Superblock, **changes: Any) -> Superblock:
     """Write ``superblock`` with the changes and the next generation; what was written.
 
     Raises `TargetWriteFailed`.
@@ -36,7 +36,7 @@ def store(device: Device, superblock: Superblock, **changes: Any) -> Superblock:
     return after
 
 
-def _order(device: Device) -> tuple[int, ...]:
+def _order(device: DirectDevice) -> tuple[int, ...]:
     """The slots, the one that does not count first."""
     first, second = (unpack_superblock(device.read(slot, BLOCK)) for slot in SLOTS)
     if first is not None and (second is None or first.generation >= second.generation):

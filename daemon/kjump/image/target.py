@@ -12,9 +12,8 @@ from __future__ import annotations
 import json
 import time
 import uuid
-import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +22,18 @@ from kjump.errors import (
     KjumpError,
     NoImage,
     NoTarget,
-    TargetHoldsData,
     TargetMissing,
-    TargetTooSmall,
 )
 from kjump.image import locator as locators
 from kjump.image import superblocks
-from kjump.image.device import PIECE, Device, Span
+from kjump.image.device import ByteSpan, DirectDevice
 from kjump.image.layout import (
     BLOCK,
-    COMPLETE,
     DESCRIPTION_OFFSET,
-    EMPTY,
-    RESTORER_OFFSET,
-    RESTORING,
     SPENT,
-    WRITING,
     Superblock,
 )
 from kjump.image.locator import Locator
-from kjump.machine.ranges import align_up
 
 SMALLEST = 16 << 20
 LINKS = {
@@ -74,11 +65,11 @@ class Area:
     """`locator.FILE` or `locator.SWAP`."""
     locator: int
     """Byte offset of the block that the locator lies in."""
-    spans: tuple[Span, ...]
+    spans: tuple[ByteSpan, ...]
     """Bytes of the device for map and image; not the locator's block."""
 
 
-class Opened(Device):
+class Opened(DirectDevice):
     """An open target: the image's bytes from 0 on, and the locator that led there, if any."""
 
     locator: Locator | None = None
@@ -119,7 +110,7 @@ def link(spec: str) -> Path:
     return Path(LINKS[kind], value)
 
 
-def parse_place(text: str) -> tuple[Path, int | None]:
+def parse_location(text: str) -> tuple[Path, int | None]:
     """(path, byte offset of the locator or None) of ``kjump.target=PLACE[:OFFSET]``.
 
     What stands behind the last colon is the offset if it is a number; a colon at the end says
@@ -131,7 +122,7 @@ def parse_place(text: str) -> tuple[Path, int | None]:
     return link(place if colon and not number else text), None
 
 
-def place_text(path: Path, locator: int | None) -> str:
+def format_location(path: Path, locator: int | None) -> str:
     """The word that `parse_place` reads."""
     if locator is not None:
         return f"{path}:{locator}"
@@ -171,14 +162,14 @@ def open_image(path: Path, locator: int | None = None, *, writable: bool = False
     return device
 
 
-def pass_over(device: Device, superblock: Superblock, outcome: Mapping[str, Any]) -> None:
+def pass_over(device: DirectDevice, superblock: Superblock, outcome: Mapping[str, Any]) -> None:
     """Mark an image spent, with the reason, where whoever starts next finds it.
 
     Raises `TargetWriteFailed`, OSError.
     """
     superblocks.store(device, superblock, state=SPENT, outcome=outcome)
     if isinstance(device, Opened) and device.locator is not None:
-        with Device(device.path, writable=True) as whole:
+        with DirectDevice(device.path, writable=True) as whole:
             locators.leave(whole, device.locator_at, device.locator, outcome)
 
 
@@ -187,7 +178,7 @@ def leave_reason(path: Path, at: int, error: KjumpError) -> None:
 
     Raises `KjumpError`, OSError.
     """
-    with Device(path, writable=True) as whole:
+    with DirectDevice(path, writable=True) as whole:
         _, found = locators.read(whole, at)
         if found is not None and not found.outcome:
             locators.leave(whole, at, found, {"by": "resume", "result": "failed", **error.report()})
@@ -247,157 +238,7 @@ def examine(path: Path, locator: int | None = None) -> Found | None:
 def _located(path: Path, at: int) -> Locator | None:
     """The locator alone, without what it leads to."""
     try:
-        with Device(path) as device:
+        with DirectDevice(path) as device:
             return locators.read(device, at)[1]
     except (KjumpError, OSError):
         return None
-
-
-def prepare(
-    path: Path,
-    *,
-    cycle_id: uuid.UUID,
-    hostname: str,
-    restorer: tuple[Path, Path] | None = None,
-    area: Area | None = None,
-) -> None:
-    """Mark the target as the one for this cycle; the helper writes to no other.
-
-    ``restorer``: kernel and initrd that go with the image, so that memory can be put back in
-    place.  ``area``: the part of the device that is the target, else it is all of it.  Raises
-    `TargetInUse`, `TargetMissing`, `TargetTooSmall`, `TargetHoldsData`, `TargetWriteFailed`.
-    """
-    blocks: list[int] = []
-    spans: list[Span] | None = None
-    with Device(path, writable=True, exclusive=area is None) as device:
-        if area is not None:
-            _take(device, area)
-            blocks, spans = locators.lay_out(area.spans)
-            device.lay(spans)
-        if device.size < SMALLEST:
-            raise TargetTooSmall(f"The target {path} has {device.size >> 20} MiB.")
-        old = superblocks.load(device)
-        fresh = Superblock(
-            EMPTY, old.generation if old else 0, cycle_id, outcome={"hostname": hostname}
-        )
-        if restorer is not None:
-            kernel, initrd = restorer
-            fresh = replace(
-                fresh,
-                kernel_length=kernel.stat().st_size,
-                initrd_length=initrd.stat().st_size,
-            )
-            if fresh.chunks_offset >= device.size:
-                raise TargetTooSmall(f"The target {path} has {device.size >> 20} MiB.")
-            if old is not None:
-                # Torn in between, what is there must not look like an image.
-                spent = superblocks.store(device, old, state=SPENT)
-                fresh = replace(fresh, generation=spent.generation)
-            fresh = replace(
-                fresh,
-                kernel_crc=_write_file(device, kernel, RESTORER_OFFSET, fresh.kernel_length),
-                initrd_crc=_write_file(device, initrd, fresh.initrd_offset, fresh.initrd_length),
-            )
-            device.flush()
-        superblocks.store(device, fresh)
-        if area is not None and spans is not None:
-            device.lay(None)
-            locators.write_map(device, area.locator, Locator(cycle_id, area.kind), blocks, spans)
-
-
-def _take(device: Device, area: Area) -> None:
-    """Make sure that the locator's block may be ours, and take away an old locator.
-
-    Raises `TargetHoldsData`, `TargetWriteFailed`, OSError.
-    """
-    if area.kind == locators.SWAP:
-        block = device.read(area.locator, BLOCK)
-        if not locators.is_swap(block) or foreign_boot_code(block):
-            raise TargetHoldsData(
-                f"The first bytes of the swap area on {device.path} are somebody's.",
-                advice="Make the area again with mkswap, or name another target.",
-            )
-    locators.clear(device, area.locator)
-
-
-def foreign_boot_code(block: bytes) -> bool:
-    """Whether the room for the locator in a swap header holds something that is none."""
-    return not locators.is_locator(block) and any(block[: locators.SIZE])
-
-
-def _write_file(device: Device, path: Path, offset: int, length: int) -> int:
-    """Copy a file of ``length`` bytes to the device, in pieces; its CRC-32.
-
-    Raises `TargetWriteFailed`, OSError.
-    """
-    checksum = done = 0
-    with path.open("rb") as file, device.buffer(PIECE) as buffer:
-        while done < length:
-            piece = file.read(min(PIECE, length - done))
-            if not piece:
-                raise OSError(f"{path} became shorter while it was read")
-            checksum = zlib.crc32(piece, checksum)
-            buffer[: len(piece)] = piece
-            size = align_up(len(piece), BLOCK)
-            buffer[len(piece) : size] = bytes(size - len(piece))
-            device.write_from(buffer, size, offset + done)
-            done += len(piece)
-    return checksum
-
-
-def retire(
-    path: Path,
-    error: KjumpError | None,
-    *,
-    cycle_id: uuid.UUID | None = None,
-    area: Area | None = None,
-) -> Found | None:
-    """Mark the image spent, with the reason, whatever its state was; what it was before.
-
-    With ``cycle_id`` only the image of that cycle.  Does nothing to a spent or absent one.
-    ``area``: blocks that are the target's at this moment; an image that a locator leads to is
-    only written to where it lies in just these.  The locator of a swap area goes.
-    """
-    with Device(path, writable=True) as device:
-        try:
-            if area is not None and not _lay_area(device, area):
-                return None
-            return _spend(device, error, cycle_id)
-        finally:
-            if area is not None and area.kind == locators.SWAP:
-                device.lay(None)
-                locators.clear(device, area.locator)
-
-
-def _lay_area(device: Device, area: Area) -> bool:
-    """Present the image in the area; False where the locator leads to something else."""
-    blocks, spans = locators.lay_out(area.spans)
-    _, found = locators.read(device, area.locator)
-    if found is None or found.map_offset != blocks[0]:
-        return False
-    if locators.read_map(device, found, area.locator) != spans:
-        return False
-    device.lay(spans)
-    return True
-
-
-def _spend(device: Device, error: KjumpError | None, cycle_id: uuid.UUID | None) -> Found | None:
-    superblock = superblocks.load(device)
-    if superblock is None or (cycle_id is not None and superblock.cycle != cycle_id):
-        return None
-    before = Found(superblock.state_name, superblock.cycle, superblock.outcome, superblock.changed)
-    if superblock.state in (WRITING, COMPLETE, RESTORING, EMPTY):
-        outcome = dict(superblock.outcome)
-        if error is not None:
-            outcome = error.report()
-        superblocks.store(device, superblock, state=SPENT, outcome=outcome)
-    return before
-
-
-def forget(path: Path, at: int) -> None:
-    """Take the locator away: what it leads to is not the image's any more, or never was.
-
-    Raises `TargetMissing`, `TargetWriteFailed`, OSError.
-    """
-    with Device(path, writable=True) as device:
-        locators.clear(device, at)

@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 
 from kjump.errors import HelperFailed, KjumpError, TargetTooSmall
 from kjump.image import choice, codec, superblocks
-from kjump.image.device import Device
+from kjump.image.device import DirectDevice
 from kjump.image.extents import Extents
 from kjump.image.layout import (
     BLOCK,
@@ -60,7 +60,7 @@ assert SPAN_PAGES <= CHUNK_PAGES
 Span = TypeVar("Span")
 
 
-class _Line(Generic[Span]):
+class _OrderedWork(Generic[Span]):
     """Spans, given out one by one with their numbers, and turns in the order of the numbers."""
 
     def __init__(self, spans: Iterable[Span]) -> None:
@@ -98,7 +98,7 @@ class _Line(Generic[Span]):
             self._turns.notify_all()
 
 
-class _Laps:
+class _StepTimes:
     """How long a thread takes for each of its steps, in seconds."""
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ class _Laps:
         self._since = now
 
 
-class _Desk:
+class _WorkerBuffers:
     """What a thread needs to make a chunk; there are as many as processors."""
 
     def __init__(self, spare: mmap.mmap) -> None:
@@ -126,7 +126,12 @@ class Writer:
     """Writes one image: `begin`, then `fill`, then `commit`."""
 
     def __init__(
-        self, device: Device, superblock: Superblock, *, level: int = 1, compression: str = "auto"
+        self,
+        device: DirectDevice,
+        superblock: Superblock,
+        *,
+        level: int = 1,
+        compression: str = "auto",
     ) -> None:
         """``superblock``: what the session prepared; ``level``: of zstd; ``compression``: one of
         `COMPRESSIONS`."""
@@ -181,16 +186,16 @@ class Writer:
         several threads at once.  ``progress`` is told the pages of each span, those of zeros
         included.  Raises what ``gather`` raises, `TargetTooSmall`, `TargetWriteFailed`.
         """
-        line = _Line(spans)
+        line = _OrderedWork(spans)
         self._left = expected
         self._choice = choice.Choice(processors)
-        desks: queue.Queue[_Desk] = queue.Queue()
+        desks: queue.Queue[_WorkerBuffers] = queue.Queue()
         for _ in range(processors):
-            desks.put(_Desk(self._buffer()))
+            desks.put(_WorkerBuffers(self._buffer()))
 
         def work() -> None:
             buffer = self._buffer()
-            laps = _Laps()
+            laps = _StepTimes()
             try:
                 while True:
                     # It comes before the span: who has the first turn must have all it needs.
@@ -246,11 +251,11 @@ class Writer:
 
     def _pack(
         self,
-        desk: _Desk,
+        desk: _WorkerBuffers,
         span: Span,
         gather: Callable[[Span, Bundle], None],
         buffer: mmap.mmap,
-        laps: _Laps,
+        laps: _StepTimes,
     ) -> tuple[mmap.mmap, codec.Packed | None, bytes]:
         """The span's chunk, if it has data, and the buffer that it is in now: ``buffer`` or the
         desk's, which keeps the other one; and the extents of all its pages."""

@@ -11,11 +11,11 @@ import ctypes
 import mmap
 
 from kjump.machine.native import LIBRARY, POINTER, U64, U64_OUT, address_of
+from kjump.machine.ranges import PAGE
 from kjump.machine.structpage import Layout
 
 SAVE, FREE, OFFLINE, POISONED, UNACCEPTED, ZERO = range(6)
 NAMES = ("data", "free", "offline", "hwpoison", "unaccepted", "zero")
-PAGE = 4096
 EXTENT = 16
 """Bytes of an extent in a bundle's lists: as on the target (`kjump.image.layout`)."""
 

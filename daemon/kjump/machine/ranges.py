@@ -11,6 +11,7 @@ from collections.abc import Iterable
 Range = tuple[int, int]
 
 PAGE = 4096
+MIB = 1 << 20
 
 
 def align_up(value: int, to: int = PAGE) -> int:

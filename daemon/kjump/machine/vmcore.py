@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kjump.errors import MemoryUnreadable
-from kjump.handoff.note import iterate_notes
-from kjump.machine.coreheader import EHDR, PHDR, PT_LOAD, PT_NOTE, Segment, parse
+from kjump.machine.elf import EHDR, PHDR, PT_LOAD, PT_NOTE, ElfSegment, iterate_notes, parse
 from kjump.machine.ranges import (
     PAGE,
     Range,
@@ -55,7 +54,7 @@ class Vmcore:
         inside = whole_pages((s.physical, s.physical + s.size) for s in self.memory)
         return [(a // PAGE, b // PAGE) for a, b in subtract(inside, self._hidden)]
 
-    def _segment(self, start: int, size: int) -> Segment:
+    def _segment(self, start: int, size: int) -> ElfSegment:
         if overlaps((start, start + size), self._hidden):
             raise MemoryUnreadable(f"{start:#x} lies in the window, where the helper itself runs.")
         for segment in self.memory:

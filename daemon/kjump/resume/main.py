@@ -16,6 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from kjump import settings as configuration
+from kjump.console import lines
+from kjump.console.keys import Keys
+from kjump.console.lines import say
+from kjump.console.prompt import SkipPrompt
+from kjump.console.splash import Splash
 from kjump.errors import (
     ImageDamaged,
     ImageIncomplete,
@@ -28,15 +33,11 @@ from kjump.errors import (
     TargetMissing,
 )
 from kjump.image import target
-from kjump.image.device import Device
+from kjump.image.device import DirectDevice
 from kjump.image.layout import EMPTY, SPENT
 from kjump.image.read import Image
-from kjump.image.skip import Chance
-from kjump.machine import console, memory
-from kjump.machine.console import say
+from kjump.machine import memory
 from kjump.machine.identity import machine_identity
-from kjump.machine.keys import Keys
-from kjump.machine.splash import Splash
 from kjump.resume import restore
 
 RECORDED = Path("/var/lib/kjump/target.json")
@@ -53,7 +54,7 @@ def machine() -> restore.Machine:
     )
 
 
-def resume(device: Device, *, started: float, skip: bool, wait: float = 0) -> None:
+def resume(device: DirectDevice, *, started: float, skip: bool, wait: float = 0) -> None:
     """Resume from the image on the device.  Returns where there is none to speak of.
 
     ``skip``: pass it over; ``wait``: seconds, at the least, in which a key can still say so.
@@ -74,7 +75,7 @@ def resume(device: Device, *, started: float, skip: bool, wait: float = 0) -> No
             raise ResumeSkipped("A saved session was not resumed.")
         splash = Splash()
         if splash.is_there:
-            console.also.append(splash.show)
+            lines.also.append(splash.show)
         description = image.description()
         restore.check(description, machine())
         restore.check_file_systems(description)
@@ -87,7 +88,7 @@ def resume(device: Device, *, started: float, skip: bool, wait: float = 0) -> No
                 f"resuming the session of {description.get('hostname')}, saved {saved};"
                 " Esc: boot without it"
             )
-            chance = Chance(keys, wait, splash)
+            chance = SkipPrompt(keys, wait, splash)
             restore.restore(image, description, chance, started=started, boot=started)
         finally:
             keys.close()
@@ -118,7 +119,7 @@ def _require_complete(image: Image) -> None:
         ) from error
 
 
-def _retire(device: Device, image: Image, error: KjumpError) -> None:
+def _retire(device: DirectDevice, image: Image, error: KjumpError) -> None:
     outcome = {"by": "resume", "result": "failed", **error.report()}
     target.pass_over(device, image.superblock, outcome)
 
@@ -133,7 +134,7 @@ def place_to_look(
     """
     told = [word.partition("=")[2] for word in words if word.startswith("kjump.target=")]
     if told:
-        path, locator = target.parse_place(told[-1])
+        path, locator = target.parse_location(told[-1])
         return [path], locator
     if spec.startswith("/") and not spec.startswith("/dev/"):
         try:

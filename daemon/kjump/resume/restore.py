@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kjump.console import prompt
+from kjump.console.lines import Progress, say
 from kjump.errors import (
     FileSystemChanged,
     ImageDamaged,
@@ -28,9 +30,8 @@ from kjump.image.layout import COMPLETE, EXTENT, RESTORING
 from kjump.image.place import check_pages, pieces
 from kjump.image.read import Image
 from kjump.machine import code, memory
-from kjump.machine.console import Progress, say
 from kjump.machine.ranges import PAGE
-from kjump.resume import inplace, snapshot
+from kjump.resume import load_restorer, snapshot
 
 TRIES = 3
 """How often a resume is begun whose end nobody saw: the power may have gone, and no harm is done
@@ -83,7 +84,7 @@ def report_page(description: Mapping[str, Any], outcome: Mapping[str, Any]) -> s
     document = {
         "by": "resume",
         "result": "ok",
-        "way": inplace.SNAPSHOT,
+        "way": load_restorer.SNAPSHOT,
         "phases": dict(outcome.get("phases", {})),
         "saved": description.get("saved"),
         "resumed": time.time(),
@@ -97,7 +98,7 @@ def report_page(description: Mapping[str, Any], outcome: Mapping[str, Any]) -> s
 def restore(
     image: Image,
     description: Mapping[str, Any],
-    chance: skip.Chance,
+    chance: prompt.SkipPrompt,
     *,
     started: float,
     boot: float,
@@ -112,16 +113,16 @@ def restore(
     check_pages(index, description)
     phases = {"boot kernel": round(boot, 3), "check": round(time.monotonic() - started, 3)}
     begin(image, phases)
-    skippable = skip.Skippable(image, chance)
+    skippable = skip.ResumeAttempt(image, chance)
     restorer = image.superblock.kernel_length > 0
     plan, tables = beside(index, description, image.superblock.outcome)
-    way = inplace.choose(
-        inplace.command_line().split(),
+    way = load_restorer.choose(
+        load_restorer.command_line().split(),
         pages=plan.pages,
         available=memory.own_memory()["available"],
         restorer=restorer,
     )
-    if way == inplace.SNAPSHOT:
+    if way == load_restorer.SNAPSHOT:
         try:
             _load(image, index, plan, tables, description, skippable)
         except RestoreNoMemory:
@@ -132,8 +133,8 @@ def restore(
     say("restoring in place: the image does not fit beside the boot kernel")
     # No wait here: the restorer hears the key, too, and nothing is lost until it jumps.
     skippable.look()
-    inplace.load(image, description, inplace.command_line(), chance.wait)
-    inplace.jump()
+    load_restorer.load(image, description, load_restorer.command_line(), chance.wait)
+    load_restorer.jump()
 
 
 def begin(image: Image, phases: Mapping[str, float]) -> None:
@@ -181,7 +182,7 @@ def _load(
     plan: snapshot.Plan,
     tables: int,
     description: Mapping[str, Any],
-    skippable: skip.Skippable,
+    skippable: skip.ResumeAttempt,
 ) -> None:
     """Load through /dev/snapshot and jump.  Raises any `KjumpError`."""
     numbers = plan.numbers()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``python3 -Im kjump.session``: the daemon, see `kjump.session.daemon`."""
+"""``python3 -Im kjump.session``: the daemon, see `kjump.session.service.main`."""
 
 import sys
 
-from kjump.session.daemon import main
+from kjump.session.service.main import main
 
 sys.exit(main())

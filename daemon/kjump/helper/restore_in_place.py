@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Restoring in place: every page of the image back where it belongs, then the jump.
+
+Runs in the helper's kernel and initrd, loaded by the boot kernel into the image's own window
+(`kjump.resume.load_restorer`).  What it overwrites is nobody's any more.  If it fails, or a person
+gives the session up, the image says why and the machine is restarted: there is no system left to
+return to.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kjump.console.keys import Keys
+from kjump.console.lines import Progress, say
+from kjump.console.prompt import SkipPrompt
+from kjump.errors import Internal, KjumpError, RestoreFailed, WrongTarget
+from kjump.handoff import report as reports
+from kjump.handoff.cell import Cell
+from kjump.helper import leave
+from kjump.helper.screen import Screen
+from kjump.image import superblocks, target
+from kjump.image.extents import Extents
+from kjump.image.layout import COMPLETE, RESTORING, Extent
+from kjump.image.place import check_pages, pieces
+from kjump.image.read import Chunk, Image
+from kjump.image.skip import ResumeAttempt
+from kjump.machine import memory, pages, syscalls
+from kjump.machine.maps import Maps
+from kjump.machine.ranges import PAGE, Range
+
+DEVICE_WAIT = 30.0
+
+
+class PageWriter:
+    """Physical memory to be written to; for any number of threads."""
+
+    def __init__(self, physical: memory.PhysicalMemory, ranges: Sequence[Range]) -> None:
+        """``ranges``: what may be written, in pfns; nothing else is mapped."""
+        self._maps = Maps(physical.map, ranges)
+
+    def write(self, extents: Extents, data: memoryview | bytes | None) -> None:
+        """Their pages, which lie one behind the other in ``data``; None: zeros.
+
+        Raises `RestoreFailed`.
+        """
+        scatter = pages.Scatter(extents.table, len(extents), data)
+        while True:
+            number, inside = scatter.at
+            if number == len(extents):
+                return
+            pfn = extents[number].pfn + inside
+            try:
+                part = self._maps.part(pfn)
+            except OSError as error:
+                raise RestoreFailed(
+                    f"Memory at {pfn * PAGE:#x} cannot be written: {error.strerror}."
+                ) from error
+            if part is None:
+                raise RestoreFailed(f"Page {pfn:#x} is not the image's to restore.")
+            scatter.into(part.view, part.offset, part.first, part.last)
+
+    def close(self) -> None:
+        self._maps.close()
+
+
+def words_of(cmdline: str) -> dict[str, str]:
+    """The ``kjump.*=`` words of the command line."""
+    found = (word.partition("=") for word in cmdline.split())
+    return {name: value for name, _, value in found if name.startswith("kjump.")}
+
+
+class _Asked(Exception):
+    """A key was pressed: a person is to be asked."""
+
+
+def unless_asked(chance: SkipPrompt, write: Callable[[Chunk], None]) -> Callable[[Chunk], None]:
+    """``write``, which raises `_Asked` where a key was pressed; for any number of threads."""
+    hearing = threading.Lock()
+
+    def listening(chunk: Chunk) -> None:
+        if hearing.acquire(blocking=False):
+            try:
+                if chance.asked():
+                    raise _Asked
+            finally:
+                hearing.release()
+        write(chunk)
+
+    return listening
+
+
+def put_back(image: Image, started: float, chance: SkipPrompt) -> Cell:
+    """Write all pages and the report; where to jump.  Raises any `KjumpError`, `ResumeSkipped`
+    where a person wants to boot without the session, who may have it switched off, too."""
+    description = image.description()
+    extents = image.index()
+    check_pages(extents, description)
+    skippable = ResumeAttempt(image, chance)
+    title = f"resuming {description.get('hostname', '')} in place:"
+    phases = {"restorer boot": round(started, 3)}
+    ranges = pieces(description)
+    with memory.PhysicalMemory(writable=True) as physical:
+        places = PageWriter(physical, ranges)
+        while True:
+            # Those of zeros are cleared in no time.
+            progress = Progress(title, image.superblock.data_pages * PAGE)
+
+            def write(chunk: Chunk, progress: Progress = progress) -> None:
+                places.write(chunk.extents, chunk.data)
+                progress.add(chunk.pages * PAGE)
+
+            begun = time.monotonic()
+            try:
+                image.each(extents, unless_asked(chance, write), processors=memory.processors())
+                break
+            except _Asked:
+                skippable.ask()  # who resumes begins again: no page is worse for it
+        places.write(extents.zeros, None)
+        phases["put back"] = round(time.monotonic() - begun, 3)
+        skippable.last_look()
+        page = Extents.of([Extent(int(description["report_page"]) // PAGE, 1)])
+        document = report(description, image.superblock.outcome, phases)
+        places.write(page, reports.pack(bytes.fromhex(description["nonce"]), document))
+        places.close()
+    # From here on nobody uses this image again: the session may have run.
+    image.superblock = superblocks.store(image.device, image.superblock, state=RESTORING)
+    start, end = (int(x) for x in description["window"])
+    return Cell(0, bytes(16), start, end - start, int(description["jump_back"]))
+
+
+def report(
+    description: Mapping[str, Any], outcome: Mapping[str, Any], phases: Mapping[str, float]
+) -> dict[str, Any]:
+    """The document the session finds: the figures of all kernels on the way."""
+    return {
+        "by": "resume",
+        "result": "ok",
+        "way": "in-place",
+        "phases": {**dict(outcome.get("phases", {})), **phases},
+        "saved": description.get("saved"),
+        "resumed": time.time(),
+        **{key: outcome[key] for key in reports.FIGURES if key in outcome},
+    }
+
+
+def main(cmdline: str) -> int:
+    """The restorer.  Does not return when it works; restarts the machine when it does not."""
+    started = time.monotonic()
+    words = words_of(cmdline)
+    screen = Screen()
+    screen.begin(cmdline)
+    try:
+        place, locator = target.parse_location(words.get("kjump.target", ""))
+        path = target.wait_for([place], DEVICE_WAIT)
+        with target.open_image(path, locator, writable=True) as device:
+            image = Image(device)
+            s = image.superblock
+            if s.state != COMPLETE or str(s.cycle) != words["kjump.restore"]:
+                raise WrongTarget(f"{path} does not hold the image that is being restored.")
+            keys = Keys(earlier=True)  # those that were pressed while this kernel booted
+            try:
+                say("resuming in place; Esc: boot without the saved session")
+                cell = put_back(image, started, SkipPrompt(keys, _seconds(words), screen))
+            except KjumpError as error:
+                _keep(image, error)
+                raise
+            except Exception as error:  # the reason must not be lost with the machine
+                wrapped = Internal(f"The restorer failed: {error!r}.")
+                _keep(image, wrapped)
+                raise wrapped from error
+            finally:
+                keys.close()
+        say("jumping into the session")
+        screen.end()
+        leave.jump_back(cell)
+    except KjumpError as error:
+        say(f"not resumed: {error.sentence}")
+    say("restarting")
+    syscalls.restart()
+    return 1
+
+
+def _keep(image: Image, error: KjumpError) -> None:
+    outcome = {"by": "resume", "result": "failed", **error.report()}
+    target.pass_over(image.device, image.superblock, outcome)
+
+
+def _seconds(words: Mapping[str, str]) -> float:
+    """In which the key is heard at the least."""
+    try:
+        return float(words.get("kjump.skip-wait", ""))
+    except ValueError:
+        return 0.0

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the session does to a target: prepare it for an image, and mark the image spent.
+
+Runs in the session only.  It writes only to blocks that the caller owns at that moment.
+"""
+
+from __future__ import annotations
+
+import uuid
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+from kjump.errors import (
+    KjumpError,
+    TargetHoldsData,
+    TargetTooSmall,
+)
+from kjump.image import locator as locators
+from kjump.image import superblocks
+from kjump.image.device import PIECE, ByteSpan, DirectDevice
+from kjump.image.layout import (
+    BLOCK,
+    COMPLETE,
+    EMPTY,
+    RESTORER_OFFSET,
+    RESTORING,
+    SPENT,
+    WRITING,
+    Superblock,
+)
+from kjump.image.locator import Locator
+from kjump.image.target import SMALLEST, Area, Found
+from kjump.machine.ranges import align_up
+
+
+def prepare_target(
+    path: Path,
+    *,
+    cycle_id: uuid.UUID,
+    hostname: str,
+    restorer: tuple[Path, Path] | None = None,
+    area: Area | None = None,
+) -> None:
+    """Mark the target as the one for this cycle; the helper writes to no other.
+
+    ``restorer``: kernel and initrd that go with the image, so that memory can be put back in
+    place.  ``area``: the part of the device that is the target, else it is all of it.  Raises
+    `TargetInUse`, `TargetMissing`, `TargetTooSmall`, `TargetHoldsData`, `TargetWriteFailed`.
+    """
+    blocks: list[int] = []
+    spans: list[ByteSpan] | None = None
+    with DirectDevice(path, writable=True, exclusive=area is None) as device:
+        if area is not None:
+            _take(device, area)
+            blocks, spans = locators.lay_out(area.spans)
+            device.lay(spans)
+        if device.size < SMALLEST:
+            raise TargetTooSmall(f"The target {path} has {device.size >> 20} MiB.")
+        old = superblocks.load(device)
+        fresh = Superblock(
+            EMPTY, old.generation if old else 0, cycle_id, outcome={"hostname": hostname}
+        )
+        if restorer is not None:
+            kernel, initrd = restorer
+            fresh = replace(
+                fresh,
+                kernel_length=kernel.stat().st_size,
+                initrd_length=initrd.stat().st_size,
+            )
+            if fresh.chunks_offset >= device.size:
+                raise TargetTooSmall(f"The target {path} has {device.size >> 20} MiB.")
+            if old is not None:
+                # Torn in between, what is there must not look like an image.
+                spent = superblocks.store(device, old, state=SPENT)
+                fresh = replace(fresh, generation=spent.generation)
+            fresh = replace(
+                fresh,
+                kernel_crc=_write_file(device, kernel, RESTORER_OFFSET, fresh.kernel_length),
+                initrd_crc=_write_file(device, initrd, fresh.initrd_offset, fresh.initrd_length),
+            )
+            device.flush()
+        superblocks.store(device, fresh)
+        if area is not None and spans is not None:
+            device.lay(None)
+            locators.write_map(device, area.locator, Locator(cycle_id, area.kind), blocks, spans)
+
+
+def _take(device: DirectDevice, area: Area) -> None:
+    """Make sure that the locator's block may be ours, and take away an old locator.
+
+    Raises `TargetHoldsData`, `TargetWriteFailed`, OSError.
+    """
+    if area.kind == locators.SWAP:
+        block = device.read(area.locator, BLOCK)
+        if not locators.is_swap(block) or foreign_boot_code(block):
+            raise TargetHoldsData(
+                f"The first bytes of the swap area on {device.path} are somebody's.",
+                advice="Make the area again with mkswap, or name another target.",
+            )
+    locators.clear(device, area.locator)
+
+
+def foreign_boot_code(block: bytes) -> bool:
+    """Whether the room for the locator in a swap header holds something that is none."""
+    return not locators.is_locator(block) and any(block[: locators.SIZE])
+
+
+def _write_file(device: DirectDevice, path: Path, offset: int, length: int) -> int:
+    """Copy a file of ``length`` bytes to the device, in pieces; its CRC-32.
+
+    Raises `TargetWriteFailed`, OSError.
+    """
+    checksum = done = 0
+    with path.open("rb") as file, device.buffer(PIECE) as buffer:
+        while done < length:
+            piece = file.read(min(PIECE, length - done))
+            if not piece:
+                raise OSError(f"{path} became shorter while it was read")
+            checksum = zlib.crc32(piece, checksum)
+            buffer[: len(piece)] = piece
+            size = align_up(len(piece), BLOCK)
+            buffer[len(piece) : size] = bytes(size - len(piece))
+            device.write_from(buffer, size, offset + done)
+            done += len(piece)
+    return checksum
+
+
+def retire_image(
+    path: Path,
+    error: KjumpError | None,
+    *,
+    cycle_id: uuid.UUID | None = None,
+    area: Area | None = None,
+) -> Found | None:
+    """Mark the image spent, with the reason, whatever its state was; what it was before.
+
+    With ``cycle_id`` only the image of that cycle.  Does nothing to a spent or absent one.
+    ``area``: blocks that are the target's at this moment; an image that a locator leads to is
+    only written to where it lies in just these.  The locator of a swap area goes.
+    """
+    with DirectDevice(path, writable=True) as device:
+        try:
+            if area is not None and not _lay_area(device, area):
+                return None
+            return _spend(device, error, cycle_id)
+        finally:
+            if area is not None and area.kind == locators.SWAP:
+                device.lay(None)
+                locators.clear(device, area.locator)
+
+
+def _lay_area(device: DirectDevice, area: Area) -> bool:
+    """Present the image in the area; False where the locator leads to something else."""
+    blocks, spans = locators.lay_out(area.spans)
+    _, found = locators.read(device, area.locator)
+    if found is None or found.map_offset != blocks[0]:
+        return False
+    if locators.read_map(device, found, area.locator) != spans:
+        return False
+    device.lay(spans)
+    return True
+
+
+def _spend(
+    device: DirectDevice, error: KjumpError | None, cycle_id: uuid.UUID | None
+) -> Found | None:
+    superblock = superblocks.load(device)
+    if superblock is None or (cycle_id is not None and superblock.cycle != cycle_id):
+        return None
+    before = Found(superblock.state_name, superblock.cycle, superblock.outcome, superblock.changed)
+    if superblock.state in (WRITING, COMPLETE, RESTORING, EMPTY):
+        outcome = dict(superblock.outcome)
+        if error is not None:
+            outcome = error.report()
+        superblocks.store(device, superblock, state=SPENT, outcome=outcome)
+    return before
+
+
+def remove_locator(path: Path, at: int) -> None:
+    """Take the locator away: what it leads to is not the image's any more, or never was.
+
+    Raises `TargetMissing`, `TargetWriteFailed`, OSError.
+    """
+    with DirectDevice(path, writable=True) as device:
+        locators.clear(device, at)

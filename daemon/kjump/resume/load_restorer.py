@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Restoring in place, the boot kernel's part: hand over to a small kernel in the window.
+
+Runs in the boot kernel.  For what does not fit beside it: the restorer's kernel and initrd lie with
+the image; they are loaded with a plain kexec into the very window that the image does not cover,
+and there `kjump.helper.restore_in_place` writes every page where it belongs.  Memory's own size is
+the only limit, and this kernel needs no CONFIG_HIBERNATION.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kjump.errors import RestoreFailed
+from kjump.handoff import window_layout
+from kjump.handoff.cell import JUMP_BACK_OFFSET
+from kjump.image.read import Image
+from kjump.image.target import Opened, format_location
+from kjump.machine import memory, syscalls
+from kjump.machine.ranges import PAGE
+
+SNAPSHOT, IN_PLACE = "snapshot", "in-place"
+PER_PAGE = PAGE + 40
+"""Bytes /dev/snapshot takes for a page: itself, its place in the lists, its bits in the maps."""
+MARGIN = 48 << 20
+"""Bytes that are to stay free beside the loaded image: for the resuming program, and because the
+kernel cannot wait for memory there."""
+
+
+def choose(words: Sequence[str], *, pages: int, available: int, restorer: bool) -> str:
+    """Which way to take: beside the boot kernel where that has room, else in place.
+
+    ``pages``: those to be loaded; ``available``: bytes; ``restorer``: whether one lies with the
+    image.  ``kjump.restore=snapshot|in-place`` among the command line's words forces it.
+    """
+    for way in (SNAPSHOT, IN_PLACE):
+        if f"kjump.restore={way}" in words:
+            return way
+    fits = pages * PER_PAGE + MARGIN <= available
+    return SNAPSHOT if fits or not restorer else IN_PLACE
+
+
+def load(image: Image, description: Mapping[str, Any], cmdline: str, wait: float) -> None:
+    """Load the restorer.  ``wait``: seconds, at the least, in which it hears Esc.
+
+    Raises `ImageDamaged`, `RestoreFailed`; nothing is touched then.
+    """
+    found = image.restorer()
+    if found is None:
+        raise RestoreFailed("There is no restorer with the image.")
+    kernel, initrd = (bytearray(part) for part in found)
+    start, end = (int(x) for x in description["window"])
+    # The stub keeps its jump-back address where nobody looks: this kernel is not returned to.
+    nowhere = start + window_layout.CELL + JUMP_BACK_OFFSET
+    text = " ".join(
+        [
+            *window_layout.words(cmdline, cpus=min(memory.processors(), window_layout.CPUS)),
+            f"kjump.restore={image.superblock.cycle}",
+            f"kjump.target={place(image)}",
+            f"kjump.skip-wait={wait:g}",
+        ]
+    )
+    entry, segments = window_layout.place(
+        (start, end),
+        [(int(a), int(b)) for a, b in description["low"]],
+        kernel,
+        initrd,
+        text,
+        note_slot=nowhere,
+        cell_slot=nowhere,
+    )
+    try:
+        syscalls.kexec_load(entry, segments, preserve_context=False)
+    except OSError as error:
+        raise RestoreFailed(f"The restorer cannot be loaded: {error.strerror}.") from error
+
+
+def place(image: Image) -> str:
+    """Where the image is, as the restorer's command line says it."""
+    device = image.device
+    at = device.locator_at if isinstance(device, Opened) and device.locator else None
+    return format_location(device.path, at)
+
+
+def jump() -> None:
+    """Into the restorer.  Raises `RestoreFailed` if the kernel did not."""
+    try:
+        syscalls.reboot_kexec()
+    except OSError as error:
+        raise RestoreFailed(f"The kernel did not jump: {error.strerror}.") from error
+    raise RestoreFailed("The kernel did not jump.")
+
+
+def command_line() -> str:
+    return Path("/proc/cmdline").read_text()

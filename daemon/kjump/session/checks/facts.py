@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is read of the machine to judge whether it can hibernate.
+
+Runs in the session, as root.  Reading never raises for a machine that lacks something: that is a
+fact, too. Nothing here judges, and nothing changes the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kjump import settings as configuration
+from kjump.errors import (
+    Internal,
+    KjumpError,
+    NoTarget,
+)
+from kjump.machine.memory import meminfo
+from kjump.session.staging import reclaim
+from kjump.session.staging.sizing import Sizing, size_helper
+from kjump.session.target import devices
+from kjump.session.target.devices import PARTITION, TargetDevice
+from kjump.settings import Settings
+
+BOOT_MARK = Path("/var/lib/kjump/boot.json")
+"""Written by whatever built the boot initrd: release, and `settings.fingerprint` then."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was read of the machine; the checks know nothing else."""
+
+    machine: str = "x86_64"
+    release: str = ""
+    lockdown: str = "none"
+    """The active mode of /sys/kernel/security/lockdown; "none" where there is no lockdown."""
+    kexec_disabled: bool = False
+    jump: KjumpError | None = None
+    """What the kernel said to a preserve-context load."""
+    snapshot_device: bool = True
+    command_line: tuple[str, ...] = ()
+    foreign_image: bool = False
+    target: TargetDevice | KjumpError = field(default_factory=lambda: NoTarget("No target is set."))
+    target_user: str | None = None
+    target_session: str = ""
+    """The other machine whose session is saved on the target; empty: none."""
+    target_is_ours: bool = False
+    """Whether an image of ours is on the target: then its content is no one else's data."""
+    sizing: Sizing | KjumpError | None = None
+    available: int = 0
+    """What could be had, caches reclaimed; bytes."""
+    boot: Mapping[str, Any] | None = None
+    """The document in boot.json, None where there is none."""
+    warm: bool = False
+    """Whether a helper of ours is staged already: then it needs no memory, and is not foreign."""
+    fingerprint: str = ""
+    """What boot.json must say for the boot initrd to be up to date."""
+    told: str = ""
+    """Where the kernel command line says that the target is (``kjump.target=``); empty: it does
+    not."""
+    told_right: bool = False
+    """Whether the target is there."""
+
+
+def place_in(command_line: Iterable[str]) -> str:
+    """The place in the last ``kjump.target=`` of a kernel command line; empty: none."""
+    places = [w.partition("=")[2] for w in command_line if w.startswith("kjump.target=")]
+    return places[-1] if places else ""
+
+
+def is_place_of(place: str, target: TargetDevice) -> bool:
+    """Whether a ``kjump.target=`` leads to this target."""
+    from kjump.image.target import parse_location
+
+    try:
+        path, locator = parse_location(place)
+    except KjumpError:
+        return False
+    real = Path(os.path.realpath(path))
+    return real == target.path and (locator or 0) == (target.locator or 0)
+
+
+def lockdown_mode(text: str) -> str:
+    """The active mode in ``none [integrity] confidentiality``."""
+    for word in text.split():
+        if word.startswith("[") and word.endswith("]"):
+            return word[1:-1]
+    return "none"
+
+
+def read_text(path: str) -> str:
+    """A file's text, empty where it is not there or not ours to read."""
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def available_memory(text: str, zoneinfo: str = "") -> int:
+    """MemAvailable of /proc/meminfo and the free memory that it leaves out, in bytes."""
+    return meminfo(text).get("MemAvailable", 0) + reclaim.in_lists(zoneinfo)
+
+
+def boot_mark(path: Path = BOOT_MARK) -> Mapping[str, Any] | None:
+    """What the boot initrd was built with."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+_jump_is_known = False
+
+
+def probe_jump() -> KjumpError | None:
+    """Ask the kernel once; that it can is not asked again, as that never changes.
+
+    (Lockdown and the sysctl may be switched on later; they are read apart.)
+    """
+    global _jump_is_known  # noqa: PLW0603
+    if _jump_is_known:
+        return None
+    from kjump.machine import syscalls
+
+    error = syscalls.probe_kexec_jump()
+    _jump_is_known = error is None and not syscalls.kexec_loaded()
+    return error
+
+
+def measure(settings: Settings, release: str) -> Sizing | KjumpError:
+    """What the helper needs, or why that is not known."""
+
+    try:
+        return size_helper(settings, release)
+    except KjumpError as error:
+        return error
+    except OSError as error:
+        return Internal(f"The helper's files could not be measured: {error}.")
+
+
+def session_of_another(device: TargetDevice) -> str:
+    """Name of the other machine whose session is saved on the device; empty: none."""
+    from kjump.image import target
+    from kjump.machine.identity import machine_identity
+
+    try:
+        found = target.examine(device.path, device.locator)
+    except (KjumpError, OSError):
+        return ""
+    if found is None or not found.is_session_of_another(machine_identity()):
+        return ""
+    return found.hostname or "another machine"
+
+
+def holds_our_image(device: TargetDevice) -> bool:
+    """Whether the target begins with a superblock or a locator of ours."""
+    from kjump.image import target
+
+    try:
+        return target.examine(device.path, device.locator) is not None
+    except (KjumpError, OSError):
+        return False
+
+
+def read_facts(settings: Settings) -> Facts:
+    """Read the machine.  Takes up to a second, so never on the main loop; never raises."""
+    from kjump.machine import syscalls
+
+    release = platform.release()
+    is_x86_64 = platform.machine() == "x86_64"
+    target = devices.error_or_device(settings.target.path)
+    there = target if isinstance(target, TargetDevice) else None
+    command_line = tuple(read_text("/proc/cmdline").split())
+    told = place_in(command_line)
+    return Facts(
+        machine=platform.machine(),
+        release=release,
+        lockdown=lockdown_mode(read_text("/sys/kernel/security/lockdown")),
+        kexec_disabled=read_text("/proc/sys/kernel/kexec_load_disabled").strip() == "1",
+        jump=probe_jump() if is_x86_64 else None,
+        snapshot_device=os.path.exists("/dev/snapshot"),
+        command_line=command_line,
+        foreign_image=syscalls.kexec_loaded(),
+        target=target,
+        target_user=devices.user_of(there) if there and there.kind == PARTITION else None,
+        target_session=session_of_another(there) if there else "",
+        target_is_ours=holds_our_image(there) if there else False,
+        sizing=measure(settings, release),
+        available=available_memory(read_text("/proc/meminfo"), reclaim.read_zoneinfo()),
+        boot=boot_mark(),
+        fingerprint=configuration.fingerprint(settings, there.place if there else ""),
+        told=told,
+        told_right=is_place_of(told, there) if told and there else False,
+    )

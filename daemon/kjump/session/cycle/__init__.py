@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One cycle, from the checks to the report, and what an earlier daemon still owes."""

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What happened: all cycles in a file, and the mark of the cycle that runs.
+
+Runs in the session.  It never decides anything about a cycle, and never raises into one: what
+cannot be kept is logged by the caller, the cycle goes on.
+
+``/var/lib/kjump/history.jsonl`` holds one report a line, oldest first, the last `KEEP` of them.
+``/run/kjump/staged`` exists from before staging until after unloading and `post` hooks, and as long
+as a warm helper rests; where a daemon finds it at its start, an earlier one was killed meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HISTORY = Path("/var/lib/kjump/history.jsonl")
+KEEP = 200
+
+Report = dict[str, Any]
+
+
+class History:
+    """The file of all cycles."""
+
+    def __init__(self, path: Path = HISTORY, keep: int = KEEP) -> None:
+        self.path = path
+        self.keep = keep
+
+    def entries(self) -> list[Report]:
+        """All reports, oldest first; torn or foreign lines are left out."""
+        try:
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return []
+        found: list[Report] = []
+        for line in text.splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict):
+                found.append(entry)
+        return found[-self.keep :]
+
+    def last(self) -> Report | None:
+        """The newest report."""
+        entries = self.entries()
+        return entries[-1] if entries else None
+
+    def add(self, report: Mapping[str, Any]) -> None:
+        """Append a report: one write, flushed to disk.  Raises OSError."""
+        line = json.dumps(report, separators=(",", ":"), default=str).encode() + b"\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        torn = self._ends_torn()
+        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.fchmod(fd, 0o644)  # for all to read, whatever the service's umask
+            os.write(fd, b"\n" + line if torn else line)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        self._trim()
+
+    def _ends_torn(self) -> bool:
+        """Whether the last line was cut short by a crash."""
+        try:
+            with self.path.open("rb") as stream:
+                stream.seek(-1, os.SEEK_END)
+                return stream.read(1) != b"\n"
+        except OSError:
+            return False
+
+    def _trim(self) -> None:
+        """Keep the last `keep` lines; rewritten beside the file and renamed, now and then."""
+        with self.path.open("rb") as stream:
+            lines = stream.readlines()
+        if len(lines) <= self.keep + self.keep // 4:
+            return
+        fresh = self.path.with_suffix(".new")
+        with fresh.open("wb") as out:
+            out.writelines(lines[-self.keep :])
+            out.flush()
+            os.fchmod(out.fileno(), 0o644)
+            os.fsync(out.fileno())
+        fresh.replace(self.path)
+
+
+# -- the mark of the running cycle ---------------------------------------------------------------
+
+
+# -- what a target tells about an earlier boot ----------------------------------------------

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The mark of a running operation: what a killed daemon still owes.
+
+Runs in the session.  The mark is a file in /run; it says which cycle is under way, and what has to
+be given back for it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+MARK = Path("/run/kjump/staged")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What an interrupted cycle leaves to clean up."""
+
+    cycle: str
+    target: str = ""
+    hooks: bool = False
+    """Whether `pre` hooks were started and `post` is owed."""
+    kind: str = "cycle"
+    """"cycle"; "warm" for a helper that gets warm or rests, "dry-run" for one that is only
+    tried: no cycle is lost with those."""
+    frozen: bool = False
+    """Whether the sessions of users were stopped and have to be let go on."""
+
+
+def write_mark(mark: Mark, path: Path = MARK) -> None:
+    """Note what is owed, atomically.  Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(mark.__dict__))
+    fresh.replace(path)
+
+
+def read_mark(path: Path = MARK) -> Mark | None:
+    """The mark of an interrupted cycle; one that cannot be read still counts as one."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        return None
+    try:
+        found = json.loads(text)
+        return Mark(
+            str(found["cycle"]),
+            str(found["target"]),
+            bool(found["hooks"]),
+            str(found.get("kind", "cycle")),
+            bool(found.get("frozen", False)),
+        )
+    except (ValueError, KeyError, TypeError):
+        return Mark("", "", hooks=True, frozen=True)
+
+
+def clear_mark(path: Path = MARK) -> None:
+    """Nothing is owed any more.  Raises OSError, not where there was no mark."""
+    path.unlink(missing_ok=True)

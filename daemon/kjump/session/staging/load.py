@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Staging the helper and jumping into it.
+
+Runs in the session, in the daemon's worker.  Nothing here decides whether to hibernate; it takes
+the plan, lays everything out, loads it with kexec and jumps.  See docs/kjump-handoff.5.md for what
+lies where in the window.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kjump.errors import (
+    JumpFailed,
+    StagingFailed,
+    TooLittleMemory,
+)
+from kjump.handoff import note, window_layout
+from kjump.handoff.cell import JUMP_BACK_OFFSET, Cell
+from kjump.image.target import Target
+from kjump.machine import elf, memory, syscalls
+from kjump.machine.ranges import Range, align_down, subtract
+from kjump.machine.syscalls import Segment
+from kjump.session.log import logger
+from kjump.session.staging import reclaim
+from kjump.session.staging import window as windows
+from kjump.session.staging.describe import cycle_facts, machine_facts
+from kjump.session.staging.pinned_pages import ReportPage
+from kjump.session.staging.sizing import MARGIN, Sizing, cpu_count
+from kjump.settings import Settings
+
+log = logger()
+
+
+def command_line(settings: Settings, running: str, *, core_header: int, cell: int) -> str:
+    """The helper's kernel command line.
+
+    Consoles and paging mode are the session's: with other paging the jump back would be deadly.
+    """
+    return " ".join(
+        [
+            *window_layout.words(
+                running,
+                consoles=settings.helper.console.split(),
+                cpus=cpu_count(settings),
+            ),
+            f"elfcorehdr={core_header:#x}",
+            f"kjump.return={cell:#x}",
+            *settings.helper.command_line.split(),
+        ]
+    )
+
+
+def vmcoreinfo_note() -> tuple[int, int]:
+    """(physical address, bytes) of the running kernel's VMCOREINFO note."""
+    try:
+        address, size = Path("/sys/kernel/vmcoreinfo").read_text().split()
+        return int(address, 16), int(size, 16)
+    except (OSError, ValueError) as error:
+        raise StagingFailed("The kernel does not tell where VMCOREINFO lies.") from error
+
+
+class Staged:
+    """A staged helper.  `close` unloads it; use it as a context manager."""
+
+    def __init__(self, window: windows.Window, page: ReportPage, document: dict[str, Any]) -> None:
+        self.window = window
+        self.document = document
+        self._page = page
+        self._loaded = True
+        self.room: reclaim.Reclaimed | None = None
+        """What was reclaimed to make room for it."""
+
+    def describe(self) -> dict[str, Any]:
+        """The window in bytes (physical), and what was reclaimed for it, for status and report."""
+        figures = reclaim.figures(self.room) if self.room else {}
+        return {"start": self.window.start, "size": self.window.size, **figures}
+
+    def check(self) -> None:
+        """Just before the jump: is the report page still where the handoff says?
+
+        Raises `StagingFailed`.
+        """
+        if self._page.moved():
+            raise StagingFailed("The report page was moved while staging.", advice="Try again.")
+        if not syscalls.kexec_loaded():
+            raise StagingFailed("Somebody unloaded the staged helper.", advice="Try again.")
+
+    def jump(self) -> None:
+        """Jump; returns when the session runs again, one way or the other.
+
+        Raises `JumpFailed` where the kernel refused to leave.
+        """
+        try:
+            syscalls.reboot_kexec()
+        except OSError as error:
+            raise JumpFailed(f"The kernel did not jump: {error.strerror}.") from error
+
+    def report(self) -> dict[str, Any] | None:
+        """What helper or boot side reported, or None."""
+        return self._page.read()
+
+    def close(self) -> None:
+        """Unload.  After a jump the image is spent: a second jump into it would be deadly."""
+        if self._loaded:
+            syscalls.kexec_unload()
+            self._loaded = False
+            self._page.close()
+
+    def __enter__(self) -> Staged:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def stage(
+    settings: Settings, sizing: Sizing, *, cycle_id: uuid.UUID, target: Target, mode: str = ""
+) -> Staged:
+    """Choose the window, lay everything out, load it.  ``mode``: of the handoff; empty: save.
+
+    Raises `TooLittleMemory`, `NoWindow`, `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
+    """
+    room = make_room(sizing)
+    page = ReportPage()
+    try:
+        window = choose_window(sizing, [page.range])
+        document = machine_facts(window, page)
+        document |= cycle_facts(settings, document, cycle_id, target)
+        if mode:
+            document["mode"] = mode
+        load(settings, sizing, window, page, document)
+        staged = Staged(window, page, document)
+        staged.room = room
+        return staged
+    except BaseException:
+        page.close()
+        raise
+
+
+def make_room(sizing: Sizing) -> reclaim.Reclaimed:
+    """Give up caches until staging has room.  Raises `TooLittleMemory`."""
+    room = reclaim.free_up(sizing.available_needed)
+    if room.free < sizing.window_size:
+        raise TooLittleMemory(
+            f"Staging the helper needs {sizing.window_size >> 20} MiB of free memory, and with all"
+            f" caches given up {room.free >> 20} MiB are free."
+        )
+    return room
+
+
+def choose_window(sizing: Sizing, avoid: Sequence[Range]) -> windows.Window:
+    """A window without the physical ranges ``avoid``.  Raises `NoWindow`, `StagingFailed`."""
+    info = vmcoreinfo_note()
+    free = reclaim.free_now()
+    sample = align_down(min(sizing.window_size, max(0, free - MARGIN)))
+    try:
+        likely = windows.sample_allocations(sample) if sample else []
+    except OSError as error:
+        likely = []  # staging may take seconds longer without
+        log.warning(f"where the kernel takes memory from was not found out: {error.strerror}")
+    return windows.choose(
+        sizing.window_size,
+        memory.iomem(),
+        windows.read_kpageflags,
+        avoid=[*avoid, (info[0], info[0] + info[1])],
+        likely=likely,
+    )
+
+
+def load(
+    settings: Settings,
+    sizing: Sizing,
+    window: windows.Window,
+    page: ReportPage,
+    document: Mapping[str, Any],
+    words: Sequence[str] = (),
+) -> None:
+    """Lay everything out in the window and give it to the kernel.
+
+    ``document``: of the handoff note.  ``words``: more for the helper's command line.  Raises
+    `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
+    """
+    cmdline = Path("/proc/cmdline").read_text()
+    info = vmcoreinfo_note()
+    packed = damage(note.pack(document))
+    headers = elf.build(
+        [info, (window.start + window_layout.NOTE, len(packed))],
+        subtract([(a, b) for a, b in document["ram"]], [window.range, *window.low]),
+    )
+    if len(headers) > window_layout.CORE_HEADER_ROOM:
+        raise StagingFailed("The memory map is too long for the core header.")
+    note_slot = window_layout.NOTE + elf.descriptor_offset(note.OWNER) + note.JUMP_BACK_OFFSET
+    line = command_line(
+        settings,
+        cmdline,
+        core_header=window.start + window_layout.CORE_HEADER,
+        cell=window.start + window_layout.CELL,
+    )
+    entry, segments = window_layout.place(
+        window.range,
+        window.low,
+        window_layout.map_file(sizing.kernel),
+        window_layout.map_file(sizing.initrd),
+        " ".join([line, *words]),
+        note_slot=window.start + note_slot,
+        cell_slot=window.start + window_layout.CELL + JUMP_BACK_OFFSET,
+        contents={
+            window_layout.CELL: Cell(page.physical, page.nonce, window.start, window.size).pack(),
+            window_layout.CORE_HEADER: headers,
+            window_layout.NOTE: packed,
+        },
+    )
+    segments += [Segment(b"", start, end - start) for start, end in window.low]
+    try:
+        syscalls.kexec_load(entry, segments, preserve_context=True)
+    except OSError as error:
+        raise StagingFailed(f"The kernel refused the staged helper: {error.strerror}.") from error
+    del segments  # pages that are mapped would stay
+    for path in (sizing.kernel, sizing.initrd):
+        reclaim.forget(path)
+
+
+def damage(packed: bytes, kind: str = "damaged-handoff") -> bytes:
+    """The note or request as it is, or damaged on purpose for tests (KJUMP_INJECT=KIND)."""
+    if os.environ.get("KJUMP_INJECT") == kind:
+        at = len(packed) - 8
+        return packed[:at] + bytes([packed[at] ^ 1]) + packed[at + 1 :]
+    return packed

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Making room for the window: caches are given up before anything is staged.
+
+Runs in the session.  Staging allocates as much memory as the window is large.  The kernel would
+give up caches for that by itself, but page by page, and where it is short of them it may kill a
+program instead.  So they are reclaimed beforehand, no more than is missing, and what came of it
+is told.  Never swaps and never touches what is not a cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kjump.machine import memory
+from kjump.machine.ranges import MIB, PAGE
+
+STEP = 64 * MIB
+"""Asked of a control group at a time, so that the work is spread over them."""
+GROUPS = Path("/sys/fs/cgroup")
+DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+PAGE_CACHE, SLAB = "1", "2"
+PRESS = 30
+"""Seconds that `press` may take."""
+
+
+@dataclass(frozen=True)
+class Reclaimed:
+    """What came of it, in bytes."""
+
+    free_before: int
+    free: int
+
+    @property
+    def got(self) -> int:
+        return max(0, self.free - self.free_before)
+
+
+def in_lists(zoneinfo: str) -> int:
+    """Free memory in the processors' own lists of pages, in bytes.
+
+    MemFree leaves it out, and since "mm: PCP high auto-tuning" what was just given up may lie there
+    for seconds, tens of MiB of it.  An allocation takes from its own processor's list, and has the
+    others emptied before it fails.
+    """
+    counts = (line.split() for line in zoneinfo.splitlines() if line.strip().startswith("count:"))
+    return sum(int(words[1]) for words in counts) * PAGE
+
+
+def free_memory(meminfo: str, zoneinfo: str = "") -> int:
+    """What an allocation finds without reclaiming anything, of /proc/meminfo and /proc/zoneinfo.
+    Bytes."""
+    return memory.meminfo(meminfo).get("MemFree", 0) + in_lists(zoneinfo)
+
+
+def read_zoneinfo(path: Path = Path("/proc/zoneinfo")) -> str:
+    """Empty where it may not be read: then MemFree alone counts."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def free_now() -> int:
+    """`free_memory` of this machine."""
+    return ReclaimActions().free()
+
+
+def swaps(meminfo: str) -> bool:
+    """Whether the kernel could swap where it is short of memory."""
+    return memory.meminfo(meminfo).get("SwapFree", 0) > 0
+
+
+def shortfall(need: int, free: int) -> int:
+    """How much is to be reclaimed, in whole MiB."""
+    return max(0, -(-(need - free) // MIB) * MIB)
+
+
+def groups(root: Path = GROUPS) -> list[Path]:
+    """The control groups just below the root that can be asked to reclaim ("memcg: introduce
+    per-memcg reclaim interface")."""
+    try:
+        return sorted(root.glob("*/memory.reclaim"))
+    except OSError:
+        return []
+
+
+def ask(group: Path, size: int) -> bool:
+    """Reclaim ``size`` bytes of a group's caches; whether it had so much.
+
+    swappiness=0 keeps what would have to be swapped.  A kernel that does not know the word yet
+    ("mm: add swappiness= arg to memory.reclaim") refuses the whole, which is as well: without it
+    anonymous memory might be swapped out.
+    """
+    try:
+        group.write_text(f"{size} swappiness=0")
+    except OSError:
+        return False
+    return True
+
+
+def drop(what: str) -> None:
+    """All clean caches of a kind, at once (Documentation/admin-guide/sysctl/vm.rst)."""
+    DROP_CACHES.write_text(what)
+
+
+def forget(path: Path) -> None:
+    """Give up a file's page cache, which would be saved with the session and loaded again.
+
+    Only a hint (posix_fadvise(2)), which never fails: what is dirty, or mapped by others, stays.
+    """
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def press(need: int) -> None:
+    """Have page cache reclaimed that processes have mapped, until ``need`` bytes are free."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        subprocess.run(
+            [sys.executable, "-I", "-m", "kjump.session.staging.memory_pressure", str(need)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=PRESS,
+            check=False,
+        )
+
+
+@dataclass(frozen=True)
+class ReclaimActions:
+    """What reclaiming does to the machine."""
+
+    meminfo: Callable[[], str] = lambda: Path("/proc/meminfo").read_text()
+    zoneinfo: Callable[[], str] = read_zoneinfo
+    groups: Callable[[], Sequence[Path]] = groups
+    ask: Callable[[Path, int], bool] = ask
+    drop: Callable[[str], None] = drop
+    press: Callable[[int], None] = press
+    sync: Callable[[], None] = os.sync
+
+    def free(self) -> int:
+        """Bytes."""
+        return free_memory(self.meminfo(), self.zoneinfo())
+
+
+def free_up(need: int, means: ReclaimActions | None = None) -> Reclaimed:
+    """Reclaim until ``need`` bytes are free, or there are no caches left.
+
+    From the groups first, a step each in turn; then all at once, the page cache and, if that was
+    not enough, the slab.  What is left then is mapped.  The groups gave of that, too; a kernel that
+    has none (CONFIG_MEMCG), or does not know swappiness=, gives it up only under pressure, which is
+    put on it if it cannot swap instead.  Raises OSError where not even caches may be dropped.
+    """
+    do = means or ReclaimActions()
+    before = free = do.free()
+    if free >= need:
+        return Reclaimed(before, free)
+    do.sync()  # what is dirty cannot be given up
+    willing = list(do.groups())
+    while willing and free < need:
+        willing = [group for group in willing if do.ask(group, min(STEP, shortfall(need, free)))]
+        free = do.free()
+    for kind in (PAGE_CACHE, SLAB):
+        if free < need:
+            do.drop(kind)
+            free = do.free()
+    if free < need and not swaps(do.meminfo()):
+        do.press(need)
+        free = do.free()
+    return Reclaimed(before, free)
+
+
+def figures(reclaimed: Reclaimed) -> Mapping[str, int]:
+    """For the report, in bytes."""
+    return {"reclaimed": reclaimed.got, "free": reclaimed.free}

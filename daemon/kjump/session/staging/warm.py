@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The warm helper: started once ahead, and entered already running when it is needed.
+
+Runs in the session.  `Warm` is what is staged then; it says whether it still fits the machine, and
+tells the helper what a cycle wants of it.  Nothing here jumps by itself or decides to hibernate.
+
+The helper saw the machine when it was started, and the session has run on since.  What it saw and
+still relies on is compared before it is used (`Seen`); where that differs, another one is started.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kjump.errors import StagingFailed, StaleHelper
+from kjump.handoff import request
+from kjump.image.target import Target
+from kjump.machine import syscalls
+from kjump.machine.ranges import PAGE
+from kjump.session.staging import describe, load
+from kjump.session.staging import window as windows
+from kjump.session.staging.load import Staged
+from kjump.session.staging.pinned_pages import ReportPage, RequestPages
+from kjump.session.staging.sizing import Sizing, cpu_count
+from kjump.settings import Helper, Settings
+
+UNSEEN = ("dm-", "loop", "ram", "zram")
+"""Block devices that only the session has: the helper never sees them."""
+PARKED = "clearcpuid=monitor"
+"""Processors that the helper switches off must wait with HLT: in MWAIT they would watch memory that
+is swapped away under them, wake, and run what lies there then."""
+
+
+# -- deciding ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A block device as the helper has found it: start and size in sectors, its stable links."""
+
+    start: int
+    size: int
+    links: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a helper relies on that may change while the session runs."""
+
+    made_of: tuple[object, ...]
+    """The settings it was started with, and identity of its kernel's and initrd's files."""
+    machine: Mapping[str, Any]
+    """`kjump.session.staging.load.machine_facts`."""
+    processors: str
+    """Those that are plugged in, as /sys/devices/system/cpu/present tells."""
+    disks: Mapping[str, Disk]
+    """By ``major:minor``."""
+
+
+def difference(seen: Seen, now: Seen) -> str | None:
+    """Why a helper that saw the first cannot serve the second, or None.
+
+    Of the disks only those count that are in ``now``.
+    """
+    if seen.made_of != now.made_of:
+        return "its kernel, its initrd or its settings are others now"
+    names = request.differing(seen.machine, now.machine)
+    if names:
+        return f"the machine has another {', '.join(names)} now"
+    if seen.processors != now.processors:
+        return "the machine has other processors now"
+    for number, disk in now.disks.items():
+        if seen.disks.get(number) != disk:
+            name = min(disk.links, default=number)
+            return f"the disk {name} is another now, or divided otherwise"
+    return None
+
+
+def needed(disks: Mapping[str, Disk], links: Iterable[str]) -> dict[str, Disk]:
+    """Those of the disks that one of the links names."""
+    wanted = frozenset(links)
+    return {number: disk for number, disk in disks.items() if disk.links & wanted}
+
+
+def links_of(document: Mapping[str, Any]) -> list[str]:
+    """Links of all devices that the helper is to open, out of a handoff document."""
+    out = [str(link) for link in document["target"]["links"]]
+    for system in document.get("file_systems", ()):
+        out += [str(link) for link in system["links"]]
+    return out
+
+
+# -- reading -------------------------------------------------------------------------------------
+
+
+def disks(
+    sys: Path = Path("/sys/class/block"), udev: Path = Path("/run/udev/data")
+) -> dict[str, Disk]:
+    """All block devices that a helper sees as well."""
+    found = {}
+    for folder in sys.iterdir():
+        if folder.name.startswith(UNSEEN):
+            continue
+        try:
+            number = (folder / "dev").read_text().strip()
+            start = folder / "start"
+            lines = (udev / f"b{number}").read_text().splitlines()
+            found[number] = Disk(
+                int(start.read_text()) if start.exists() else 0,
+                int((folder / "size").read_text()),
+                frozenset(f"/dev/{line[2:]}" for line in lines if line.startswith("S:disk/by-")),
+            )
+        except (OSError, ValueError):
+            continue  # it went away, or udev does not know it
+    return found
+
+
+def identity(path: Path) -> tuple[str, int, int, int]:
+    """What a file is known by: another file, or other content, has another one."""
+    facts = path.stat()
+    return str(path), facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
+def made_of(helper: Helper, sizing: Sizing) -> tuple[object, ...]:
+    """What the helper is started with.  Raises OSError."""
+    return helper, identity(sizing.kernel), identity(sizing.initrd)
+
+
+def flags_of(window: windows.Window) -> bytearray:
+    """/proc/kpageflags of the window's pages.  Raises OSError."""
+    return windows.read_kpageflags(window.start // PAGE, window.size // PAGE)
+
+
+def look(settings: Settings, sizing: Sizing, window: windows.Window, page: ReportPage) -> Seen:
+    """What a helper started now would see.  Raises OSError."""
+    return Seen(
+        made_of(settings.helper, sizing),
+        describe.machine_facts(window, page),
+        Path("/sys/devices/system/cpu/present").read_text().strip(),
+        disks(),
+    )
+
+
+# -- acting --------------------------------------------------------------------------------------
+
+
+class Warm(Staged):
+    """A helper that was booted and rests.  `close` unloads it: its memory is free again then."""
+
+    def __init__(
+        self,
+        window: windows.Window,
+        page: ReportPage,
+        pages: RequestPages,
+        document: dict[str, Any],
+        seen: Seen,
+        flags: bytes | bytearray,
+    ) -> None:
+        """``flags``: of the window's pages, /proc/kpageflags just after it was staged."""
+        super().__init__(window, page, document)
+        self._pages = pages
+        self._seen = seen
+        self._flags = flags
+        self._jump_back = 0
+
+    def welcome(self, report: Mapping[str, Any]) -> None:
+        """The helper rests.  ``report``: what it said when it came back."""
+        self._jump_back = int(report.get("jump_back", 0))
+        self._page.blank()
+
+    def is_ours(self) -> bool:
+        """Whether what is staged is still this helper.
+
+        Its kernel keeps our way back in a page that is reserved as long as the image is loaded
+        (kernel/kexec_core.c, kimage_alloc_pages); whoever loads another image sets it free.
+        """
+        if not syscalls.kexec_loaded():
+            return False
+        if not self._jump_back:
+            return True  # it has not been back yet
+        flags = int.from_bytes(windows.read_kpageflags(self._jump_back // PAGE, 1), "little")
+        return bool(flags >> windows.KPF_RESERVED & 1)
+
+    def misfit(self, settings: Settings, sizing: Sizing) -> StaleHelper | None:
+        """Why this helper cannot be used, but for its disks, or None.  Raises OSError."""
+        now = look(settings, sizing, self.window, self._page)
+        return self._stale(
+            difference(self._seen, Seen(now.made_of, now.machine, now.processors, {}))
+            or self._displaced()
+        )
+
+    def _displaced(self) -> str | None:
+        """What has happened to the memory that it stands on, or None."""
+        if self._page.moved() or self._pages.moved():
+            return "the pages by which it is asked were moved"
+        if not self.is_ours():
+            return "somebody unloaded it"
+        if windows.came_in(self._flags, flags_of(self.window)):
+            return "the kernel has memory of its own in the window now"
+        return None
+
+    @staticmethod
+    def _stale(why: str | None) -> StaleHelper | None:
+        return StaleHelper(f"The warm helper is of no use any more: {why}.") if why else None
+
+    def ask(
+        self, settings: Settings, sizing: Sizing, *, cycle_id: uuid.UUID, target: Target
+    ) -> None:
+        """Write down what a cycle wants.  Raises `StaleHelper`; nothing is asked then."""
+        now = look(settings, sizing, self.window, self._page)
+        document = dict(now.machine)
+        document |= describe.cycle_facts(settings, document, cycle_id, target)
+        only = needed(now.disks, links_of(document))
+        stale = self._stale(
+            difference(self._seen, Seen(now.made_of, now.machine, now.processors, only))
+            or self._displaced()
+        )
+        if stale is not None:
+            raise stale
+        try:
+            data = load.damage(request.pack(document), "damaged-request")
+        except ValueError as error:
+            raise StaleHelper(f"The warm helper cannot be asked: {error}.") from error
+        self._page.blank()
+        self._pages.write(data)
+        self.document = document
+
+    def check(self) -> None:
+        """Just before the jump: is everything still where the helper knows it?
+
+        Raises `StaleHelper`.
+        """
+        stale = self._stale(self._displaced())
+        if stale is not None:
+            raise stale
+
+    def close(self) -> None:
+        """Unload, unless somebody else's image is loaded by now."""
+        if not self._loaded:
+            return
+        if self.is_ours():
+            super().close()
+        else:
+            self._loaded = False
+            self._page.close()
+        self._pages.close()
+
+
+def stage(settings: Settings, sizing: Sizing, target: Target) -> Warm:
+    """Stage a helper that is to get warm; the first jump into it boots it.
+
+    Raises `TooLittleMemory`, `NoWindow`, `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
+    """
+    room = load.make_room(sizing)
+    page = ReportPage()
+    try:
+        pages = RequestPages(page.nonce)
+        try:
+            window = load.choose_window(sizing, [page.range, *pages.ranges])
+            seen = look(settings, sizing, window, page)
+            document = {
+                **seen.machine,
+                "mode": "warm",
+                "request_page": pages.physical,
+                "devices": [str(x) for x in target.links] or [str(target.path)],
+            }
+            words = [PARKED] if cpu_count(settings) > 1 else []
+            load.load(settings, sizing, window, page, document, words)
+            try:
+                flags = flags_of(window)
+            except OSError as error:
+                syscalls.kexec_unload()
+                raise StagingFailed(f"The window's pages cannot be looked at: {error}.") from error
+        except BaseException:
+            pages.close()
+            raise
+    except BaseException:
+        page.close()
+        raise
+    helper = Warm(window, page, pages, document, seen, flags)
+    helper.room = room
+    return helper

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What kjump asks of systemd and logind, and the kernel's own hibernation."""

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Restoring in place: which way is taken, and where pages are written."""
+
+from __future__ import annotations
+
+import mmap
+import random
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kjump.console import prompt
+from kjump.console.keys import ESC
+from kjump.errors import ImageDamaged, RestoreFailed, ResumeSkipped, TargetTooSmall
+from kjump.handoff import window_layout
+from kjump.helper import restore_in_place
+from kjump.image import prepare, skip, superblocks
+from kjump.image.device import DirectDevice
+from kjump.image.extents import Extents
+from kjump.image.layout import COMPLETE, RESTORING, ZERO, Extent
+from kjump.image.read import Image
+from kjump.machine import memory, pages, syscalls
+from kjump.machine.ranges import PAGE
+from kjump.resume import load_restorer
+
+from . import imaging
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("words", "pages", "available", "restorer", "way"),
+    [
+        ([], 1000, 200 * MIB, True, load_restorer.SNAPSHOT),
+        ([], 100_000, 200 * MIB, True, load_restorer.IN_PLACE),
+        ([], 100_000, 200 * MIB, False, load_restorer.SNAPSHOT),
+        ([], 40_000, 200 * MIB, True, load_restorer.IN_PLACE),  # the margin counts
+        (["kjump.restore=in-place"], 1, 200 * MIB, True, load_restorer.IN_PLACE),
+        (["kjump.restore=snapshot"], 100_000, 200 * MIB, True, load_restorer.SNAPSHOT),
+    ],
+)
+def test_the_way_is_chosen_by_what_fits(
+    words: list[str], pages: int, available: int, restorer: bool, way: str
+) -> None:
+    found = load_restorer.choose(words, pages=pages, available=available, restorer=restorer)
+    assert found == way
+
+
+class Physical:
+    """Memory of so many pages: a file."""
+
+    def __init__(self, path: Path, pages: int) -> None:
+        path.write_bytes(bytes(pages * PAGE))
+        self._file = path.open("r+b")
+        self.memory = mmap.mmap(self._file.fileno(), 0)
+
+    def map(self, start: int, size: int) -> tuple[mmap.mmap, int]:
+        return mmap.mmap(self._file.fileno(), size, offset=start), 0
+
+
+def test_pages_are_written_where_they_belong_and_nowhere_else(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    physical = Physical(tmp_path / "memory", 64)
+    places = restore_in_place.PageWriter(physical, [(1, 9), (20, 40)])  # type: ignore[arg-type]
+    data = {pfn: rng.randbytes(PAGE) for pfn in (1, 2, 3, 8, 20, 21, 39)}
+    for part in ((1, 2, 3, 8, 20), (21, 39)):
+        extents = Extents.of(Extent(pfn, 1) for pfn in part)
+        places.write(extents, b"".join(data[pfn] for pfn in part))
+    places.close()
+    for pfn in range(64):
+        assert physical.memory[pfn * PAGE : (pfn + 1) * PAGE] == data.get(pfn, bytes(PAGE))
+    places.write(Extents.of([Extent(2, 1, ZERO), Extent(8, 1, ZERO)]), None)
+    places.close()
+    for pfn in (1, 2, 8, 20):
+        wanted = bytes(PAGE) if pfn in (2, 8) else data[pfn]
+        assert physical.memory[pfn * PAGE : (pfn + 1) * PAGE] == wanted
+    for pfn in (0, 9, 19, 40):
+        with pytest.raises(RestoreFailed):
+            places.write(Extents.of([Extent(pfn, 1)]), bytes(PAGE))
+    with pytest.raises(RestoreFailed):  # begins inside, ends outside
+        places.write(Extents.of([Extent(39, 2)]), bytes(2 * PAGE))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(1, 40)), min_size=1, max_size=20),
+    st.integers(1, 64),
+)
+def test_scatter_in_windows_of_any_size(spans: list[tuple[int, int]], window: int) -> None:
+    extents, content, at = [], b"", 0
+    for gap, count in spans:
+        extents.append(Extent(at + gap, count))
+        at += gap + count
+        content += b"".join(bytes([(at + n) % 251 + 1]) * PAGE for n in range(count))
+    memory = bytearray((at + window) * PAGE)
+    scatter = pages.Scatter(Extents.of(extents).table, len(extents), content)
+    for first in range(0, at, window):
+        view = bytearray(memory[first * PAGE : (first + window) * PAGE])
+        done = scatter.into(view, 0, first, first + window)
+        memory[first * PAGE : (first + window) * PAGE] = view
+    assert done
+    used = b"".join(memory[e.pfn * PAGE : (e.pfn + e.pages) * PAGE] for e in extents)
+    assert used == content
+    assert sum(1 for n in range(at) if any(memory[n * PAGE : n * PAGE + 8])) == sum(
+        e.pages for e in extents
+    )
+
+
+def test_the_restorer_lies_with_the_image(tmp_path: Path) -> None:
+    disk, kernel, initrd = (tmp_path / name for name in ("disk", "kernel", "initrd"))
+    with disk.open("wb") as file:
+        file.truncate(32 * MIB)
+    kernel.write_bytes(random.Random(2).randbytes(70_001))
+    initrd.write_bytes(random.Random(3).randbytes(50_000))
+    prepare.prepare_target(disk, cycle_id=uuid.UUID(int=1), hostname="h", restorer=(kernel, initrd))
+    with DirectDevice(disk) as device:
+        image = Image(device)
+        assert image.restorer() == (kernel.read_bytes(), initrd.read_bytes())
+        where = image.superblock.initrd_offset
+    with disk.open("r+b") as file:
+        file.seek(where + 7)
+        file.write(b"?")
+    with DirectDevice(disk) as device, pytest.raises(ImageDamaged):
+        Image(device).restorer()
+    prepare.prepare_target(disk, cycle_id=uuid.UUID(int=2), hostname="h")
+    with DirectDevice(disk) as device:
+        assert Image(device).restorer() is None
+
+
+def test_a_target_without_room_for_the_restorer_is_too_small(tmp_path: Path) -> None:
+    disk, big = tmp_path / "disk", tmp_path / "big"
+    with disk.open("wb") as file:
+        file.truncate(16 * MIB)
+    with big.open("wb") as file:
+        file.truncate(20 * MIB)
+    with pytest.raises(TargetTooSmall):
+        prepare.prepare_target(disk, cycle_id=uuid.UUID(int=1), hostname="h", restorer=(big, big))
+
+
+def test_what_the_restorer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, part = tmp_path / "disk", tmp_path / "part"
+    with disk.open("wb") as file:
+        file.truncate(32 * MIB)
+    part.write_bytes(b"x" * 5000)
+    cycle = uuid.UUID(int=7)
+    prepare.prepare_target(disk, cycle_id=cycle, hostname="h", restorer=(part, part))
+    told: list[str] = []
+
+    def place(*given: object, **_: object) -> tuple[int, list[object]]:
+        told.extend(str(given[4]).split())
+        return 0, []
+
+    monkeypatch.setattr(window_layout, "place", place)
+    monkeypatch.setattr(syscalls, "kexec_load", lambda *_, **__: None)
+    with DirectDevice(disk) as device:
+        window = {"window": [64 * MIB, 192 * MIB], "low": []}
+        load_restorer.load(Image(device), window, "console=ttyS0 kjump.noresume", 2.5)
+    words = restore_in_place.words_of(" ".join(told))
+    assert words == {
+        "kjump.restore": str(cycle),
+        "kjump.target": str(disk),
+        "kjump.skip-wait": "2.5",
+    }
+    assert restore_in_place._seconds(words) == 2.5 and "console=ttyS0" in told
+
+
+def test_words_of_the_command_line() -> None:
+    found = restore_in_place.words_of("quiet kjump.restore=abc kjump.target=/dev/x=y root=/dev/z")
+    assert found == {"kjump.restore": "abc", "kjump.target": "/dev/x=y"}
+
+
+# -- Esc while pages are put back
+
+
+class Keyboard:
+    """Each look at it hears what is next."""
+
+    def __init__(self, *presses: str) -> None:
+        self.presses = list(presses)
+        self.states: list[tuple[int, int]] = []
+        self.image: Image
+
+    def read(self, seconds: float) -> list[str]:
+        if seconds > 10:  # the question stands
+            found = superblocks.load(self.image.device)
+            assert found is not None
+            self.states.append((found.state, skip.tries(found.outcome)))
+        key = self.presses.pop(0) if self.presses else ""
+        return [key] if key else []
+
+
+RAM = 4096
+"""Pages."""
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Iterator[Image]:
+    """An image whose restore has begun."""
+    rng = random.Random(4)
+    path = tmp_path / "target"
+    with path.open("wb") as file:
+        file.truncate(64 << 20)
+    prepare.prepare_target(path, cycle_id=uuid.UUID(int=1), hostname="h")
+    description = {
+        "ram": [[0, RAM * PAGE]],
+        "window": [3584 * PAGE, 4096 * PAGE],
+        "low": [],
+        "report_page": 3000 * PAGE,
+        "nonce": "00" * 16,
+        "jump_back": 0x1000,
+    }
+    parts = [(at, rng.randbytes(256 * PAGE)) for at in range(256, 2560, 256)]
+    with DirectDevice(path, writable=True) as device:
+        done = imaging.fill(device, parts, [Extent(2600, 7)], description=description)
+        superblocks.store(device, done, outcome={"by": "helper", "tries": 1})
+        yield Image(device)
+
+
+def restored(
+    image: Image, keyboard: Keyboard, physical: Physical, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Memory:
+        def __init__(self, *, writable: bool) -> None:
+            assert writable
+
+        def __enter__(self) -> Physical:
+            return physical
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    keyboard.image = image
+    monkeypatch.setattr(memory, "PhysicalMemory", Memory)
+    restore_in_place.put_back(image, 1.0, prompt.SkipPrompt(keyboard, 0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "presses", [[], ["", "", ESC, "r"], [ESC, "r", "", ESC, "r"], [""] * 9 + [ESC, "r"]]
+)
+def test_who_asks_and_resumes_gets_every_page(
+    saved: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, presses: list[str]
+) -> None:
+    physical, keyboard = Physical(tmp_path / "memory", RAM), Keyboard(*presses)
+    physical.memory[2603 * PAGE] = 1
+    restored(saved, keyboard, physical, monkeypatch)
+    assert not keyboard.presses
+    # While the question stands a power cut loses nothing, and the try does not count.
+    assert keyboard.states == [(COMPLETE, 0)] * presses.count("r")
+    # Before the jump, nothing may use it again.
+    after = superblocks.load(saved.device)
+    assert after is not None and (after.state, skip.tries(after.outcome)) == (RESTORING, 1)
+    count = 0
+    for pfn, page in imaging.content(saved, saved.index()):
+        assert physical.memory[pfn * PAGE : (pfn + 1) * PAGE] == page
+        count += 1
+    assert count == 2304 and not physical.memory[2603 * PAGE]
+
+
+def test_who_gives_it_up_in_the_restorer_gets_another_boot(
+    saved: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    physical, keyboard = Physical(tmp_path / "memory", RAM), Keyboard("", ESC, "y")
+    with pytest.raises(ResumeSkipped):
+        restored(saved, keyboard, physical, monkeypatch)
+    assert keyboard.states == [(COMPLETE, 0)]
+    assert not any(physical.memory[3000 * PAGE : 3001 * PAGE])  # no report
+
+
+def test_the_time_for_the_key_comes_from_the_boot_kernel() -> None:
+    assert restore_in_place._seconds({"kjump.skip-wait": "2.5"}) == 2.5
+    assert restore_in_place._seconds({}) == restore_in_place._seconds({"kjump.skip-wait": "x"}) == 0
