@@ -158,6 +158,8 @@ setup:
 lint: setup
 	@mkdir -p build; echo "lint: ruff, mypy, import-linter, shellcheck"; status=0; \
 	$(BIN)ruff check --quiet daemon $(wildcard tests packaging/libexec/* packaging/launchers/*) || status=1; \
+	$(BIN)ruff format --quiet --check daemon $(wildcard tests packaging/libexec/* packaging/launchers/*) || \
+		{ echo "lint: run ruff format"; status=1; }; \
 	$(BIN)mypy --no-error-summary --explicit-package-bases daemon/kjump $(wildcard tests) || status=1; \
 	for script in $(wildcard packaging/libexec/*) packaging/md2man; do \
 		$(BIN)mypy --no-error-summary "$$script" || status=1; \
