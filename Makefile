@@ -3,6 +3,7 @@
 #
 #   make build          native parts (daemon/kjump/machine/built/, daemon/request/built/)
 #   make install        everything into $(DESTDIR); serves the deb and the rpm
+#   make install-docs   manual pages and documentation only
 #   make deb            build/deb/kjump.deb, and the source package beside it
 #   make rpm            build/rpm/kjump.rpm
 #   make setup          what the tests need, with apt and pip
@@ -10,6 +11,7 @@
 #   make test-all       the same, with every guest shape
 #   make bench          times beside the kernel's own hibernation; BENCH="--quick" for options
 #   make demo           one whole cycle in a guest, as a user would see it
+#   make map            docs/map.md, from the first lines of the sources
 #   make kernel         a Debian kernel package with CONFIG_KEXEC_JUMP
 #   make kernel-debug   a small one with debug information, for the tests with crash and drgn
 #   make clean
@@ -42,7 +44,7 @@ KERNELHOOKDIR ?= /etc/kernel
 INITRDS ?= initramfs-tools dracut mkinitcpio
 KERNELHOOKS ?= postinst.d kernel-install
 
-.PHONY: all build install deb rpm setup lint test test-all test-python test-guests bench demo kernel kernel-debug clean
+.PHONY: all build install install-docs map deb rpm setup lint test test-all test-python test-guests bench demo kernel kernel-debug clean
 all: build
 
 # -- native parts ---------------------------------------------------------------------------
@@ -95,7 +97,7 @@ D = $(DESTDIR)
 # $(call into,DIR,MODE,FILES): install FILES, where there are any, into DIR.
 into = $(if $(strip $(3)),install -d $(D)$(1) && install -m $(2) $(3) $(D)$(1)/)
 
-install: build
+install: build install-docs
 	@find daemon/kjump -type d ! -name __pycache__ ! -name built -printf '%P\n' | while read -r folder; do \
 		install -d "$(D)$(PYTHONDIR)/kjump/$$folder"; \
 		find "daemon/kjump/$$folder" -maxdepth 1 -name '*.py' \
@@ -115,11 +117,6 @@ install: build
 	@$(call into,/usr/lib/tmpfiles.d,644,$(wildcard config/tmpfiles/*.conf config/tmpfiles.d/*.conf))
 	@$(call into,/etc/kjump,644,$(wildcard config/kjump.conf))
 	@install -d $(D)/etc/kjump/kjump.conf.d
-	@for page in $(wildcard docs/*.[1-8].md); do \
-		name=$$(basename $$page .md); folder=$(D)$(DATADIR)/man/man$${name##*.}; \
-		install -d $$folder; packaging/md2man $$page >$$folder/$$name; \
-	done
-	@$(call into,$(DOCDIR),644,README.md $(filter-out %.1.md %.5.md %.8.md,$(wildcard docs/*.md)) $(wildcard docs/*.svg docs/*.png))
 	@$(call into,$(DATADIR)/bash-completion/completions,644,$(wildcard packaging/completions/kjumpctl))
 	@$(call into,$(ZSHDIR),644,$(wildcard packaging/completions/_kjumpctl))
 	@install -d $(D)/usr/lib/dracut/modules.d
@@ -141,6 +138,18 @@ ifneq ($(filter kernel-install,$(KERNELHOOKS)),)
 	@install -D -m 755 packaging/kernel-hooks/kernel-install $(D)/usr/lib/kernel/install.d/95-kjump.install
 endif
 
+# The documentation has the layout of the source tree, so that links from page to page work there too.
+install-docs:
+	@for page in $(wildcard docs/*.[1-8].md); do \
+		name=$$(basename $$page .md); folder=$(D)$(DATADIR)/man/man$${name##*.}; \
+		install -d $$folder; packaging/md2man $$page >$$folder/$$name; \
+	done
+	@$(call into,$(DOCDIR),644,README.md NEWS CONTRIBUTING.md SECURITY.md)
+	@$(call into,$(DOCDIR)/docs,644,$(wildcard docs/*.md docs/*.svg docs/*.png))
+
+map:
+	@packaging/map >docs/map.md
+
 # -- packages -------------------------------------------------------------------------------
 
 deb:
@@ -157,11 +166,11 @@ setup:
 # All of them run, whatever the first finds.
 lint: setup
 	@mkdir -p build; echo "lint: ruff, mypy, import-linter, shellcheck"; status=0; \
-	$(BIN)ruff check --quiet daemon $(wildcard tests packaging/libexec/* packaging/launchers/*) || status=1; \
-	$(BIN)ruff format --quiet --check daemon $(wildcard tests packaging/libexec/* packaging/launchers/*) || \
+	$(BIN)ruff check --quiet daemon $(wildcard tests packaging/libexec/* packaging/launchers/*) packaging/map || status=1; \
+	$(BIN)ruff format --quiet --check daemon $(wildcard tests packaging/libexec/* packaging/launchers/*) packaging/map || \
 		{ echo "lint: run ruff format"; status=1; }; \
 	$(BIN)mypy --no-error-summary --explicit-package-bases daemon/kjump $(wildcard tests) || status=1; \
-	for script in $(wildcard packaging/libexec/*) packaging/md2man; do \
+	for script in $(wildcard packaging/libexec/*) packaging/map packaging/md2man; do \
 		$(BIN)mypy --no-error-summary "$$script" || status=1; \
 	done; \
 	PYTHONPATH=daemon $(BIN)lint-imports >build/lint-imports.log 2>&1 || { cat build/lint-imports.log; status=1; }; \

@@ -33,7 +33,8 @@ BUS_PAGE = DOCS / "org.kjump1.5.md"
 COMMAND_PAGE = DOCS / "kjumpctl.1.md"
 
 MANUALS = sorted(DOCS.glob("*.[1-8].md"))
-PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md"])
+TOP = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+PAGES = sorted([*DOCS.glob("*.md"), *TOP])
 
 Rows = list[tuple[int, int]]
 
@@ -367,13 +368,21 @@ def test_the_tables_of_errors_are_up_to_date(path: Path) -> None:
 # -- all pages -------------------------------------------------------------------------------------
 
 
-def test_the_readme_names_the_commands() -> None:
-    text = (ROOT / "README.md").read_text()
-    for command in ("make demo", "make test", "make test-all", "make kernel", "make deb"):
-        assert f"`{command}`" in text or f"\n{command}\n" in text, command
-    for word in re.findall(r"`?make ([a-z][a-z-]+)`", text):
-        makefile = (ROOT / "Makefile").read_text()
-        assert re.search(rf"^{word}:", makefile, re.MULTILINE), f"make {word}"
+def test_the_targets_of_make_are_documented() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for command in ("make demo", "make test", "make deb"):
+        assert f"`{command}`" in readme or f"\n    {command}\n" in readme, command
+    building = (DOCS / "building.md").read_text()
+    for command in ("make demo", "make test", "make test-all", "make bench", "make kernel"):
+        assert f"`{command}`" in building, command
+    makefile = (ROOT / "Makefile").read_text()
+    for path in PAGES:
+        for word in re.findall(r"(?:`|^    )make ([a-z][a-z-]+)", path.read_text(), re.MULTILINE):
+            assert re.search(rf"^(?:[a-z-]+ )*{word}:", makefile, re.MULTILINE), f"make {word}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
 def commands() -> dict[str, set[str]]:
@@ -474,6 +483,52 @@ def test_links_and_named_files_resolve(path: Path) -> None:
         assert (ROOT / "daemon/kjump" / name).exists(), name
 
 
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the documentation as the packages install it."""
+    destination = tmp_path_factory.mktemp("documentation")
+    subprocess.run(["make", "-s", "install-docs", f"DESTDIR={destination}"], check=True, cwd=ROOT)
+    return destination / "usr/share/doc/kjump"
+
+
+def test_links_resolve_where_it_is_installed(installed: Path) -> None:
+    there = sorted(installed.rglob("*.md"))
+    assert {path.name for path in there} == {path.name for path in PAGES}
+    for path in there:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text()):
+            if not re.match(r"[a-z]+:", target):
+                found = (path.parent / target).resolve()
+                assert found.is_file() and found.is_relative_to(installed), f"{path}: {target}"
+    # Packed pages would have other names.
+    rules = (ROOT / "packaging/debian/rules").read_text()
+    assert "dh_compress -X.md -XNEWS" in rules
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_into_a_page_lead_to_a_heading(path: Path) -> None:
+    for name, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", path.read_text()):
+        text = (path.parent / name).read_text() if name else path.read_text()
+        headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "NEWS"], ids=lambda path: path.name)
+def test_prose_has_120_columns(path: Path) -> None:
+    """Not tables and blocks of code, which cannot be wrapped."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    long = [x for x in text.splitlines() if len(x) > 120 and not x.startswith(("|", "    "))]
+    assert not long, long[0]
+
+
+def test_the_map_is_current() -> None:
+    """docs/map.md names every file of the source, with its first line."""
+    done = subprocess.run(["packaging/map"], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert (DOCS / "map.md").read_text() == done.stdout, "write it anew: make map"
+    for path in ROOT.glob("daemon/kjump/**/*.py"):
+        assert path.name == "__init__.py" or f"| `{path.name}` | " in done.stdout, path
+    assert " |  |" not in done.stdout, "a file without a first line"
+
+
 @pytest.mark.parametrize("path", MANUALS, ids=lambda path: path.name)
 def test_manuals_become_manual_pages(path: Path) -> None:
     name, number, _ = path.name.rsplit(".", 2)
@@ -512,7 +567,8 @@ def tree() -> list[Path]:
     for folder, folders, names in os.walk(ROOT):
         # Not looked into: somebody may be building there just now.
         folders[:] = [n for n in folders if n not in SKIPPED and not re.fullmatch(r"\..*_cache", n)]
-        found += [path for name in names if (path := Path(folder, name)).is_file()]
+        kept = [name for name in names if name not in SKIPPED]  # .git is a file in a work tree
+        found += [path for name in kept if (path := Path(folder, name)).is_file()]
     return found
 
 
