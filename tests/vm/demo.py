@@ -19,7 +19,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from . import image
-from .guest import Guest, GuestError, Message, Shape, acceleration
+from .emulator import acceleration, retried
+from .guest import Guest, GuestError, Message, Shape
 from .run import guest_image
 from .steps import SAVE, ctl, last_cycle, nothing_staged, power_off, ready, request
 
@@ -139,11 +140,13 @@ def main() -> int:
         memory=options.memory, cpus=options.cpus, machine=options.machine, la57=options.la57
     )
     say(
-        f"kjump demo: {shape.memory} MiB, {shape.cpus} CPUs, {shape.machine}, {acceleration()};"
+        f"kjump demo: {shape.memory} MiB, {shape.cpus} CPUs, {shape.machine};"
         f" caches in {image.cache_dir()}"
     )
+    disk = guest_image()
+    say(f"The guest runs with {acceleration()}.")
     try:
-        return 0 if demonstrate(guest_image(), shape) else 1
+        return 0 if retried(lambda: demonstrate(disk, shape)) else 1
     except GuestError as error:
         say(f"failed: {error}")
         return 1

@@ -56,7 +56,7 @@ def debug_image(kernel: DebugKernel) -> Image:
     from .run import guest_image
 
     chosen = os.environ.get("KJUMP_DEBUG_IMAGE")
-    return Image.load(Path(chosen)) if chosen else guest_image(kernel.package)
+    return Image.load(Path(chosen)) if chosen else guest_image(kernel=kernel.package)
 
 
 def pids(guest: Guest) -> dict[str, int]:

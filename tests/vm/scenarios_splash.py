@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from .guest import Guest, Shape
-from .image import Image
+from .image import PLYMOUTH, Image
 from .scenarios_inside import cancelled, is_asked, is_kept, set_up
 from .steps import (
     SAVE,
@@ -173,9 +173,9 @@ def helper(_: Image) -> None:
         shows(guest, SAVING)
         guest.press("esc")
 
-    from .run import plymouth_image
+    from .run import guest_image
 
-    with Guest(plymouth_image(), Shape(words=WORDS)) as first:
+    with Guest(guest_image(PLYMOUTH), Shape(words=WORDS)) as first:
         ready(first)
         first.start_work(100)
         give_the_helper_one(first)
@@ -198,9 +198,9 @@ def helper(_: Image) -> None:
 
 def plymouth(_: Image) -> None:
     """Plymouth shows what is resumed, both ways; Esc is heard beside it; the session is whole."""
-    from .run import plymouth_image
+    from .run import guest_image
 
-    with Guest(plymouth_image(), Shape(words=WORDS)) as first:
+    with Guest(guest_image(PLYMOUTH), Shape(words=WORDS)) as first:
         ready(first)
         first.start_work(100)
         with boot(first) as guest:

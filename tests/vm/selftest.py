@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import image
-from .guest import DiskErrors, Guest, GuestError, Shape, acceleration
+from .emulator import choose_acceleration, kernel_image
+from .guest import DiskErrors, Guest, GuestError, Shape
 
 
 @contextmanager
@@ -93,7 +94,8 @@ def main() -> int:
     parser.add_argument("--deb", type=Path)
     parser.add_argument("--all", action="store_true", help="every machine, bus and kernel")
     arguments = parser.parse_args()
-    print(f"acceleration: {acceleration()}")
+    accel = choose_acceleration(lambda: kernel_image(arguments.kernel))
+    print(f"acceleration: {accel}")
     with timed("guest image"):
         disk = image.build(arguments.kernel, arguments.deb)
     boots(disk, Shape())
