@@ -22,9 +22,17 @@ from .emulator import QEMU_SUITE
 from .guest import Guest, Shape
 from .image import DESKTOPS, HERE, UID, UPOWER_MASK, USER, Image
 from .scenarios_requests import login1
-from .steps import SAVE, ctl_json, expect, power_off, ready, require, work_holds
+from .steps import (
+    SAVE,
+    Scenario,
+    ctl_json,
+    expect,
+    power_off,
+    ready,
+    require,
+    work_holds,
+)
 
-Scenario = Callable[[Image], None]
 Check = Callable[[Guest], None]
 
 CALLS = "/root/calls"
