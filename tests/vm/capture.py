@@ -30,10 +30,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import suites
+from .cache import log
 from .channel import Monitor
 from .emulator import acceleration, choose_acceleration, emulator, give_up_kvm, retried
 from .errors import EmulatorFailed
-from .image import log
 
 INIT = Path(__file__).with_name("capture_init.py")
 PYTHON = "/usr/bin/python3"

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from . import suites
+from .cache import KEPT_IMAGES, cache_dir, digest, prune
 from .channel import Monitor
 from .errors import EmulatorFailed
-from .image import KEPT_IMAGES, cache_dir, digest, prune
 
 T = TypeVar("T")
 

@@ -23,10 +23,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from .cache import digest
 from .channel import Message
 from .emulator import acceleration
 from .errors import GuestError
-from .image import Image, digest
+from .image import Image
 from .machine import BOOT, Machine, tail
 from .shape import DiskErrors, Shape
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import image, scenarios
+from .cache import cache_dir
+from .contents import DESKTOPS, PLYMOUTH, SUITE
 from .emulator import (
     KVM_FAILED,
     RUN_AGAIN,
@@ -38,14 +40,14 @@ class Kind:
 
     variable: str
     kjump: bool = True  # this tree's package; without it the guest hibernates to swap
-    more: str = ""  # see image.MORE
+    more: str = ""  # see contents.MORE
 
 
 KINDS = {
     "guest": Kind("KJUMP_GUEST_IMAGE"),
     "swap": Kind("KJUMP_SWAP_IMAGE", kjump=False),
-    image.PLYMOUTH: Kind("KJUMP_PLYMOUTH_IMAGE", more=image.PLYMOUTH),
-    image.DESKTOPS: Kind("KJUMP_DESKTOPS_IMAGE", more=image.DESKTOPS),
+    PLYMOUTH: Kind("KJUMP_PLYMOUTH_IMAGE", more=PLYMOUTH),
+    DESKTOPS: Kind("KJUMP_DESKTOPS_IMAGE", more=DESKTOPS),
 }
 
 
@@ -66,27 +68,25 @@ def our_package() -> Path:
 
 
 def guest_image(
-    kind: str = "guest", *, kernel: Path | None = None, suite: str = image.SUITE
+    kind: str = "guest", *, kernel: Path | None = None, suite: str = SUITE
 ) -> image.Image:
     """A guest image of one of `KINDS`, from the cache or built; or the one that its variable names.
 
     ``kernel``: with another kernel's package; ``suite``: of another release of Debian.
     """
     wanted = KINDS[kind]
-    if kernel is None and suite == image.SUITE and wanted.variable in os.environ:
+    if kernel is None and suite == SUITE and wanted.variable in os.environ:
         return image.Image.load(Path(os.environ[wanted.variable]))
     package = our_package() if wanted.kjump else None
     return built(kernel or kernel_package(), package, suite, more=wanted.more)
 
 
-def built(
-    kernel: Path, package: Path | None, suite: str = image.SUITE, *, more: str = ""
-) -> image.Image:
+def built(kernel: Path, package: Path | None, suite: str = SUITE, *, more: str = "") -> image.Image:
     """From the cache, or built; without a package the one that hibernates to swap."""
     if os.geteuid() == 0:
         return image.build(kernel, package, swap=package is None, more=more, suite=suite)
     # Building mounts file systems and makes device nodes; running the guests needs no rights.
-    cache = image.cache_dir().parent
+    cache = cache_dir().parent
     what: list[str | Path] = ["--deb", package] if package else ["--swap"]
     what += [*(["--more", more] if more else []), "--suite", suite]
     path = said(
@@ -178,8 +178,7 @@ def main() -> int:
         return max(run_one(name) for name in options.names)
     names = options.names or [*scenarios.ALWAYS, *(scenarios.MORE if options.all else ())]
     print(
-        f"guest tests: {len(names)} scenarios, {options.jobs} at a time;"
-        f" caches in {image.cache_dir()}",
+        f"guest tests: {len(names)} scenarios, {options.jobs} at a time; caches in {cache_dir()}",
         flush=True,
     )
     begin = time.monotonic()

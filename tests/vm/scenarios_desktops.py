@@ -18,9 +18,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from . import suites
+from .contents import DESKTOPS, UID, UPOWER_MASK, USER
 from .emulator import QEMU_SUITE
 from .guest import Guest, Shape
-from .image import DESKTOPS, HERE, UID, UPOWER_MASK, USER, Image
+from .image import HERE, Image
 from .scenarios_requests import login1
 from .steps import (
     SAVE,

@@ -7,8 +7,9 @@ import re
 import time
 from contextlib import ExitStack
 
+from .contents import SWAP_UUID
 from .guest import DiskErrors, Guest, Shape
-from .image import MIB, SWAP_UUID, Image
+from .image import MIB, Image
 from .steps import (
     SAVE,
     SWAP,

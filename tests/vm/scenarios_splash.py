@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 
+from .contents import PLYMOUTH
 from .guest import Guest, Shape
-from .image import MIB, PLYMOUTH, Image
+from .image import MIB, Image
 from .scenarios_inside import cancelled, is_asked, is_kept
 from .steps import (
     SAVE,
