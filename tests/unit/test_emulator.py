@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -143,6 +144,15 @@ def test_the_kernel_comes_out_of_the_package(
     package(b"two")
     assert emulator.kernel_image(deb).read_bytes() == b"two"
     assert first.read_bytes() == b"one"
+
+
+def test_a_real_kernel_boots_to_the_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise KVM would never be used, and nobody would notice."""
+    monkeypatch.undo()
+    kernel = emulator.test_kernel()
+    if kernel is None or shutil.which(emulator.QEMU) is None:
+        pytest.skip("no test kernel in the cache, or no QEMU")
+    assert emulator.why_not_linux(kernel, "tcg") == ""
 
 
 # -- a guest that breaks --------------------------------------------------------------------

@@ -25,6 +25,7 @@ from . import suites
 from .cache import KEPT_IMAGES, cache_dir, digest, prune
 from .channel import Monitor
 from .errors import EmulatorFailed
+from .shape import Shape
 
 T = TypeVar("T")
 
@@ -102,7 +103,7 @@ def why_not_linux(kernel: Path, accel: str) -> str:
             *("setpriv", "--pdeathsig", "KILL", *own_qemu()),
             *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot"),
             *("-machine", "q35", "-smp", "2", "-m", "256"),
-            *("-accel", accel, "-cpu", "host" if accel == "kvm" else "max"),
+            *("-accel", accel, "-cpu", Shape().cpu(accel)),
             *("-kernel", str(kernel), "-append", PROBE_WORDS),
             *("-chardev", f"file,id=console,path={console}"),
             *("-device", "isa-serial,chardev=console"),
