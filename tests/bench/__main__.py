@@ -17,11 +17,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 from tests.vm import run as guests_run
-from tests.vm.guest import Guest, GuestError, acceleration
+from tests.vm.emulator import acceleration, retried
+from tests.vm.guest import Guest, GuestError
 from tests.vm.image import Image
 
 from . import figures, guests, picture
@@ -117,6 +119,20 @@ class Results:
         self.records.append(record)
         self.save()
 
+    def move(self, about: dict[str, str]) -> bool:
+        """Begin afresh if the guests run with another accelerator now; whether they do.
+
+        Times of KVM and of TCG say nothing about each other.
+        """
+        if about["runs on"] == self.about["runs on"]:
+            return False
+        if self.records:
+            path = self.folder / "results.json"
+            path.rename(self.folder / "results-other-accelerator.json")
+            say("the guests run with another accelerator now: earlier results set aside")
+        self.about, self.records = about, []
+        return True
+
     def save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         part = self.folder / "results.part"
@@ -143,6 +159,15 @@ def about(image: Image) -> dict[str, str]:
     }
 
 
+def measure_one(image: Image, cell: Cell, system: str, pair: int, scratch: Path) -> Record:
+    """One cycle, in a folder of its own below `scratch`.  Raises `NotThere`, `GuestError`."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{system}-", dir=scratch))
+    try:
+        return guests.measure(image, cell, system, pair, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def measure_all(plan: Plan, image: Image, results: Results, most: int) -> int:
     """Measure what is not yet measured, ``most`` cycles of it; how many failed."""
     failed = 0
@@ -156,11 +181,10 @@ def measure_all(plan: Plan, image: Image, results: Results, most: int) -> int:
             break
         most -= 1
         begin = time.monotonic()
-        folder = Path(tempfile.mkdtemp(prefix=f"{system}-", dir=scratch))
         title = f"{number}/{len(plan)} {figures.TITLES[system]}, pair {pair}: {cell.name()}"
         try:
-            disk = guests_run.swap_image() if system in STOCK else image
-            record = guests.measure(disk, cell, system, pair, folder)
+            disk = guests_run.guest_image("swap") if system in STOCK else image
+            record = retried(partial(measure_one, disk, cell, system, pair, scratch))
         except guests.NotThere as reason:
             missing.add(system)
             say(f"{title}: left out, {reason}")
@@ -171,13 +195,14 @@ def measure_all(plan: Plan, image: Image, results: Results, most: int) -> int:
             log.write_text(f"{title}\n{error}\n")
             say(f"{title}: FAILED, see {log}\n{str(error).splitlines()[0]}")
             continue
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        moved = results.move(about(image))
         results.add(record)
         say(
             f"{title}: off {record.off:.1f} s, on {record.running:.1f} s,"
             f" {record.written >> 20} MiB written ({time.monotonic() - begin:.0f} s)"
         )
+        if moved:
+            return failed + measure_all(plan, image, results, most)
     return failed
 
 

@@ -44,10 +44,9 @@ class Timed(Guest):
         self.moments: dict[str, float] = {}
         return [word.replace("shutdown=poweroff", "shutdown=pause") for word in super().command()]
 
-    def noted(self, message: Message) -> None:
-        if "event" in message:
-            self.moments[message["event"]] = time.monotonic()
-        super().noted(message)
+    def on_event(self, message: Message) -> None:
+        self.moments[message["event"]] = time.monotonic()
+        super().on_event(message)
 
     def wait_off(self, deadline: float) -> float:
         """The moment at which the machine went off."""

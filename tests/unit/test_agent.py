@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from ..vm import agent as agents
-from ..vm import guest as guests
+from ..vm import channel as channels
 from ..vm.agent import Agent
-from ..vm.guest import Channel
+from ..vm.channel import Channel
 
 
 class Line:
@@ -63,7 +63,7 @@ def run(script: str) -> dict[str, object]:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guests, "AGAIN", 0.2)
+    monkeypatch.setattr(channels, "AGAIN", 0.2)
 
 
 @pytest.mark.parametrize("to_guest", [True, False])

@@ -24,13 +24,16 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from . import suites
-from .guest import Channel, acceleration, emulator
-from .image import log
+from .cache import log
+from .channel import Monitor
+from .emulator import acceleration, choose_acceleration, emulator, give_up_kvm, retried
+from .errors import EmulatorFailed
 
 INIT = Path(__file__).with_name("capture_init.py")
 PYTHON = "/usr/bin/python3"
@@ -122,9 +125,11 @@ def initramfs(kernel: Path, release: str) -> bytes:
 
 
 def boot(image: Path, initrd: Path, words: str, folder: Path) -> bytes:
-    """Run the guest to its end; what it sent.  Raises SystemExit with its console."""
+    """Run the guest to its end; what it sent.  Raises SystemExit with its console, and
+    `EmulatorFailed`."""
     console, answer = folder / "console", folder / "answer"
-    monitor = Channel()
+    broken = threading.Event()
+    monitor = Monitor(lambda _: None, broken.set)
     accel = acceleration()
     command = [
         *emulator(),
@@ -165,6 +170,7 @@ def boot(image: Path, initrd: Path, words: str, folder: Path) -> bytes:
         "chardev=monitor,mode=control",
     ]
     with subprocess.Popen(command, pass_fds=[monitor.far_end.fileno()]) as process:
+        end = time.monotonic() + DEADLINE
         try:
             monitor.begin()
             for name, arguments in (
@@ -174,12 +180,16 @@ def boot(image: Path, initrd: Path, words: str, folder: Path) -> bytes:
                 said = monitor.ask({"execute": name, "arguments": arguments}, 30)
                 if said is None or "error" in said:
                     raise SystemExit(f"QEMU's {name}: {said}")
-            process.wait(DEADLINE)
-        except subprocess.TimeoutExpired:
-            pass
+            monitor.look()
+            while process.poll() is None and not broken.is_set() and time.monotonic() < end:
+                time.sleep(0.1)
         finally:
             process.kill()
             monitor.close()
+    if broken.is_set():
+        if accel == "kvm":
+            give_up_kvm("internal error")
+        raise EmulatorFailed("QEMU stopped the guest with an internal error")
     text = console.read_text(errors="replace")
     data = answer.read_bytes()
     size = struct.unpack_from("<Q", data)[0] if len(data) > 8 else 0
@@ -207,11 +217,12 @@ def main() -> int:
     if not folder.is_dir():
         folder = suites.kernel(options.kernel)
     image, release = kernel_of(folder)
+    choose_acceleration(lambda: image)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kjump-capture-") as name:
         initrd = Path(name, "initrd")
         initrd.write_bytes(initramfs(folder, release))
-        tar = boot(image, initrd, options.words, Path(name))
+        tar = retried(lambda: boot(image, initrd, options.words, Path(name)))
     options.output.write_bytes(lzma.compress(tar, preset=9 | lzma.PRESET_EXTREME))
     with tarfile.open(options.output) as archive:
         pages = sum(member.name.startswith("pages/") for member in archive)

@@ -18,8 +18,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from . import image
-from .guest import Guest, GuestError, Message, Shape, acceleration
+from .cache import cache_dir
+from .emulator import acceleration, retried
+from .guest import Guest, GuestError, Message, Shape
+from .image import Image
 from .run import guest_image
 from .steps import SAVE, ctl, last_cycle, nothing_staged, power_off, ready, request
 
@@ -89,7 +91,7 @@ def figures(last: Mapping[str, object]) -> list[tuple[str, str]]:
     return rows
 
 
-def demonstrate(disk: image.Image, shape: Shape) -> bool:
+def demonstrate(disk: Image, shape: Shape) -> bool:
     """The whole story; whether every check held."""
     begin = time.monotonic()
     with Guest(disk, shape) as guest:
@@ -139,11 +141,13 @@ def main() -> int:
         memory=options.memory, cpus=options.cpus, machine=options.machine, la57=options.la57
     )
     say(
-        f"kjump demo: {shape.memory} MiB, {shape.cpus} CPUs, {shape.machine}, {acceleration()};"
-        f" caches in {image.cache_dir()}"
+        f"kjump demo: {shape.memory} MiB, {shape.cpus} CPUs, {shape.machine};"
+        f" caches in {cache_dir()}"
     )
+    disk = guest_image()
+    say(f"The guest runs with {acceleration()}.")
     try:
-        return 0 if demonstrate(guest_image(), shape) else 1
+        return 0 if retried(lambda: demonstrate(disk, shape)) else 1
     except GuestError as error:
         say(f"failed: {error}")
         return 1

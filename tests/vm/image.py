@@ -17,38 +17,43 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import hashlib
-import inspect
 import json
 import os
 import re
 import shutil
-import struct
-import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from .cache import KEPT_BASES, KEPT_IMAGES, KEPT_SNAPSHOTS, cache_dir, digest, log, prune, run
+from .contents import (
+    DESKTOPS,
+    FILES,
+    GRUB_CFG,
+    GRUB_MODULES,
+    GUEST_PROGRAMS,
+    INITRAMFS_CONF,
+    MASKED,
+    MORE,
+    PACKAGES,
+    PLASMA,
+    PLASMA_PLUGIN,
+    STOCK_KERNEL,
+    SUITE,
+    SWAP_UUID,
+    UID,
+    UNREAD,
+    UNSTABLE,
+    USER,
+)
+from .grub import install_grub
+
 HERE = Path(__file__).parent
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-GRUB = Path("/usr/lib/grub/i386-pc")
-
-SUITE = "trixie"
-STOCK_KERNEL = "linux-image-amd64"
-UNSTABLE = ("sid", "unstable")  # has no security archive
-# Left out of the guest: nobody reads there.
-UNREAD = ("doc", "man", "locale", "info", "lintian")
-PACKAGES = (
-    "systemd systemd-sysv udev dbus libpam-systemd polkitd login passwd util-linux procps kmod "
-    "iproute2 python3 initramfs-tools zstd dmsetup cryptsetup-bin tmux nano less dracut-core "
-    "python3-gi python3-pydbus gir1.2-glib-2.0 python3-pyudev python3-sdnotify python3-structlog "
-    "python3-systemd e2fsprogs xfsprogs btrfs-progs kexec-tools "
-    "default-dbus-system-bus libc-bin libc6 xz-utils"
-)
 
 MIB = 1 << 20
 ROOT_SIZE = 4096 * MIB  # sparse: what is free costs nothing
@@ -56,107 +61,6 @@ TARGET_SIZE = 9216 * MIB  # of incompressible memory
 SMALL_SIZE = 32 * MIB  # a second target, too small for any image
 SWAP_SIZE = 4096 * MIB  # a swap area, not in /etc/fstab
 SPARE_SIZE = 3072 * MIB  # empty, for a file system of the test's choice
-KEPT_IMAGES = int(os.environ.get("KJUMP_KEPT_IMAGES", "2"))
-KEPT_BASES = KEPT_IMAGES + 4  # two other suites, and two kinds with more in them
-KEPT_SNAPSHOTS = 12
-
-USER = "alice"
-UID = 1000
-INITRAMFS_CONF = "/etc/initramfs-tools/conf.d/kjtest"
-SWAP_UUID = "6b6a756d-7020-7377-6170-000000000000"
-GUEST_PROGRAMS = ("agent.py", "work.py", "fill.py")
-# What makes this a quiet machine that boots to a session on tty1.
-FILES = {
-    "/etc/hostname": "kjump-guest\n",
-    "/etc/hosts": "127.0.0.1 localhost kjump-guest\n::1 localhost\n",
-    "/etc/fstab": "PARTLABEL=root / ext4 defaults,errors=remount-ro 0 1\n",
-    INITRAMFS_CONF: "RESUME=none\nCOMPRESS=zstd\nCOMPRESSLEVEL=1\n",
-    "/etc/systemd/system/getty@tty1.service.d/autologin.conf": (
-        f"[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin {USER} --noclear %I $TERM\n"
-    ),
-    "/etc/systemd/system/kjtest-agent.service": (
-        "[Unit]\nDescription=Test agent for root on ttyS1\nAfter=basic.target\n\n"
-        "[Service]\nExecStart=/usr/bin/python3 /usr/local/lib/kjtest/agent.py /dev/ttyS1\n"
-        "Restart=always\nKillMode=process\nEnvironment=HOME=/root\nWorkingDirectory=/root\n\n"
-        "[Install]\nWantedBy=multi-user.target\n"
-    ),
-    # The user's agent is a child of her login shell, so what it runs is in her active session.
-    f"/home/{USER}/.bash_profile": (
-        'if [ "$(tty)" = /dev/tty1 ]; then\n'
-        "    (while :; do python3 /usr/local/lib/kjtest/agent.py /dev/ttyS2; sleep 1; done) &\n"
-        "fi\n"
-    ),
-    "/etc/udev/rules.d/99-kjtest.rules": f'KERNEL=="ttyS2", OWNER="{USER}", MODE="0600"\n',
-    "/etc/kjump/kjump.conf.d/50-target.conf": "[Target]\nPath=PARTLABEL=kjump\n",
-}
-# A guest with a splash screen, in a base system of its own: the others boot without.  The theme
-# shows what it was told by the colour of the whole screen, which a picture of it tells.
-PLYMOUTH = "plymouth"
-PLYMOUTH_PACKAGES = "plymouth fontconfig"  # its hook for the boot initrd wants the second
-THEME = "/usr/share/plymouth/themes/kjtest"
-PLYMOUTH_FILES = {
-    "/etc/plymouth/plymouthd.conf": "[Daemon]\nTheme=kjtest\nShowDelay=0\nDeviceTimeout=8\n",
-    f"{THEME}/kjtest.plymouth": (
-        "[Plymouth Theme]\nName=Test\nDescription=Colours\nModuleName=script\n\n"
-        f"[script]\nImageDir={THEME}\nScriptFile={THEME}/kjtest.script\n"
-    ),
-    f"{THEME}/kjtest.script": """\
-fun colour(red, green, blue) {
-    Window.SetBackgroundTopColor(red, green, blue);
-    Window.SetBackgroundBottomColor(red, green, blue);
-}
-fun shown(text) {
-    start = String(text).SubString(0, 8);
-    if (start == "resuming") colour(0, 1, 0);
-    else if (start == "saving  ") colour(0, 0, 1);
-    else colour(1, 1, 0);
-}
-colour(1, 0, 0);
-# Without a picture nothing is drawn at all.
-logo = Sprite(Image("special://logo"));
-logo.SetPosition(0, 0, 1);
-Plymouth.SetDisplayMessageFunction(shown);
-""",
-}
-# A guest with the programs of desktops that hibernate, in a base system of its own for their size.
-DESKTOPS = "desktops"
-DESKTOPS_PACKAGES = "upower xfce4-session xvfb dbus-user-session libkworkspace6-6 qml-qt6"
-UPOWER_MASK = "/etc/systemd/system/upower.service"
-# An empty unit file masks.  UPower would act as soon as it runs, and whatever wants to know of the
-# battery starts it.
-DESKTOPS_FILES = {UPOWER_MASK: ""}
-# By which Plasma's menus hibernate.  All that it is linked with comes with libkworkspace; its own
-# package would bring 400 more and twice the size.
-PLASMA = ("plasma-workspace", "libkworkspace6-6")
-PLASMA_PLUGIN = "usr/lib/x86_64-linux-gnu/qt6/qml/org/kde/plasma/private/sessions"
-# What a guest may have besides: packages and files, by name.
-MORE = {
-    PLYMOUTH: (PLYMOUTH_PACKAGES, PLYMOUTH_FILES),
-    DESKTOPS: (DESKTOPS_PACKAGES, DESKTOPS_FILES),
-}
-MASKED = (
-    "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer "
-    "e2scrub_reap.service fstrim.timer man-db.timer systemd-networkd-wait-online.service "
-    "serial-getty@ttyS1.service serial-getty@ttyS2.service"
-)
-
-# The harness chooses kernel and command line of a run by two SMBIOS strings (system SKU number and
-# family), so the disk boots the same way in every run and the guest sees no device made for us.
-GRUB_MODULES = (
-    "biosdisk part_gpt ext2 linux normal configfile serial terminal search echo test smbios"
-)
-GRUB_CFG = """\
-set timeout=0
-serial --unit=0 --speed=115200
-terminal_output serial
-smbios --type 1 --get-string 25 --set kernel
-smbios --type 1 --get-string 26 --set words
-if [ "$kernel" = stock ]; then set version={stock}; else set version={kjump}; fi
-menuentry "Debian" {{
-    linux /boot/vmlinuz-$version root=PARTLABEL=root console=ttyS0,115200 $words
-    initrd /boot/initrd.img-$version
-}}
-"""
 
 
 @dataclass(frozen=True)
@@ -176,51 +80,6 @@ class Image:
     def load(cls, path: Path) -> Image:
         fields = json.loads(path.with_suffix(".json").read_text())
         return cls(**{**fields, "path": path})
-
-
-def log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def cache_dir() -> Path:
-    path = Path(os.environ.get("KJUMP_CACHE") or Path.home() / ".cache/kjump") / "vm"
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def run(
-    *command: str | Path, text: str | None = None, quiet: bool = True, cwd: Path | None = None
-) -> str:
-    """The command's output; where it fails, what it said goes to stderr first."""
-    result = subprocess.run(
-        command,
-        input=text,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT if quiet else None,
-        text=True,
-        check=False,
-        cwd=cwd,
-    )
-    if result.returncode:
-        log(result.stdout[-8000:])
-        raise SystemExit(f"{command[0]} failed with status {result.returncode}")
-    return result.stdout
-
-
-def digest(*parts: str | bytes | Path | Callable[..., object]) -> str:
-    """A name for what is made from files, texts and the source of functions."""
-    total = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Path):
-            data = part.read_bytes()
-        elif isinstance(part, str):
-            data = part.encode()
-        elif isinstance(part, bytes):
-            data = part
-        else:
-            data = inspect.getsource(part).encode()
-        total.update(hashlib.sha256(data).digest())
-    return total.hexdigest()[:16]
 
 
 def sources(suite: str = SUITE) -> list[str]:
@@ -401,38 +260,6 @@ def releases(root: Path) -> dict[str, str]:
     return {"kjump": kjump[0], "stock": stock[0]}
 
 
-def install_grub(disk: Path, core_offset: int, core_size: int) -> None:
-    """Do grub-install's work on a disk that is a file.
-
-    Offsets: boot.h of GRUB 2.06 (include/grub/i386/pc), little endian.
-    """
-    boot_kernel_sector = 0x5C  # u64 in boot.img: where the core image starts
-    boot_code_end = 0x1B8  # behind it: disk signature and partition table
-    blocklist = 0x200 - 12  # u64 sector, u16 count, u16 segment: the core's second sector and on
-    segment = 0x820
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "core.img"
-        run(
-            "grub-mkimage",
-            "--format=i386-pc",
-            "--prefix=(hd0,gpt2)/boot/grub",
-            f"--output={path}",
-            *GRUB_MODULES.split(),
-        )
-        core = bytearray(path.read_bytes())
-    core += bytes(-len(core) % 512)
-    if len(core) > core_size:
-        raise SystemExit("GRUB's core image does not fit its partition")
-    sector = core_offset // 512
-    struct.pack_into("<QHH", core, blocklist, sector + 1, len(core) // 512 - 1, segment)
-    boot = bytearray((GRUB / "boot.img").read_bytes())
-    struct.pack_into("<Q", boot, boot_kernel_sector, sector)
-    with disk.open("r+b") as file:
-        file.write(boot[:boot_code_end])
-        file.seek(core_offset)
-        file.write(core)
-
-
 def make_swap(disk: Path, offset: int, size: int) -> None:
     """Make a swap area in a disk that is a file: mkswap knows no offset."""
     with tempfile.NamedTemporaryFile(dir=disk.parent) as area:
@@ -505,13 +332,6 @@ def scratch_root(cache: Path, below: Path | None) -> Iterator[Path]:
         if below:
             unpack(below, root)
         yield root
-
-
-def prune(directory: Path, pattern: str, keep: int) -> None:
-    files = sorted(directory.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in files[keep:]:
-        path.unlink()
-        path.with_suffix(".json").unlink(missing_ok=True)
 
 
 def prune_snapshots(cache: Path) -> None:

@@ -13,19 +13,46 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter, deque
+from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import image, scenarios
-from .guest import EMULATOR_FAILED, GuestError, acceleration, emulator, version_of
+from .cache import cache_dir
+from .contents import DESKTOPS, PLYMOUTH, SUITE
+from .emulator import (
+    KVM_FAILED,
+    RUN_AGAIN,
+    acceleration,
+    emulator,
+    give_up_kvm,
+    retried,
+    version_of,
+)
+from .errors import GuestError
 
 ROOT = Path(__file__).resolve().parents[2]
-AGAIN = 2
-"""How often a scenario is run once more whose guest the emulator broke."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A guest image by what is in it, and the variable that names one to take as it is."""
+
+    variable: str
+    kjump: bool = True  # this tree's package; without it the guest hibernates to swap
+    more: str = ""  # see contents.MORE
+
+
+KINDS = {
+    "guest": Kind("KJUMP_GUEST_IMAGE"),
+    "swap": Kind("KJUMP_SWAP_IMAGE", kjump=False),
+    PLYMOUTH: Kind("KJUMP_PLYMOUTH_IMAGE", more=PLYMOUTH),
+    DESKTOPS: Kind("KJUMP_DESKTOPS_IMAGE", more=DESKTOPS),
+}
 
 
 def said(*command: str | Path) -> str:
-    """The last line a command prints; what it tells meanwhile on stderr is shown."""
+    """The last line a command prints; what it writes to stderr meanwhile is shown."""
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return out.strip().splitlines()[-1]
 
@@ -40,46 +67,26 @@ def our_package() -> Path:
     return Path(said("make", "--no-print-directory", "-C", ROOT, "deb"))
 
 
-def guest_image(kernel: Path | None = None, suite: str = image.SUITE) -> image.Image:
-    """The guest with this tree's package installed, from the cache or built; one that
-    KJUMP_GUEST_IMAGE names is taken as it is.  ``kernel``: with another kernel's package;
-    ``suite``: of another release of Debian."""
-    if kernel is None and suite == image.SUITE and "KJUMP_GUEST_IMAGE" in os.environ:
-        return image.Image.load(Path(os.environ["KJUMP_GUEST_IMAGE"]))
-    return built(kernel or kernel_package(), our_package(), suite)
-
-
-def swap_image() -> image.Image:
-    """The guest without kjump, ready for the kernel's own hibernation; one that KJUMP_SWAP_IMAGE
-    names is taken as it is."""
-    if "KJUMP_SWAP_IMAGE" in os.environ:
-        return image.Image.load(Path(os.environ["KJUMP_SWAP_IMAGE"]))
-    return built(kernel_package(), None)
-
-
-def plymouth_image() -> image.Image:
-    """The guest with Plymouth; one that KJUMP_PLYMOUTH_IMAGE names is taken as it is."""
-    if "KJUMP_PLYMOUTH_IMAGE" in os.environ:
-        return image.Image.load(Path(os.environ["KJUMP_PLYMOUTH_IMAGE"]))
-    return built(kernel_package(), our_package(), more=image.PLYMOUTH)
-
-
-def desktops_image() -> image.Image:
-    """The guest with UPower, XFCE's session and Plasma's; one that KJUMP_DESKTOPS_IMAGE names is
-    taken as it is."""
-    if "KJUMP_DESKTOPS_IMAGE" in os.environ:
-        return image.Image.load(Path(os.environ["KJUMP_DESKTOPS_IMAGE"]))
-    return built(kernel_package(), our_package(), more=image.DESKTOPS)
-
-
-def built(
-    kernel: Path, package: Path | None, suite: str = image.SUITE, *, more: str = ""
+def guest_image(
+    kind: str = "guest", *, kernel: Path | None = None, suite: str = SUITE
 ) -> image.Image:
+    """A guest image of one of `KINDS`, from the cache or built; or the one that its variable names.
+
+    ``kernel``: with another kernel's package; ``suite``: of another release of Debian.
+    """
+    wanted = KINDS[kind]
+    if kernel is None and suite == SUITE and wanted.variable in os.environ:
+        return image.Image.load(Path(os.environ[wanted.variable]))
+    package = our_package() if wanted.kjump else None
+    return built(kernel or kernel_package(), package, suite, more=wanted.more)
+
+
+def built(kernel: Path, package: Path | None, suite: str = SUITE, *, more: str = "") -> image.Image:
     """From the cache, or built; without a package the one that hibernates to swap."""
     if os.geteuid() == 0:
         return image.build(kernel, package, swap=package is None, more=more, suite=suite)
     # Building mounts file systems and makes device nodes; running the guests needs no rights.
-    cache = image.cache_dir().parent
+    cache = cache_dir().parent
     what: list[str | Path] = ["--deb", package] if package else ["--swap"]
     what += [*(["--more", more] if more else []), "--suite", suite]
     path = said(
@@ -98,10 +105,10 @@ def built(
 
 
 def run_one(name: str) -> int:
-    """Run a scenario in this process."""
+    """Run a scenario in this process; once more if the emulator broke its guest."""
     every = scenarios.ALWAYS | scenarios.MORE
     try:
-        every[name](guest_image())
+        retried(lambda: every[name](guest_image()))
     except GuestError as error:
         print(error)
         return 1
@@ -111,13 +118,17 @@ def run_one(name: str) -> int:
     return 0
 
 
+def child(name: str) -> list[str]:
+    """The command that runs a scenario in a process of its own."""
+    return [sys.executable, "-m", "tests.vm.run", "--here", name]
+
+
 def run_all(names: list[str], jobs: int, disk: image.Image) -> int:
     """Run scenarios, each in a process of its own; how many failed."""
     every = scenarios.ALWAYS | scenarios.MORE
     waiting = deque(names)
     running: dict[subprocess.Popen[bytes], tuple[str, float]] = {}
     failed: list[str] = []
-    again: Counter[str] = Counter()
     begin = time.monotonic()
     logs = Path(tempfile.mkdtemp(prefix="kjump-guests-"))
     while waiting or running:
@@ -125,7 +136,7 @@ def run_all(names: list[str], jobs: int, disk: image.Image) -> int:
             name = waiting.popleft()
             log = (logs / f"{name}.log").open("w")
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.vm.run", "--here", name],
+                child(name),
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -135,20 +146,20 @@ def run_all(names: list[str], jobs: int, disk: image.Image) -> int:
             )
             running[process] = (name, time.monotonic())
         time.sleep(0.5)
-        for process in [p for p in running if p.poll() is not None]:
+        ended = [process for process in running if process.poll() is not None]
+        for name, _ in running.values():
+            if found := KVM_FAILED.search((logs / f"{name}.log").read_text()):
+                give_up_kvm(found[1])  # for all that start from now on
+        for process in ended:
             name, since = running.pop(process)
             good = process.returncode == 0
             took = time.monotonic() - since
-            text = (logs / f"{name}.log").read_text()
-            if not good and EMULATOR_FAILED in text and again[name] < AGAIN:
-                print(f"guest again  {took:5.0f} s  {name}: {EMULATOR_FAILED}\n{text}", flush=True)
-                again[name] += 1
-                waiting.append(name)
-                continue
+            text = KVM_FAILED.sub("", (logs / f"{name}.log").read_text())
             word = "passed" if good else "FAILED"
             print(f"guest {word} {took:5.0f} s  {name}: {every[name].__doc__}", flush=True)
             if not good:
                 failed.append(name)
+            if not good or RUN_AGAIN in text:
                 print(text, flush=True)
     minutes = (time.monotonic() - begin) / 60
     print(f"guest tests took {minutes:.1f} min" + (f"; failed: {failed}" if failed else ""))
@@ -166,10 +177,8 @@ def main() -> int:
     if options.here:
         return max(run_one(name) for name in options.names)
     names = options.names or [*scenarios.ALWAYS, *(scenarios.MORE if options.all else ())]
-    version = ".".join(map(str, version_of(emulator())))
     print(
-        f"guest tests: {len(names)} scenarios, {options.jobs} at a time, {acceleration()},"
-        f" QEMU {version}; caches in {image.cache_dir()}",
+        f"guest tests: {len(names)} scenarios, {options.jobs} at a time; caches in {cache_dir()}",
         flush=True,
     )
     begin = time.monotonic()
@@ -177,6 +186,9 @@ def main() -> int:
     print(
         f"guest image ready after {time.monotonic() - begin:.0f} s: {found.path.name}", flush=True
     )
+    # Now the test kernel is there to try KVM with.
+    accel, version = acceleration(), ".".join(map(str, version_of(emulator())))
+    print(f"guests run with {accel}, QEMU {version}", flush=True)
     return 1 if run_all(names, options.jobs, found) else 0
 
 

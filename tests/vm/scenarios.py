@@ -27,28 +27,30 @@ from . import (
     scenarios_warm,
 )
 from .guest import DiskErrors, Guest, Shape
-from .image import Image
+from .image import MIB, Image
 from .steps import (
+    CONFIGURATION,
+    Scenario,
+    at_work,
+    configure,
     ctl_json,
     cycle,
     ends,
     expect,
     helper_not_cached,
+    hibernate,
     hibernate_fails,
     last_cycle,
     normal_boot,
     nothing_staged,
-    power_off,
     ready,
     refused,
     request,
     require,
+    went_well,
     work_holds,
 )
-
-MIB = 1 << 20
-TEXT = "Dear Bob, nobody has saved this yet."  # as work.py types it
-Scenario = Callable[[Image], None]
+from .work import TEXT
 
 
 def shape_name(shape: Shape) -> str:
@@ -100,15 +102,12 @@ def whole_cycle(
     what is done while the machine is off."""
 
     def run(image: Image) -> None:
-        with Guest(image, shape) as first:
-            ready(first)
-            first.start_work(100)
+        with at_work(image, shape, 100) as first:
             sizes = []
             guest = first
             for number in range(times):
                 with_boot_id = guest.check("cat /proc/sys/kernel/random/boot_id")
-                request(guest)
-                power_off(guest)
+                hibernate(guest)
                 if between:
                     between(guest)
                 guest = guest.again().start()
@@ -147,10 +146,7 @@ def whole_cycle(
 
 def comes_back(image: Image) -> None:
     """Failures in the helper come back to the session with their cause; then it works."""
-    with Guest(image, Shape()) as guest:
-        ready(guest)
-        guest.start_work(100)
-
+    with at_work(image, Shape(), 100) as guest:
         # A target that fails in the middle of the write.
         guest.fail_disk(DiskErrors(image.target_offset + 24 * MIB, 4 * MIB))
         last = hibernate_fails(guest, "TargetWriteFailed")
@@ -160,11 +156,11 @@ def comes_back(image: Image) -> None:
         require("not complete", ctl_json(guest, "image info")["state"] == "spent")
 
         # A target too small.
-        guest.put(b"[Target]\nPath=PARTLABEL=small\n", "/etc/kjump/kjump.conf.d/90-test.conf")
+        guest.put(b"[Target]\nPath=PARTLABEL=small\n", CONFIGURATION)
         pretend_initrds_are_made(guest)
         guest.check("kjumpctl reload")
         hibernate_fails(guest, "TargetTooSmall")
-        guest.check("rm /etc/kjump/kjump.conf.d/90-test.conf")
+        guest.check(f"rm {CONFIGURATION}")
         pretend_initrds_are_made(guest)
         guest.check("kjumpctl reload")
         work_holds(guest)
@@ -179,18 +175,16 @@ def comes_back(image: Image) -> None:
         work_holds(guest)
 
         # A helper that is too slow for its deadline.
-        guest.put(b"[Helper]\nDeadlineSec=30\n", "/etc/kjump/kjump.conf.d/90-test.conf")
-        guest.check("kjumpctl reload")
+        configure(guest, "[Helper]", "DeadlineSec=30")
         guest.slow_disk(1 * MIB)
         hibernate_fails(guest, "HelperDeadline")
         guest.slow_disk(0)
-        guest.check("rm /etc/kjump/kjump.conf.d/90-test.conf; kjumpctl reload")
+        configure(guest)
         work_holds(guest)
 
         # And the next attempt on a good target works.
         with cycle(guest) as again:
-            work_holds(again)
-            expect("result", last_cycle(again)["result"], "ok")
+            went_well(again)
 
 
 def pretend_initrds_are_made(guest: Guest) -> None:
@@ -205,9 +199,7 @@ def pretend_initrds_are_made(guest: Guest) -> None:
 
 def plug_pulled_and_flipped_bit(image: Image) -> None:
     """Power lost while saving, an image with one flipped bit: a normal boot, with the reason."""
-    with Guest(image, Shape()) as guest:
-        ready(guest)
-        guest.start_work(100)
+    with at_work(image, Shape(), 100) as guest:
         guest.slow_disk(16 * MIB)  # or it is done before it tells of any progress
         request(guest)
         guest.wait_console(r"kjump: saving +\d+ %")
@@ -215,8 +207,7 @@ def plug_pulled_and_flipped_bit(image: Image) -> None:
         with guest.again() as second:
             normal_boot(second, "ImageIncomplete")
             second.start_work(20)
-            request(second)
-            power_off(second)
+            hibernate(second)
             flip_bit(second, image)
             with second.again() as third:
                 normal_boot(third, "ImageDamaged")
@@ -264,17 +255,15 @@ def refusals(image: Image) -> None:
         expect("exit code", result.rc, 4)
         nothing_staged(guest)
 
-        configuration = "/etc/kjump/kjump.conf.d/90-test.conf"
-        for text, code in (
-            ("[Target]\nPath=PARTLABEL=nonesuch\n", "TargetMissing"),
-            ("[Target]\nPath=PARTLABEL=root\n", "TargetInUse"),
-            ("[Helper]\nInitrd=/nonexistent/helper.img\n", "NoHelperInitrd"),
-            ("[Helper]\nKernel=/etc/hostname\n", "NoHelperKernel"),
+        for lines, code in (
+            (("[Target]", "Path=PARTLABEL=nonesuch"), "TargetMissing"),
+            (("[Target]", "Path=PARTLABEL=root"), "TargetInUse"),
+            (("[Helper]", "Initrd=/nonexistent/helper.img"), "NoHelperInitrd"),
+            (("[Helper]", "Kernel=/etc/hostname"), "NoHelperKernel"),
         ):
-            guest.put(text.encode(), configuration)
-            guest.check("kjumpctl reload")
+            configure(guest, *lines)
             refused(guest, code, "no")
-        guest.check(f"rm {configuration}; kjumpctl reload")
+        configure(guest)
 
         available = guest.check("awk '/MemAvailable/ {print $2}' /proc/meminfo")
         fill = int(available) // 1024 - 60
@@ -311,11 +300,8 @@ def distribution_kernel(image: Image) -> None:
     stock = image.kernels["stock"]
     with Guest(image, Shape(words="kjump.restore=in-place")) as guest:
         ready(guest)
-        guest.put(
-            f"[Helper]\nKernel=/boot/vmlinuz-{stock}\nInitrd=/var/lib/kjump/helper-{stock}.img\n".encode(),
-            "/etc/kjump/kjump.conf.d/90-test.conf",
-        )
-        guest.check("kjumpctl reload")
+        helper = f"/var/lib/kjump/helper-{stock}.img"
+        configure(guest, "[Helper]", f"Kernel=/boot/vmlinuz-{stock}", f"Initrd={helper}")
         guest.check(f"grep -qx CONFIG_IO_STRICT_DEVMEM=y /boot/config-{stock}")
         window = ctl_json(guest, "status")["Window"]
         require("the window has 160 MiB at most", window["size"] <= 160 * MIB, window)

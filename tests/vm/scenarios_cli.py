@@ -4,27 +4,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .guest import Guest, Shape
 from .image import Image
 from .steps import (
+    CONFIGURATION,
+    Scenario,
+    at_work,
     ctl,
     ctl_json,
     cycle,
     expect,
-    last_cycle,
     nothing_staged,
     ready,
     require,
+    went_well,
     work_holds,
 )
 
 ROOT = Path(__file__).parents[2]
-Scenario = Callable[[Image], None]
-CONFIGURATION = "/etc/kjump/kjump.conf.d/95-test.conf"
 
 
 def checks(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -44,9 +44,7 @@ def ends_with(guest: Guest, code: int, error: str) -> None:
 
 def doctor(image: Image) -> None:
     """kjumpctl doctor: all is well, a jump to the helper and back, and each failure by its name."""
-    with Guest(image, Shape()) as guest:
-        ready(guest)
-        guest.start_work(60)
+    with at_work(image, Shape(), 60) as guest:
         result = ctl(guest, "doctor --json --no-jump", user=True)
         document = json.loads(result.out)
         states = {name: check["state"] for name, check in checks(document).items()}
@@ -117,9 +115,7 @@ def setup(image: Image) -> None:
         expect("doctor", found["result"], "ok")
         guest.start_work(60)
         with cycle(guest) as again:
-            work_holds(again)
-            last = last_cycle(again)
-            expect("result", last["result"], "ok")
+            last = went_well(again)
             require("the map came through the restore", len(last["map"]["data"]) == 128, last)
             again.check("kjumpctl plot -o /run/cycle.svg; test -s /run/cycle.svg")
 

@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from kjump.image.place import pieces
@@ -28,11 +27,11 @@ from .debuggers import (
     tasks_of,
 )
 from .guest import Guest, Shape
-from .image import Image
-from .scenarios_oracle import MIB, freeze, same_content
-from .steps import expect, power_off, ready, request, require
+from .image import MIB, Image
+from .scenarios_oracle import freeze, same_content
+from .steps import Scenario, at_work, expect, power_off, request, require
+from .work import TEXT
 
-TEXT = "Dear Bob, nobody has saved this yet."  # as work.py types it
 WORK = 40  # MiB of the user's
 BROKEN = 3
 # Takes pages out of use as a memory error that was corrected would: their content moves.
@@ -48,15 +47,13 @@ for page in range({BROKEN}):
         raise OSError(ctypes.get_errno(), "madvise")
 END"""
 
-Scenario = Callable[[Image], None]
-
 
 def debug_image(kernel: DebugKernel) -> Image:
     """A guest disk like any other, with the debug kernel."""
     from .run import guest_image
 
     chosen = os.environ.get("KJUMP_DEBUG_IMAGE")
-    return Image.load(Path(chosen)) if chosen else guest_image(kernel.package)
+    return Image.load(Path(chosen)) if chosen else guest_image(kernel=kernel.package)
 
 
 def pids(guest: Guest) -> dict[str, int]:
@@ -73,9 +70,7 @@ def debuggers(_: Image) -> None:
     by the task's page tables; the pages left out are those that drgn says are free or broken."""
     kernel = DebugKernel.build()
     image = debug_image(kernel)
-    with Guest(image, Shape(memory=1024, cpus=2)) as guest:
-        ready(guest)
-        guest.start_work(WORK)
+    with at_work(image, Shape(memory=1024, cpus=2), WORK) as guest:
         guest.check(SOFT_OFFLINE)
         tasks = pids(guest)
         release = guest.check("uname -r").strip()

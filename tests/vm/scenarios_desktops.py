@@ -18,12 +18,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from . import suites
-from .guest import QEMU_SUITE, Guest, Shape
-from .image import HERE, UID, UPOWER_MASK, USER, Image
+from .contents import DESKTOPS, UID, UPOWER_MASK, USER
+from .emulator import QEMU_SUITE
+from .guest import Guest, Shape
+from .image import HERE, Image
 from .scenarios_requests import login1
-from .steps import SAVE, ctl_json, expect, power_off, ready, require, work_holds
+from .steps import (
+    SAVE,
+    Scenario,
+    ctl_json,
+    expect,
+    power_off,
+    ready,
+    require,
+    work_holds,
+)
 
-Scenario = Callable[[Image], None]
 Check = Callable[[Guest], None]
 
 CALLS = "/root/calls"
@@ -209,11 +219,11 @@ PROGRAMS = {
 def desktops(_: Image) -> None:
     """UPower's critical action, XFCE's session and Plasma's menu: the real programs, real polkit;
     each is led to kjump, and goes on afterwards."""
-    from .run import desktops_image
+    from .run import guest_image
 
     with TemporaryDirectory() as folder, ExitStack() as guests:
         shape = Shape(tables=(battery(Path(folder)),))
-        guest = guests.enter_context(Guest(desktops_image(), shape))
+        guest = guests.enter_context(Guest(guest_image(DESKTOPS), shape))
         ready(guest)
         listen(guest)
         guest.start_work(50)

@@ -12,21 +12,20 @@ from pathlib import Path
 from kjump.machine.memory import meminfo
 
 from .guest import Guest, Shape
-from .image import Image
+from .image import MIB, Image
 from .steps import (
     SAVE,
+    at_work,
     ctl_json,
     cycle,
     expect,
     last_cycle,
     nothing_staged,
-    ready,
     require,
     work_holds,
 )
 
 HOLD = Path(__file__).parents[1] / "hold.py"
-MIB = 1 << 20
 PAGE = 4096
 WORK = 20  # MiB of the user's work; the rest is the fill's
 ZEROS = 0.8
@@ -72,9 +71,7 @@ def full_memory(shape: Shape, *, least: float, in_place: bool = False) -> Callab
     deadline = SAVE + PER_GIB * shape.memory / 1024
 
     def run(image: Image) -> None:
-        with Guest(image, shape) as guest:
-            ready(guest)
-            guest.start_work(WORK)
+        with at_work(image, shape, WORK) as guest:
             nodes = guest.check("ls -d /sys/devices/system/node/node*").split()
             expect("NUMA nodes", len(nodes), shape.numa)
             used = filled(guest, shape.memory)
@@ -129,9 +126,7 @@ def barely_enough(guest: Guest) -> None:
 
 def zeros(image: Image) -> None:
     """Memory full of zeros: the boot kernel need not hold them, and lay where many of them go."""
-    with Guest(image, Shape()) as guest:
-        ready(guest)
-        guest.start_work(WORK)
+    with at_work(image, Shape(), WORK) as guest:
         # Besides, what the request itself takes, and polkit, which is started for it.
         spare = ctl_json(guest, "status")["Window"]["available_needed"] // MIB + 40
         blocks = guest.fill(f"start --until-available {spare} --zeros {ZEROS}")["blocks"]

@@ -13,11 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 from .guest import Guest, Shape
-from .image import Image
-from .scenarios_warm import MIB, Scenario
-from .steps import ctl_json, expect, ready, require
+from .image import MIB, Image
+from .steps import CONFIGURATION, Scenario, ctl_json, expect, ready, require
 
-CONFIGURATION = "/etc/kjump/kjump.conf.d/90-test.conf"
 SERIAL = "kjump-hotplug"
 ROOT = "/usr/local/lib/kjtest/watch.py"
 AT_ONCE = 4.0

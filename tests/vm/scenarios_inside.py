@@ -9,40 +9,30 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from .guest import Guest, Shape
-from .image import Image
+from .image import MIB, Image
 from .steps import (
     SAVE,
+    Scenario,
+    at_work,
+    configure,
     ctl,
     ctl_json,
     cycle,
     ends,
     expect,
+    hibernate,
     hibernate_fails,
     last_cycle,
     nothing_staged,
-    power_off,
     ready,
-    request,
     require,
     session_is_gone,
+    went_well,
     work_holds,
 )
 
-MIB = 1 << 20
-Scenario = Callable[[Image], None]
-
-DROP_IN = "/etc/kjump/kjump.conf.d/90-test.conf"
 RATE = 3 * MIB
 """Of the disk, in bytes a second: slow enough to press a key while it is written to."""
-
-
-def set_up(guest: Guest, *lines: str) -> None:
-    """Have these lines in the configuration; none: nothing but what was there before."""
-    if lines:
-        guest.put("".join(f"{line}\n" for line in lines).encode(), DROP_IN)
-    else:
-        guest.check(f"rm -f {DROP_IN}")
-    guest.check("kjumpctl reload")
 
 
 def cancelled(guest: Guest, press: Callable[[], None], name: str) -> None:
@@ -76,9 +66,7 @@ def press_serial(guest: Guest) -> None:
 
 def cancel(image: Image) -> None:
     """Esc on the keyboard or the serial line, and the power button, bring the session back."""
-    with Guest(image, Shape()) as guest:
-        ready(guest)
-        guest.start_work(100)
+    with at_work(image, Shape(), 100) as guest:
         cancelled(guest, lambda: guest.press("esc"), "Esc")
         cancelled(guest, lambda: guest.qmp("system_powerdown"), "The power button")
         # An arrow key begins like Esc, and is none; it comes first.
@@ -86,8 +74,7 @@ def cancel(image: Image) -> None:
         # The button was pressed for the helper: it does not switch the session off as well.
         require("the session runs on", guest.running)
         with cycle(guest) as again:
-            work_holds(again)
-            expect("result", last_cycle(again)["result"], "ok")
+            went_well(again)
 
 
 def is_asked(guest: Guest) -> None:
@@ -110,11 +97,8 @@ def question(guest: Guest) -> None:
 
 def skip(image: Image) -> None:
     """Esc at boot: [r] resumes, [p] switches off and keeps the session, [y] gives it up."""
-    with Guest(image, Shape()) as guest:
-        ready(guest)
-        guest.start_work(100)
-        request(guest)
-        power_off(guest)
+    with at_work(image, Shape(), 100) as guest:
+        hibernate(guest)
         with guest.again() as second:
             # Before kjump says anything: the kernel keeps it.
             second.wait_console(r"Loading essential drivers")
@@ -126,10 +110,8 @@ def skip(image: Image) -> None:
                 question(third)
                 third.type("x\x1b[Ar")
                 third.wait_ready(SAVE)
-                work_holds(third)
-                expect("result", last_cycle(third)["result"], "ok")
-                request(third)
-                power_off(third)
+                went_well(third)
+                hibernate(third)
                 with third.again() as fourth:
                     fourth.wait_console(r"kjump: resuming the session of ")
                     fourth.press("esc")
@@ -152,11 +134,8 @@ def skip_in_place(image: Image) -> None:
         is_asked(guest)
         guest.slow_disk(0)
 
-    with Guest(image, Shape(words="kjump.restore=in-place")) as guest:
-        ready(guest)
-        guest.start_work(100)
-        request(guest)
-        power_off(guest)
+    with at_work(image, Shape(words="kjump.restore=in-place"), 100) as guest:
+        hibernate(guest)
         with guest.again() as second:
             asked(second, second.press, "esc")
             second.press("p")
@@ -167,8 +146,7 @@ def skip_in_place(image: Image) -> None:
                 third.wait_ready(SAVE)
                 work_holds(third)
                 expect("way back", last_cycle(third)["more"]["way"], "in-place")
-                request(third)
-                power_off(third)
+                hibernate(third)
                 with third.again() as fourth:
                     asked(fourth, fourth.type, "\x1b")
                     fourth.type("y")
@@ -190,12 +168,9 @@ def power_goes_while_resuming(image: Image) -> None:
 
     snapshot, in_place = r"kjump: resuming kjump-guest: +\d+ %", r"kjump-guest in place: +\d+ %"
     with ExitStack() as guests:
-        guest = guests.enter_context(Guest(image, Shape()))
-        ready(guest)
-        guest.start_work(100)
+        guest = guests.enter_context(at_work(image, Shape(), 100))
         for ways in ((snapshot, in_place), (in_place, snapshot, snapshot)):
-            request(guest)
-            power_off(guest)
+            hibernate(guest)
             for shown in ways:
                 words = "kjump.restore=in-place" if shown == in_place else ""
                 guest = guests.enter_context(guest.again(words=words))
@@ -203,8 +178,7 @@ def power_goes_while_resuming(image: Image) -> None:
             guest = guests.enter_context(guest.again(words=""))
             if len(ways) < 3:
                 guest.wait_ready(SAVE)
-                work_holds(guest)
-                expect("result", last_cycle(guest)["result"], "ok")
+                went_well(guest)
         guest.wait_console("kjump: not resumed: Resuming was begun 3 times")
         session_is_gone(guest, "RestoreFailed")
 
@@ -212,11 +186,9 @@ def power_goes_while_resuming(image: Image) -> None:
 def hang(image: Image) -> None:
     """A copy that makes no progress, and one that is stopped, come back; a watchdog of the hardware
     restarts the machine when nobody is left to do so."""
-    with Guest(image, Shape(watchdog="i6300esb")) as guest:
-        ready(guest)
-        guest.start_work(100)
+    with at_work(image, Shape(watchdog="i6300esb"), 100) as guest:
         for kind, told in (("stall", "no progress for 20 s"), ("stop", "hung, and was ended")):
-            set_up(guest, "[Helper]", "WatchdogSec=20", f"CommandLine=kjump.inject={kind}")
+            configure(guest, "[Helper]", "WatchdogSec=20", f"CommandLine=kjump.inject={kind}")
             last = hibernate_fails(guest, "HelperHung")
             require("how it hung is told", told in last["what"], last)
             expect("where", last["where"], "helper")
@@ -224,7 +196,7 @@ def hang(image: Image) -> None:
             # Its watchdog was stopped: it would restart the session within 50 s.
         guest.check("sleep 60", timeout=90)
         work_holds(guest)
-        set_up(guest, "[Helper]", "WatchdogSec=20", "CommandLine=kjump.inject=freeze")
+        configure(guest, "[Helper]", "WatchdogSec=20", "CommandLine=kjump.inject=freeze")
         lost(guest, "i6300esb timer")
 
 
@@ -252,7 +224,7 @@ def soft_watchdog(image: Image) -> None:
     """Without a watchdog in the hardware, the kernel's own restarts a helper that hangs."""
     with Guest(image, Shape()) as guest:
         ready(guest)
-        set_up(guest, "[Helper]", "WatchdogSec=20", "CommandLine=kjump.inject=freeze")
+        configure(guest, "[Helper]", "WatchdogSec=20", "CommandLine=kjump.inject=freeze")
         guest.slow_disk(RATE)  # or it is done before the hardware's has had its time to appear
         lost(guest, "software watchdog")
 
@@ -274,8 +246,7 @@ def dracut(image: Image) -> None:
             require("systemd ran in the initrd", "dracut" in console.lower(), console[-3000:])
             mounted = console.find("Mounting sysroot.mount")
             require("nothing was mounted before", mounted < 0, console[mounted - 200 :])
-            work_holds(again)
-            expect("result", last_cycle(again)["result"], "ok")
+            went_well(again)
             again.spawn("systemctl poweroff")
             ends(again, 120)
             with again.again() as after:

@@ -14,21 +14,20 @@ from pathlib import Path
 
 from . import oracle
 from .guest import Guest, GuestError, Message, Shape
-from .image import Image
+from .image import MIB, Image
 from .oracle import STORED, ZEROS, Saved
 from .steps import (
     SAVE,
+    at_work,
     ctl_json,
     expect,
-    last_cycle,
+    hibernate,
     power_off,
-    ready,
     request,
     require,
-    work_holds,
+    went_well,
 )
 
-MIB = 1 << 20
 PAGE = 4096
 ZERO_PAGES, FREE_PAGES = 1, 16
 """Of makedumpfile's dump levels."""
@@ -160,9 +159,7 @@ def oracle_agrees(
     zeros_are_free = "init_on_free=1" in shape.words
 
     def run(image: Image) -> None:
-        with Guest(image, shape) as guest:
-            ready(guest)
-            guest.start_work(work)
+        with at_work(image, shape, work) as guest:
             if prepare:
                 prepare(guest)
             folder = guest.folder
@@ -201,9 +198,7 @@ def oracle_agrees(
             (folder / "target").unlink()
             with guest.again() as second:
                 second.wait_ready(SAVE)
-                work_holds(second)
-                last = last_cycle(second)
-                expect("result", last["result"], "ok")
+                went_well(second)
 
     run.__doc__ = f"The page set is makedumpfile's, {shape.memory} MiB {shape.words}".strip() + "."
     return run
@@ -232,11 +227,8 @@ def scan_is_linear(image: Image) -> None:
     """Finding the pages takes at most 5 % of a save, and as long per GiB at 1, 2 and 4 GiB."""
     took = {}
     for memory in (1024, 2048, 4096):
-        with Guest(image, Shape(memory=memory)) as guest:
-            ready(guest)
-            guest.start_work(memory // 4, deadline=400)
-            request(guest)
-            power_off(guest)
+        with at_work(image, Shape(memory=memory), memory // 4, deadline=400) as guest:
+            hibernate(guest)
             saved = Saved.of(oracle.target_of(guest, guest.folder / "target"))
             took[memory] = scan_cost(memory, saved.report["phases"])
     # Beside what grows with memory there is a little that does not.

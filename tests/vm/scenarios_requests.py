@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 
+from .contents import SWAP_UUID
 from .guest import DiskErrors, Guest, Shape
-from .image import SWAP_UUID, Image
+from .image import MIB, Image
 from .steps import (
     SAVE,
+    SWAP,
+    Scenario,
+    at_work,
+    configure,
     ctl,
     ctl_json,
     cycle,
@@ -21,14 +25,12 @@ from .steps import (
     power_off,
     ready,
     require,
+    went_well,
     work_holds,
 )
 
-MIB = 1 << 20
-Scenario = Callable[[Image], None]
-CONFIGURATION = "/etc/kjump/kjump.conf.d/90-test.conf"
+NO_TARGET = ("[Target]", "Path=PARTLABEL=nonesuch")
 DROP_IN = "/run/systemd/system/kjumpd.service.d/test.conf"
-SWAP = "/dev/disk/by-partlabel/swap"
 HOOK = "/etc/systemd/system-sleep/test"
 HOOKS_TOLD = "/root/hooks"
 MESSAGES = {
@@ -92,12 +94,8 @@ def hibernate_is_refused(guest: Guest, what: str) -> str:
     return result.out + result.err + told
 
 
-def set_configuration(guest: Guest, text: str) -> None:
-    if text:
-        guest.put(text.encode(), CONFIGURATION)
-    else:
-        guest.check(f"rm -f {CONFIGURATION}")
-    guest.check("kjumpctl reload")
+def set_configuration(guest: Guest, *lines: str) -> None:
+    configure(guest, *lines)
     settle(guest)
 
 
@@ -114,7 +112,7 @@ def what_is_offered(guest: Guest) -> None:
     offered(guest, True, "no swap, kjump can")
 
     # Neither: no swap, and the target is gone.
-    set_configuration(guest, "[Target]\nPath=PARTLABEL=nonesuch\n")
+    set_configuration(guest, *NO_TARGET)
     offered(guest, False, "no swap, kjump cannot")
     said = hibernate_is_refused(guest, "no swap, kjump cannot")
     require("refused by logind, not by us", "rc 0" not in said, said)
@@ -128,14 +126,14 @@ def what_is_offered(guest: Guest) -> None:
     require("and by way of systemd", "TargetMissing" in result.err, result)
     expect("why not", "resume" in last_cycle(guest)["no_fallback"], True)
 
-    set_configuration(guest, "")
+    set_configuration(guest)
     offered(guest, True, "swap without resume=, kjump can")
     told = guest.check("cat /sys/power/resume /run/kjump/resume").split()
     require("what kjumpd told the kernel it notes", told[-1] == told[0].strip(), told)
     # Still not the kernel's own: the number there is ours.
-    set_configuration(guest, "[Target]\nPath=PARTLABEL=nonesuch\n")
+    set_configuration(guest, *NO_TARGET)
     offered(guest, False, "swap, a resume device that kjumpd named, kjump cannot")
-    set_configuration(guest, "")
+    set_configuration(guest)
     guest.check(f"swapoff {SWAP}")
 
     # A swap file under /home.
@@ -225,11 +223,11 @@ def requests(image: Image) -> None:
         with guest.again(words=f"resume=UUID={SWAP_UUID} hibernate=nocompress") as second:
             ready(second)
             second.check(f"swapon {SWAP}")
-            set_configuration(second, "[Target]\nPath=PARTLABEL=nonesuch\n")
+            set_configuration(second, *NO_TARGET)
             offered(second, True, "swap with resume=, kjump cannot")
-            set_configuration(second, "[Target]\nPath=PARTLABEL=nonesuch\n[Session]\nFallback=none")
+            set_configuration(second, *NO_TARGET, "[Session]", "Fallback=none")
             offered(second, False, "the same with Fallback=none")
-            set_configuration(second, "[Target]\nPath=PARTLABEL=nonesuch\n")
+            set_configuration(second, *NO_TARGET)
             offered(second, True, "the same with Fallback=stock")
             second.start_work(50)
             with cycle(second) as third:
@@ -255,27 +253,24 @@ def noresume(image: Image) -> None:
     with Guest(image, Shape(words="noresume")) as guest:
         ready(guest)
         guest.check(f"swapon {SWAP}")
-        set_configuration(guest, "[Target]\nPath=PARTLABEL=nonesuch\n")
+        set_configuration(guest, *NO_TARGET)
         offered(guest, False, "noresume, kjump cannot")
         result = ctl(guest, "hibernate --fallback --json")
         require("named", "TargetMissing" in result.err, result)
         require("why not", "noresume" in last_cycle(guest)["no_fallback"], last_cycle(guest))
         # Before systemd 255 logind asked the kernel only; since then it refuses by itself.
-        set_configuration(guest, "")
+        set_configuration(guest)
         print("noresume, kjump can:", login1(guest, "CanHibernate"), flush=True)
 
 
 def killed(image: Image) -> None:
     """kjumpd killed while staging, during hooks, with a warm helper, and restarted: what was
     staged is gone, the sessions run, hooks got post, the history tells."""
-    with Guest(image, Shape()) as guest:
-        ready(guest)
-        guest.start_work(50)
+    with at_work(image, Shape(), 50) as guest:
         kill_it(guest)
         # And it still hibernates.
         with cycle(guest) as again:
-            work_holds(again)
-            expect("result", last_cycle(again)["result"], "ok")
+            went_well(again)
 
 
 STAGING = "staging|hooks"

@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
 
+from .contents import PLYMOUTH
 from .guest import Guest, Shape
-from .image import Image
-from .scenarios_inside import cancelled, is_asked, is_kept, set_up
+from .image import MIB, Image
+from .scenarios_inside import cancelled, is_asked, is_kept
 from .steps import (
     SAVE,
+    Scenario,
+    at_work,
+    configure,
     ctl_json,
     expect,
+    hibernate,
     last_cycle,
     power_off,
-    ready,
-    request,
     require,
     work_holds,
 )
-
-MIB = 1 << 20
-Scenario = Callable[[Image], None]
 
 WORDS = "splash plymouth.ignore-serial-consoles"
 RATE = 4 * MIB
@@ -125,8 +124,7 @@ def runs_on(guest: Guest, way: str) -> None:
 
 def boot(guest: Guest) -> Guest:
     """A session is saved; its user has second thoughts at boot, twice, and then resumes it."""
-    request(guest)
-    power_off(guest)
+    hibernate(guest)
     # Debian's own kernel at boot, as it shows the console on the same screen.
     with guest.again(kernel="stock") as second:
         resuming(second)
@@ -151,7 +149,9 @@ def give_the_helper_one(guest: Guest) -> None:
     stock = guest.image.kernels["stock"]
     initrd = f"/var/lib/kjump/helper-{stock}.img"
     before = int(guest.check(f"stat -c %s {initrd}"))
-    set_up(guest, "[Helper]", "Plymouth=yes", f"Kernel=/boot/vmlinuz-{stock}", f"Initrd={initrd}")
+    configure(
+        guest, "[Helper]", "Plymouth=yes", f"Kernel=/boot/vmlinuz-{stock}", f"Initrd={initrd}"
+    )
     begun = time.monotonic()
     guest.check(f"/usr/libexec/kjump/update-initrds --helper-only --release {stock}", timeout=900)
     guest.check("kjumpctl reload")
@@ -173,11 +173,9 @@ def helper(_: Image) -> None:
         shows(guest, SAVING)
         guest.press("esc")
 
-    from .run import plymouth_image
+    from .run import guest_image
 
-    with Guest(plymouth_image(), Shape(words=WORDS)) as first:
-        ready(first)
-        first.start_work(100)
+    with at_work(guest_image(PLYMOUTH), Shape(words=WORDS), 100) as first:
         give_the_helper_one(first)
         begin_to_draw(first)
         cancelled(first, lambda: press(first), "Esc")
@@ -198,21 +196,18 @@ def helper(_: Image) -> None:
 
 def plymouth(_: Image) -> None:
     """Plymouth shows what is resumed, both ways; Esc is heard beside it; the session is whole."""
-    from .run import plymouth_image
+    from .run import guest_image
 
-    with Guest(plymouth_image(), Shape(words=WORDS)) as first:
-        ready(first)
-        first.start_work(100)
-        with boot(first) as guest:
-            begin_to_draw(guest)
-            request_as_root(guest)
-            power_off(guest)
-            with guest.again(words=f"{WORDS} kjump.restore=in-place") as again:
-                again.wait_console(r"kjump: resuming the session of ")
-                # The first line is soon followed by the one that tells of the way.
-                shows(again, RESUMING, ANOTHER)
-                runs_on(again, "in-place")
-                draws(again, SAVING)
+    with at_work(guest_image(PLYMOUTH), Shape(words=WORDS), 100) as first, boot(first) as guest:
+        begin_to_draw(guest)
+        request_as_root(guest)
+        power_off(guest)
+        with guest.again(words=f"{WORDS} kjump.restore=in-place") as again:
+            again.wait_console(r"kjump: resuming the session of ")
+            # The first line is soon followed by the one that tells of the way.
+            shows(again, RESUMING, ANOTHER)
+            runs_on(again, "in-place")
+            draws(again, SAVING)
 
 
 ALWAYS: dict[str, Scenario] = {}

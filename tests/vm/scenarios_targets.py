@@ -8,11 +8,13 @@ to be made again, which takes minutes in emulation; `setup_and_boot` makes one a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 from .guest import DiskErrors, Guest, Shape
-from .image import SMALL_SIZE, Image
+from .image import MIB, SMALL_SIZE, Image
 from .steps import (
+    SWAP,
+    Scenario,
+    configure,
     ctl,
     ctl_json,
     cycle,
@@ -24,13 +26,10 @@ from .steps import (
     refused,
     request,
     require,
+    went_well,
     work_holds,
 )
 
-MIB = 1 << 20
-Scenario = Callable[[Image], None]
-CONFIGURATION = "/etc/kjump/kjump.conf.d/95-test.conf"
-SWAP = "/dev/disk/by-partlabel/swap"
 SPARE = "/dev/disk/by-partlabel/spare"
 
 HOLD = b"""
@@ -48,11 +47,6 @@ while True:
     same = hashlib.sha256(memory).hexdigest() == digest
     open("/run/held", "w").write("same" if same else "LOST")
 """
-
-
-def configure(guest: Guest, spec: str) -> None:
-    guest.put(f"[Target]\nPath={spec}\n".encode(), CONFIGURATION)
-    guest.check("kjumpctl reload")
 
 
 def pretend_place_is_known(guest: Guest) -> tuple[str, int]:
@@ -113,7 +107,7 @@ def swap_partition(image: Image) -> None:
         guest.check("echo 'PARTLABEL=swap none swap sw 0 0' >>/etc/fstab; swapon -a")
         guest.start_work(60)
         swap_out(guest, 150)
-        configure(guest, "PARTLABEL=swap")
+        configure(guest, "[Target]", "Path=PARTLABEL=swap")
         expect("can-hibernate", ctl_json(guest, "can-hibernate"), {"answer": "yes", "reasons": []})
         require("status says so", "swap partition" in ctl(guest, "status").out)
         used = swap_used(guest)
@@ -130,11 +124,8 @@ def swap_partition(image: Image) -> None:
 
         used = swap_used(guest)
         with cycle(guest) as again:
-            work_holds(again)
+            last = went_well(again)
             nothing_staged(again)
-            last = last_cycle(again)
-            print(last, flush=True)
-            expect("result", last["result"], "ok")
             given_back(again, used)
             expect("the locator", bootbits(again), bytes(1024))
             swapped_holds(again)
@@ -173,13 +164,10 @@ def file_target(path: str, prepare: str = "", check: str = "", words: str = "") 
             require("it cannot be removed", guest.run(f"rm -f {path}").rc != 0)
             if not prepare:
                 refusals(guest)
-                configure(guest, path)
+                configure(guest, "[Target]", f"Path={path}")
             with cycle(guest, words=f"kjump.target={link}:{locator} {words}") as again:
-                work_holds(again)
+                last = went_well(again)
                 nothing_staged(again)
-                last = last_cycle(again)
-                print(last, flush=True)
-                expect("result", last["result"], "ok")
                 if words:
                     expect("way back", last["more"]["way"], "in-place")
                 expect("state of the image", ctl_json(again, "image info")["state"], "spent")
@@ -207,7 +195,7 @@ def refusals(guest: Guest) -> None:
         ("/run/memory", "UnsuitableFile"),
         ("/nonesuch", "TargetMissing"),
     ):
-        configure(guest, spec)
+        configure(guest, "[Target]", f"Path={spec}")
         refused(guest, code, "no")
     # A file system on a mapped device.
     guest.check("mkfs.ext4 -q /dev/mapper/lin; mkdir /lin; mount /dev/mapper/lin /lin")
@@ -228,16 +216,13 @@ def swap_file(image: Image) -> None:
         )
         guest.start_work(60)
         swap_out(guest, 150)
-        configure(guest, "/data/swap")
+        configure(guest, "[Target]", "Path=/data/swap")
         link, locator = pretend_place_is_known(guest)
         expect("can-hibernate", ctl_json(guest, "can-hibernate"), {"answer": "yes", "reasons": []})
         require("status says so", "swap file" in ctl(guest, "status").out)
         used = swap_used(guest)
         with cycle(guest, words=f"kjump.target={link}:{locator}") as again:
-            work_holds(again)
-            last = last_cycle(again)
-            print(last, flush=True)
-            expect("result", last["result"], "ok")
+            went_well(again)
             given_back(again, used)
             expect("the locator", bootbits(again, SPARE, locator), bytes(1024))
             swapped_holds(again)
@@ -254,8 +239,7 @@ def setup_and_boot(image: Image) -> None:
         expect("can-hibernate", ctl_json(guest, "can-hibernate"), {"answer": "yes", "reasons": []})
         guest.start_work(60)
         with cycle(guest) as again:
-            work_holds(again)
-            expect("result", last_cycle(again)["result"], "ok")
+            went_well(again)
             # Moved: the boot would not find it.
             again.check(
                 "chattr -i /kjump.image; cp --sparse=never /etc/hostname /pad;"

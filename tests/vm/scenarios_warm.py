@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 
 from .guest import DiskErrors, Guest, Message, Shape
-from .image import Image
+from .image import MIB, Image
 from .steps import (
+    Scenario,
+    at_work,
+    configure,
     ctl,
     ctl_json,
     cycle,
@@ -19,12 +21,9 @@ from .steps import (
     nothing_staged,
     ready,
     require,
+    went_well,
     work_holds,
 )
-
-MIB = 1 << 20
-Scenario = Callable[[Image], None]
-DROP_IN = "/etc/kjump/kjump.conf.d/80-warm.conf"
 
 
 def staged(guest: Guest) -> str:
@@ -58,17 +57,9 @@ def was_warm(last: Message) -> None:
     require("the helper was warm", "helper resume" in phases and "helper boot" not in phases, last)
 
 
-def set_helper(guest: Guest, *lines: str) -> None:
-    """The [Helper] section, and have it read."""
-    guest.put("\n".join(("[Helper]", *lines, "")).encode(), DROP_IN)
-    guest.check("kjumpctl reload")
-
-
 def warm(image: Image) -> None:
     """A warm helper: a disk that fails comes back with its cause; then one saves, it resumes."""
-    with Guest(image, Shape()) as guest:
-        ready(guest)
-        guest.start_work(100)
+    with at_work(image, Shape(), 100) as guest:
         stage(guest)
         work_holds(guest)
         guest.fail_disk(DiskErrors(image.target_offset + 24 * MIB, 4 * MIB))
@@ -81,21 +72,16 @@ def warm(image: Image) -> None:
 
         stage(guest)
         with cycle(guest) as again:
-            work_holds(again)
+            last = went_well(again)
             nothing_staged(again)
-            last = last_cycle(again)
-            print(last, flush=True)
-            expect("result", last["result"], "ok")
             was_warm(last)
             require("free pages were not saved", last["pages"]["free"] > 1000, last)
 
 
 def warm_kept(image: Image) -> None:
     """[Helper] Warm=yes, two processors in both kernels: warm again after each cycle."""
-    with Guest(image, Shape(cpus=2, la57=True)) as guest:
-        ready(guest)
-        guest.start_work(100)
-        set_helper(guest, "Warm=yes", "CpuCount=2")
+    with at_work(image, Shape(cpus=2, la57=True), 100) as guest:
+        configure(guest, "[Helper]", "Warm=yes", "CpuCount=2")
         until_staged(guest, "warm")
         with cycle(guest) as again:
             work_holds(again)
@@ -103,21 +89,16 @@ def warm_kept(image: Image) -> None:
             until_staged(again, "warm")
             work_holds(again)
             with cycle(again) as third:
-                work_holds(third)
-                last = last_cycle(third)
-                expect("result", last["result"], "ok")
+                last = went_well(third)
                 was_warm(last)
-                set_helper(third, "Warm=no")
+                configure(third, "[Helper]", "Warm=no")
                 until_staged(third, "no")
                 nothing_staged(third)
 
 
 def warm_fails_often(image: Image) -> None:
     """Three rounds that fail in a warm helper, each in its way; memory holds, the fourth works."""
-    with Guest(image, Shape(cpus=1)) as guest:
-        ready(guest)
-        guest.start_work(100)
-
+    with at_work(image, Shape(cpus=1), 100) as guest:
         # A request that was damaged on the way.
         drop_in = "/run/systemd/system/kjumpd.service.d/test.conf"
         guest.check(f"mkdir -p {drop_in.rpartition('/')[0]}")
@@ -136,13 +117,13 @@ def warm_fails_often(image: Image) -> None:
         work_holds(guest)
 
         # A helper that is too slow for its deadline, which counts from when it was asked.
-        set_helper(guest, "DeadlineSec=20")
+        configure(guest, "[Helper]", "DeadlineSec=20")
         stage(guest)
         guest.slow_disk(1 * MIB)
         last = hibernate_fails(guest, "HelperDeadline")
         was_warm(last)
         guest.slow_disk(0)
-        guest.check(f"rm {DROP_IN}; kjumpctl reload")
+        configure(guest)
         work_holds(guest)
 
         # A file system on a disk where the helper has seen none: it is replaced during the cycle.
@@ -152,9 +133,7 @@ def warm_fails_often(image: Image) -> None:
         guest.check(f"udevadm settle; test -e /dev/disk/by-uuid/$(blkid -s UUID -o value {spare})")
         guest.check(f"mount {spare} /mnt")
         with cycle(guest) as again:
-            work_holds(again)
-            last = last_cycle(again)
-            expect("result", last["result"], "ok")
+            last = went_well(again)
             require("another helper was started", "helper boot" in last["phases"], last)
 
 
@@ -162,10 +141,7 @@ def warm_leaves_nothing(image: Image) -> None:
     """A killed daemon, another's image, an unfit kernel: nothing stays."""
     # Nor would it with a processor more, but none can be plugged in here: a kernel since v6.9 takes
     # it for a mistake of the firmware where it knows no hypervisor (f0551af02130).
-    with Guest(image, Shape(cpus=1)) as guest:
-        ready(guest)
-        guest.start_work(20)
-
+    with at_work(image, Shape(cpus=1), 20) as guest:
         stage(guest)
         guest.check("systemctl kill --signal=KILL kjumpd")
         time.sleep(2)
@@ -183,8 +159,11 @@ def warm_leaves_nothing(image: Image) -> None:
         guest.check("kexec -u")
 
         stock = image.kernels["stock"]
-        set_helper(
-            guest, f"Kernel=/boot/vmlinuz-{stock}", f"Initrd=/var/lib/kjump/helper-{stock}.img"
+        configure(
+            guest,
+            "[Helper]",
+            f"Kernel=/boot/vmlinuz-{stock}",
+            f"Initrd=/var/lib/kjump/helper-{stock}.img",
         )
         result = ctl(guest, "stage --warm --json")
         require("NoWarmHelper", "NoWarmHelper" in result.err + result.out, result)
@@ -214,9 +193,7 @@ def warm_is_not_in_the_way(image: Image) -> None:
 def warm_suspend(image: Image) -> None:
     """Suspended to RAM and woken with a warm helper in memory: the helper still saves."""
     # What was woken on QEMU's q35 neither suspends a second time nor switches off, helper or not.
-    with Guest(image, Shape(machine="pc")) as guest:
-        ready(guest)
-        guest.start_work(100)
+    with at_work(image, Shape(machine="pc"), 100) as guest:
         stage(guest)
         guest.spawn("systemctl suspend")
         guest.wait_event("SUSPEND", 120)
@@ -227,9 +204,7 @@ def warm_suspend(image: Image) -> None:
         work_holds(guest)
         expect("staged after waking", staged(guest), "warm")
         with cycle(guest) as again:
-            work_holds(again)
-            last = last_cycle(again)
-            expect("result", last["result"], "ok")
+            last = went_well(again)
             was_warm(last)
 
 

@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import image
-from .guest import DiskErrors, Guest, GuestError, Shape, acceleration
+from .contents import USER
+from .emulator import choose_acceleration, kernel_image
+from .guest import DiskErrors, Guest, GuestError, Shape
 
 
 @contextmanager
@@ -41,7 +43,7 @@ def boots(disk: image.Image, shape: Shape) -> None:
         expect("cpus", guest.check("nproc").strip(), str(shape.cpus))
         show = "loginctl show-session self -p Active -p Seat -p Name -p VTNr"
         session = guest.check(show, user=True)
-        wanted = {"Active=yes", "Seat=seat0", f"Name={image.USER}", "VTNr=1"}
+        wanted = {"Active=yes", "Seat=seat0", f"Name={USER}", "VTNr=1"}
         expect("the user's session", wanted - set(session.split()), set())
         with timed("start the user's work"):
             guest.start_work(100)
@@ -93,7 +95,8 @@ def main() -> int:
     parser.add_argument("--deb", type=Path)
     parser.add_argument("--all", action="store_true", help="every machine, bus and kernel")
     arguments = parser.parse_args()
-    print(f"acceleration: {acceleration()}")
+    accel = choose_acceleration(lambda: kernel_image(arguments.kernel))
+    print(f"acceleration: {accel}")
     with timed("guest image"):
         disk = image.build(arguments.kernel, arguments.deb)
     boots(disk, Shape())

@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .guest import Guest, GuestError, Message, Result, tail
+from .guest import Guest, GuestError, Message, Result, Shape, tail
+from .image import Image
 
+Scenario = Callable[[Image], None]
+
+CONFIGURATION = "/etc/kjump/kjump.conf.d/90-test.conf"
+SWAP = "/dev/disk/by-partlabel/swap"
 CACHED = Path(__file__).parents[1] / "cached.py"
 SAVE = 400.0
 """Seconds until the machine is off or the session runs again, at the slowest, in emulation."""
@@ -50,6 +55,24 @@ def ready(guest: Guest) -> None:
     guest.wait_ready()
     guest.wait_ready(user=True)
     guest.check("systemctl start kjumpd.service", timeout=120)
+
+
+@contextmanager
+def at_work(image: Image, shape: Shape, mb: int = 100, *, deadline: float = 180) -> Iterator[Guest]:
+    """A guest with the daemon and, within so many seconds, `mb` MiB of the user's work."""
+    with Guest(image, shape) as guest:
+        ready(guest)
+        guest.start_work(mb, deadline=deadline)
+        yield guest
+
+
+def configure(guest: Guest, *lines: str) -> None:
+    """Have these lines in the configuration; without any, only what was there before the test."""
+    if lines:
+        guest.put("".join(f"{line}\n" for line in lines).encode(), CONFIGURATION)
+    else:
+        guest.check(f"rm -f {CONFIGURATION}")
+    guest.check("kjumpctl reload")
 
 
 def ctl(guest: Guest, words: str, *, timeout: float = SAVE, user: bool = False) -> Result:
@@ -121,11 +144,16 @@ def power_off(guest: Guest, deadline: float = SAVE) -> None:
     ends(guest, 10)
 
 
+def hibernate(guest: Guest, deadline: float = SAVE) -> None:
+    """Hibernate as the user does: the machine saves and goes off."""
+    request(guest)
+    power_off(guest, deadline)
+
+
 @contextmanager
 def cycle(guest: Guest, *, deadline: float = SAVE, **changes: Any) -> Iterator[Guest]:
     """Hibernate as the user does, power on again; the guest in which the session must run on."""
-    request(guest)
-    power_off(guest, deadline)
+    hibernate(guest, deadline)
     with guest.again(**changes) as again:
         again.wait_ready(deadline)
         yield again
@@ -147,6 +175,15 @@ def last_cycle(guest: Guest) -> Message:
     require("there is a history", entries, entries)
     found: Message = entries[-1]
     return found
+
+
+def went_well(guest: Guest) -> Message:
+    """The user's work is unharmed and the last cycle succeeded; its report."""
+    work_holds(guest)
+    last = last_cycle(guest)
+    print(last, flush=True)
+    expect("result", last["result"], "ok")
+    return last
 
 
 def refused(guest: Guest, code: str, availability: str) -> None:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .image import KEYRING, cache_dir, digest, run, sources
+from .cache import cache_dir, digest, run
+from .image import KEYRING, sources
 
 Apt = Callable[..., str]
 
