@@ -54,7 +54,7 @@ def pretend_place_is_known(guest: Guest) -> tuple[str, int]:
     script = """
 import json
 from kjump import settings as s
-from kjump.session import devices
+from kjump.session.target import devices
 settings = s.load()
 found = devices.resolve(settings.target.path)
 path = "/var/lib/kjump/boot.json"
