@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kjump import errors
-from kjump.cli import dropins, show
+from kjump.cli import client, dropins, initrds, show
 from kjump.cli import main as kjumpctl
 from kjump.cli.client import error_of
 from kjump.image import prepare
@@ -216,12 +216,12 @@ def test_the_drop_in_replaces_what_hibernation_starts() -> None:
 
 
 def test_no_update_initrds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(kjumpctl, "UPDATE_INITRDS", str(tmp_path / "gone"))
+    monkeypatch.setattr(initrds, "UPDATE_INITRDS", str(tmp_path / "gone"))
     assert kjumpctl.main(["update-initrd"]) == errors.Internal.exit_code
     script = tmp_path / "script"
     script.write_text("#!/bin/sh\nexit 3\n")
     script.chmod(0o755)
-    monkeypatch.setattr(kjumpctl, "UPDATE_INITRDS", str(script))
+    monkeypatch.setattr(initrds, "UPDATE_INITRDS", str(script))
     assert kjumpctl.main(["update-initrd"]) == 1
 
 
@@ -256,7 +256,7 @@ def became(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def hibernated(monkeypatch: pytest.MonkeyPatch, daemon: Kjumpd, *words: str) -> int:
-    monkeypatch.setattr(kjumpctl, "Client", lambda: daemon)
+    monkeypatch.setattr(client, "Client", lambda: daemon)
     try:
         return kjumpctl.main(["hibernate", "--quiet", *words])
     except SystemExit as end:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kjump import VERSION, errors
+from kjump.cli import client
 from kjump.cli import doctor as looking
 from kjump.cli import main as kjumpctl
 from kjump.machine import displays
@@ -285,7 +286,7 @@ def run(
 ) -> tuple[int, dict[str, Any]]:
     monkeypatch.setattr(Trialed, "jumped", [])
     monkeypatch.setattr(Trialed, "fails", fails)
-    monkeypatch.setattr(kjumpctl, "Client", Trialed)
+    monkeypatch.setattr(client, "Client", Trialed)
     monkeypatch.setattr(looking, "look", lambda: list(found))
     code = kjumpctl.main(["doctor", "--json", *words])
     document: dict[str, Any] = json.loads(capsys.readouterr().out)
