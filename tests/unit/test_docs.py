@@ -12,14 +12,17 @@ import os
 import re
 import struct
 import subprocess
-import sys
 import xml.etree.ElementTree as ET
+from collections import Counter
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from itertools import pairwise
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
-from kjump import errors
+from kjump import VERSION, errors
 from kjump.cli import main as kjumpctl
 from kjump.handoff import cell, note, report, request, window_layout
 from kjump.image import layout
@@ -31,6 +34,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 BUS_PAGE = DOCS / "org.kjump1.5.md"
 COMMAND_PAGE = DOCS / "kjumpctl.1.md"
+CHANGELOG = ROOT / "packaging/debian/changelog"
 
 MANUALS = sorted(DOCS.glob("*.[1-8].md"))
 PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md"])
@@ -415,32 +419,6 @@ def test_the_manual_names_every_command_and_option() -> None:
             assert any(f"`{option}`" in entry for entry in mine), f"kjumpctl {command} {option}"
 
 
-@pytest.mark.parametrize("name", ["kjumpctl", "_kjumpctl"])
-def test_the_completions_name_every_command_and_option(name: str) -> None:
-    text = (ROOT / "packaging/completions" / name).read_text()
-    for command, options in commands().items():
-        for word in command.split():
-            assert re.search(rf"(?<![\w-]){word}(?![\w-])", text), f"{name}: {command}"
-        # Where the command's options stand: from its name to the end of that case.
-        at = (
-            re.search(
-                rf"^ +(?:\w+ ?\| ?)?{command.split()[0]}(?: ?\| ?\w+)?\)(.*?);;", text, re.M | re.S
-            )
-            if command
-            else None
-        )
-        where = at[1] if at else text
-        for option in options - EVERYWHERE:
-            assert re.search(rf"{option}(?![\w-])", where), f"{name}: kjumpctl {command} {option}"
-
-
-def test_the_completions_offer_nothing_that_is_not_there() -> None:
-    known = {option for options in commands().values() for option in options}
-    for name in ("kjumpctl", "_kjumpctl"):
-        text = (ROOT / "packaging/completions" / name).read_text()
-        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
-
-
 def test_commands_in_the_pages_exist() -> None:
     actions = kjumpctl.parser()._subparsers._group_actions  # type: ignore[union-attr]
     known = {name for action in actions for name in action.choices or ()}
@@ -474,19 +452,59 @@ def test_links_and_named_files_resolve(path: Path) -> None:
         assert (ROOT / "daemon/kjump" / name).exists(), name
 
 
-@pytest.mark.parametrize("path", MANUALS, ids=lambda path: path.name)
-def test_manuals_become_manual_pages(path: Path) -> None:
-    name, number, _ = path.name.rsplit(".", 2)
-    assert path.read_text().startswith(f"# {name}({number})\n\n## NAME\n\n{name}")
-    done = subprocess.run(
-        [sys.executable, "packaging/md2man", str(path)],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    left = [line for line in done.stdout.splitlines() if re.search(r"\*\*|`|^#+ |^\|", line)]
+def words(text: str) -> Counter[str]:
+    """How often each word is in a text."""
+    return Counter(re.findall(r"\w+", text))
+
+
+@pytest.fixture(params=MANUALS, ids=lambda path: path.name)
+def manual(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
+    """(source, manual page that the build makes of it)."""
+    source: Path = request.param
+    page = tmp_path / source.name.removesuffix(".md")
+    with page.open("wb") as file:
+        subprocess.run([ROOT / "packaging/man-page", source], check=True, stdout=file)
+    return source, page
+
+
+def test_manuals_become_manual_pages(manual: tuple[Path, Path]) -> None:
+    source, page = manual
+    name, number = page.name.rsplit(".", 1)
+    assert source.read_text().startswith(f"# {name}({number})\n\n## NAME\n\n{name}")
+    changed = re.search(r"^ -- .*>  (.*)$", CHANGELOG.read_text(), re.MULTILINE)
+    assert changed
+    day = parsedate_to_datetime(changed[1]).astimezone(UTC).date()
+    head = f'.TH "{name}" "{number}" "{day}" "kjump {VERSION}" "kjump"'
+    text = page.read_text()
+    assert head in text.splitlines()
+    left = [line for line in text.splitlines() if re.search(r"\*\*|`|^#+ |^\|", line)]
     assert not left, left
+    found = subprocess.run(
+        ["mandoc", "-T", "lint", "-W", "warning", page], check=False, stdout=PIPE, text=True
+    )
+    assert found.stdout == ""
+
+
+def test_apropos_finds_the_manual_pages(manual: tuple[Path, Path]) -> None:
+    """What mandb would take into its list."""
+    source, page = manual
+    line = section(source, "NAME").strip()
+    found = subprocess.run(["lexgrog", page], check=True, stdout=PIPE, text=True).stdout
+    what = line.partition(" - ")[2]
+    for name in line.partition(" - ")[0].split(", "):
+        assert f'"{name} - {what}"' in found
+
+
+def test_no_word_of_the_manual_pages_is_lost(manual: tuple[Path, Path]) -> None:
+    source, page = manual
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", "MANWIDTH": "130", "MAN_KEEP_FORMATTING": ""}
+    shown = subprocess.run(["man", "-l", page], check=True, stdout=PIPE, text=True, env=environment)
+    there = words(shown.stdout)
+    written = words(source.read_text())
+    assert written - there == Counter()
+    # The header and the footer name page, version and date.
+    head = next(line for line in page.read_text().splitlines() if line.startswith(".TH "))
+    assert set(there - written) <= set(words(head))
 
 
 def test_manuals_that_are_named_exist() -> None:
