@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,24 @@ def test_help_and_manual_name_every_exit_code_and_command() -> None:
     for action in kjumpctl.parser()._subparsers._group_actions:  # type: ignore[union-attr]
         for command in action.choices or ():
             assert f"**{command}**" in manual, command
+
+
+def test_the_command_line_needs_nothing_but_the_standard_library() -> None:
+    """The build reads it, and --help is not to wait for what it does not need."""
+    program = (
+        "import sys; sys.path.insert(0, 'daemon'); from kjump.cli.main import parser;"
+        " parser().format_help(); print(*sys.modules)"
+    )
+    done = subprocess.run(
+        ["/usr/bin/python3", "-ISB", "-c", program],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    ours = {name for name in done.stdout.split() if name.startswith("kjump.")}
+    assert "kjump.cli.commands.image" in ours
+    assert not [name for name in ours if re.match(r"kjump\.(session|image|machine\.native)", name)]
 
 
 # -- the image
