@@ -259,7 +259,9 @@ def test_the_first_failure_gives_the_exit_code() -> None:
     assert looking.exit_code([doctor.warning("a", errors.NoTarget("x"))]) == 0
     assert looking.exit_code([Finding("a", FAILED, "x", "Unheard")]) == 1
     text = looking.text([one, two, Finding("c", OK, "Well.")])
-    assert "failed   a  x" in text and "[NoTarget]" in text and "2 failed" in text
+    assert (
+        "failed   a  x" in text and "[NoTarget]" in text and "2 checks failed, 0 warnings." in text
+    )
     assert "\x1b" not in text and "\x1b[31m" in looking.text([one], colour=True)
     assert "All is well." in looking.text([Finding("c", OK, "Well.")])
 

@@ -34,8 +34,8 @@ class Made:
 def changeable(folder: Path) -> Path | None:
     """The first directory on the way to ``folder`` that somebody else than root can change.
 
-    Whoever can rename or replace such a directory decides which file the configured path leads to.
-    In a directory with the sticky bit, like /tmp, nobody can move what is root's.  ``folder``:
+    A user who can rename or replace such a directory decides which file the configured path leads
+    to.  In a directory with the sticky bit, like /tmp, users cannot move root's files.  ``folder``:
     absolute and without symbolic links; a link on the way counts as changeable.  Raises OSError.
     """
     for step in (*reversed(folder.parents), folder):

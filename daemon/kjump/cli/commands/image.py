@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``kjumpctl image``: describe an image, verify it, or write it as an ELF core.
 
-Runs in the session, as whoever may read the image.  Never writes to it and resumes nothing.
+Runs in the session, as any user who may read the image.  Never writes to it and resumes nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _add_path(parser: argparse.ArgumentParser) -> None:
 
 
 def info(options: Options) -> int:
-    """Print what an image's superblock and description say."""
+    """Print an image's superblock and description."""
     from kjump.image import read
     from kjump.image.target import open_image
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``kjumpctl status`` and ``can-hibernate``: what kjumpd says of itself and of the machine.
+"""``kjumpctl status`` and ``can-hibernate``: kjumpd's state, and whether the machine can hibernate.
 
 Runs in the session, as any user.  Changes nothing.
 """
