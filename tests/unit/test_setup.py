@@ -17,13 +17,16 @@ from kjump.cli import main as kjumpctl
 from kjump.errors import (
     BadConfiguration,
     BadRequest,
+    Internal,
     NoTarget,
+    ServiceUnreachable,
     TargetMapped,
     TargetTooSmall,
     UnsuitableFile,
 )
 from kjump.session.checks.doctor import Finding
 from kjump.session.target import claim, files
+from kjump.session.target.devices import TargetDevice
 from kjump.session.target.files import Blocks
 
 MIB = 1 << 20
@@ -364,3 +367,92 @@ def test_all_of_it_with_yes(
     assert kjumpctl.main(["setup", "--size", "1G", "--yes", "--json"]) == 30
     assert done == [("/k", GIB), "/k", "update-initrds", "reload", "enable"]
     assert json.loads(capsys.readouterr().out)["result"] == "failed"
+
+
+def test_a_named_file_is_made_and_configured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[object] = []
+
+    class Gone:
+        def __init__(self) -> None:
+            raise ServiceUnreachable("kjumpd does not answer: gone.")
+
+    def ran(words: list[str], **_more: object) -> subprocess.CompletedProcess[bytes]:
+        done.append(words[1:])
+        return subprocess.CompletedProcess(words, len(done) - 1)
+
+    def configure(spec: str) -> Path:
+        done.append(spec)
+        return setup.DROP_IN
+
+    monkeypatch.setattr(image_file, "make", lambda path, size: image_file.Made(Path("/real"), size))
+    monkeypatch.setattr(setup, "configure", configure)
+    monkeypatch.setattr(subprocess, "run", ran)
+    monkeypatch.setattr(client, "Client", Gone)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    words = ["setup", "--file", "/link/file", "--size", "1G"]
+    assert kjumpctl.main([*words, "--no-initrd", "--json"]) == 0
+    # Its real path is configured, and kjumpd, which does not run, will read it.
+    assert done == ["/real"]
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {
+        "file": "/real",
+        "size": GIB,
+        "configuration": str(setup.DROP_IN),
+    }
+    assert "does not answer" in captured.err
+    assert kjumpctl.main([*words, "--dry-run"]) == BadRequest.exit_code
+    done.clear()
+    assert kjumpctl.main(words) == Internal.exit_code
+    assert done == ["/real", ["--boot-only"]]
+    assert "Not all initrds" in capsys.readouterr().err
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert kjumpctl.main(words) == BadRequest.exit_code
+
+
+def test_a_no_does_nothing_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Typed(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(setup, "survey", lambda: setup.Survey(None, (candidate("PARTUUID=1"),)))
+    monkeypatch.setattr(setup, "apply", None)
+    monkeypatch.setattr("sys.stdin", Typed("maybe\n"))
+    assert kjumpctl.main(["setup", "--size", "1G", "--no-initrd"]) == 1
+    told = capsys.readouterr().err
+    assert told.endswith("Nothing was done.\n") and "Build the initrds" not in told
+
+
+# -- looking at this machine
+
+
+def test_what_a_device_is_called() -> None:
+    device = TargetDevice(path=Path("/dev/sda2"), size=GIB, links=("/dev/disk/by-uuid/1",))
+    assert setup.stable(device) == "/dev/disk/by-uuid/1"
+    assert setup.stable(replace(device, links=())) == "/dev/sda2"
+    assert setup.stable(replace(device, partuuid="p")) == "PARTUUID=p"
+    assert setup.stable(replace(device, file="/swapfile", partuuid="p")) == "/swapfile"
+
+
+def test_looking_never_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = setup.look_at("/nonexistent/image", "the image")
+    assert found.why_not and found.room == 0
+    surveyed = setup.survey()
+    assert all(candidate.name for candidate in (*surveyed.swaps, *surveyed.file_systems))
+    monkeypatch.setattr(setup, "supported", lambda _text: [("/nonexistent", "ext4")])
+    (candidate,) = setup.survey().file_systems
+    assert candidate.why_not
+
+
+def test_a_file_system_as_a_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "refuse_mapped", lambda _device, _name: None)
+    monkeypatch.setattr(image_file, "OWNERS", {0, os.getuid()})
+    found = setup.file_system(str(tmp_path), "ext4")
+    assert found.spec == f"{tmp_path}/kjump.image" and not found.why_not and found.room
+    tmp_path.chmod(0o777)
+    assert "others than root" in setup.file_system(str(tmp_path), "ext4").why_not
+    (tmp_path / "kjump.image").touch()
+    assert "exists already" in setup.file_system(str(tmp_path), "ext4").why_not
