@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the shells complete kjumpctl's arguments to; packaging/completions makes their scripts.
+"""What the shells complete kjumpctl's arguments to; packaging/make-completions makes their scripts.
 
 Runs nowhere by itself: shtab reads these marks when kjump is built.
 """
