@@ -469,7 +469,8 @@ def tree() -> list[Path]:
     for folder, folders, names in os.walk(ROOT):
         # Not looked into: somebody may be building there just now.
         folders[:] = [n for n in folders if n not in SKIPPED and not re.fullmatch(r"\..*_cache", n)]
-        found += [path for name in names if (path := Path(folder, name)).is_file()]
+        kept = [name for name in names if name not in SKIPPED]  # .git is a file in a work tree
+        found += [path for name in kept if (path := Path(folder, name)).is_file()]
     return found
 
 
