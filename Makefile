@@ -90,6 +90,27 @@ $(dir $(REQUEST))errors.h: daemon/kjump/errors.py | $(dir $(REQUEST))
 $(REQUEST): daemon/request/kjump-hibernate.c $(dir $(REQUEST))errors.h
 	@$(CC) $(NATIVE_CFLAGS) -I$(@D) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $< -lsystemd
 
+# -- manual pages and completions ------------------------------------------------------------
+#
+# Made from docs/ by lowdown, and from kjumpctl's parser by shtab.  COMPLETIONS= on the command line
+# leaves the completions out, for a system without shtab.
+
+MANUALS := $(patsubst docs/%.md,build/man/%,$(wildcard docs/*.[1-8].md))
+COMPLETIONS := build/completions/kjumpctl build/completions/_kjumpctl
+COMMAND_LINE := packaging/make-completions $(wildcard daemon/kjump/*.py daemon/kjump/cli/*.py daemon/kjump/cli/commands/*.py)
+
+build/man build/completions:
+	@mkdir -p $@
+
+build/man/%: docs/%.md packaging/man-page packaging/debian/changelog daemon/kjump/__init__.py | build/man
+	@packaging/man-page $< >$@
+
+build/completions/kjumpctl: $(COMMAND_LINE) | build/completions
+	@packaging/make-completions bash >$@
+
+build/completions/_kjumpctl: $(COMMAND_LINE) | build/completions
+	@packaging/make-completions zsh >$@
+
 # -- installing -----------------------------------------------------------------------------
 
 D = $(DESTDIR)
@@ -97,7 +118,7 @@ D = $(DESTDIR)
 # $(call into,DIR,MODE,FILES): install FILES, where there are any, into DIR.
 into = $(if $(strip $(3)),install -d $(D)$(1) && install -m $(2) $(3) $(D)$(1)/)
 
-install: build install-docs
+install: build install-docs $(COMPLETIONS)
 	@find daemon/kjump -type d ! -name __pycache__ ! -name built -printf '%P\n' | while read -r folder; do \
 		install -d "$(D)$(PYTHONDIR)/kjump/$$folder"; \
 		find "daemon/kjump/$$folder" -maxdepth 1 -name '*.py' \
@@ -117,8 +138,8 @@ install: build install-docs
 	@$(call into,/usr/lib/tmpfiles.d,644,$(wildcard config/tmpfiles/*.conf config/tmpfiles.d/*.conf))
 	@$(call into,/etc/kjump,644,$(wildcard config/kjump.conf))
 	@install -d $(D)/etc/kjump/kjump.conf.d
-	@$(call into,$(DATADIR)/bash-completion/completions,644,$(wildcard packaging/completions/kjumpctl))
-	@$(call into,$(ZSHDIR),644,$(wildcard packaging/completions/_kjumpctl))
+	@$(call into,$(DATADIR)/bash-completion/completions,644,$(filter %/kjumpctl,$(COMPLETIONS)))
+	@$(call into,$(ZSHDIR),644,$(filter %/_kjumpctl,$(COMPLETIONS)))
 	@install -d $(D)/usr/lib/dracut/modules.d
 # The helper's initrd is made by dracut everywhere.
 	@cp -r --no-preserve=ownership,timestamps packaging/dracut/95kjump-helper $(if $(filter dracut,$(INITRDS)),packaging/dracut/96kjump-resume) $(D)/usr/lib/dracut/modules.d/
@@ -139,10 +160,9 @@ ifneq ($(filter kernel-install,$(KERNELHOOKS)),)
 endif
 
 # The documentation has the layout of the source tree, so that links from page to page work there too.
-install-docs:
-	@for page in $(wildcard docs/*.[1-8].md); do \
-		name=$$(basename $$page .md); folder=$(D)$(DATADIR)/man/man$${name##*.}; \
-		install -d $$folder; packaging/md2man $$page >$$folder/$$name; \
+install-docs: $(MANUALS)
+	@for page in $(MANUALS); do \
+		install -D -m 644 "$$page" "$(D)$(DATADIR)/man/man$${page##*.}/$${page##*/}"; \
 	done
 	@$(call into,$(DOCDIR),644,README.md NEWS CONTRIBUTING.md SECURITY.md)
 	@$(call into,$(DOCDIR)/docs,644,$(wildcard docs/*.md docs/*.svg docs/*.png))
@@ -163,14 +183,16 @@ rpm:
 setup:
 	@packaging/setup
 
+PYTHON_SOURCES = daemon $(wildcard tests packaging/libexec/* packaging/launchers/*) \
+	packaging/map packaging/make-completions
+
 # All of them run, whatever the first finds.
 lint: setup
 	@mkdir -p build; echo "lint: ruff, mypy, import-linter, shellcheck"; status=0; \
-	$(BIN)ruff check --quiet daemon $(wildcard tests packaging/libexec/* packaging/launchers/*) packaging/map || status=1; \
-	$(BIN)ruff format --quiet --check daemon $(wildcard tests packaging/libexec/* packaging/launchers/*) packaging/map || \
-		{ echo "lint: run ruff format"; status=1; }; \
+	$(BIN)ruff check --quiet $(PYTHON_SOURCES) || status=1; \
+	$(BIN)ruff format --quiet --check $(PYTHON_SOURCES) || { echo "lint: run ruff format"; status=1; }; \
 	$(BIN)mypy --no-error-summary --explicit-package-bases daemon/kjump $(wildcard tests) || status=1; \
-	for script in $(wildcard packaging/libexec/*) packaging/map packaging/md2man; do \
+	for script in $(wildcard packaging/libexec/*) packaging/map packaging/make-completions; do \
 		$(BIN)mypy --no-error-summary "$$script" || status=1; \
 	done; \
 	PYTHONPATH=daemon $(BIN)lint-imports >build/lint-imports.log 2>&1 || { cat build/lint-imports.log; status=1; }; \

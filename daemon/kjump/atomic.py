@@ -50,3 +50,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make_folder(path: Path, *, mode: int = 0o755) -> None:
+    """Make the directory, and those above it that are missing, with ``mode`` whatever the umask is.
+
+    A directory that exists stays as it is.  Raises OSError.
+    """
+    if path.is_dir():
+        return
+    make_folder(path.parent, mode=mode)
+    path.mkdir(exist_ok=True)
+    path.chmod(mode)

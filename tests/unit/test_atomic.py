@@ -53,3 +53,19 @@ def test_the_file_is_synced_before_it_gets_its_name_and_the_folder_after(
     monkeypatch.setattr(os, "rename", renamed)
     atomic.write(tmp_path / "file", b"data", mode=0o600)
     assert steps == ["file", "rename", "folder"]
+
+
+def test_new_directories_get_their_mode_whatever_the_umask_is(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir(0o700)
+    before = os.umask(0o077)
+    try:
+        atomic.make_folder(there / "one/two")
+    finally:
+        os.umask(before)
+    modes = [
+        stat.S_IMODE(path.stat().st_mode) for path in (there, there / "one", there / "one/two")
+    ]
+    assert modes == [0o700, 0o755, 0o755]
+    atomic.make_folder(there)
+    assert stat.S_IMODE(there.stat().st_mode) == 0o700

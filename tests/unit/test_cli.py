@@ -6,13 +6,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kjump import errors
-from kjump.cli import dropins, show
+from kjump.cli import client, dropins, initrds, show
 from kjump.cli import main as kjumpctl
 from kjump.cli.client import error_of
 from kjump.image import prepare
@@ -141,6 +142,24 @@ def test_help_and_manual_name_every_exit_code_and_command() -> None:
             assert f"**{command}**" in manual, command
 
 
+def test_the_command_line_needs_nothing_but_the_standard_library() -> None:
+    """The build reads it, and --help is not to wait for what it does not need."""
+    program = (
+        "import sys; sys.path.insert(0, 'daemon'); from kjump.cli.main import parser;"
+        " parser().format_help(); print(*sys.modules)"
+    )
+    done = subprocess.run(
+        ["/usr/bin/python3", "-ISB", "-c", program],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    ours = {name for name in done.stdout.split() if name.startswith("kjump.")}
+    assert "kjump.cli.commands.image" in ours
+    assert not [name for name in ours if re.match(r"kjump\.(session|image|machine\.native)", name)]
+
+
 # -- the image
 
 
@@ -216,12 +235,12 @@ def test_the_drop_in_replaces_what_hibernation_starts() -> None:
 
 
 def test_no_update_initrds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(kjumpctl, "UPDATE_INITRDS", str(tmp_path / "gone"))
+    monkeypatch.setattr(initrds, "UPDATE_INITRDS", str(tmp_path / "gone"))
     assert kjumpctl.main(["update-initrd"]) == errors.Internal.exit_code
     script = tmp_path / "script"
     script.write_text("#!/bin/sh\nexit 3\n")
     script.chmod(0o755)
-    monkeypatch.setattr(kjumpctl, "UPDATE_INITRDS", str(script))
+    monkeypatch.setattr(initrds, "UPDATE_INITRDS", str(script))
     assert kjumpctl.main(["update-initrd"]) == 1
 
 
@@ -256,7 +275,7 @@ def became(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def hibernated(monkeypatch: pytest.MonkeyPatch, daemon: Kjumpd, *words: str) -> int:
-    monkeypatch.setattr(kjumpctl, "Client", lambda: daemon)
+    monkeypatch.setattr(client, "Client", lambda: daemon)
     try:
         return kjumpctl.main(["hibernate", "--quiet", *words])
     except SystemExit as end:

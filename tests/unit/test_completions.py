@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Bash and zsh really complete kjumpctl's words."""
+"""Bash and zsh really complete kjumpctl's words, by the scripts that the build makes."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "packaging/completions/kjumpctl"
+from tests.unit.test_docs import commands
+
+MAKE = Path(__file__).parents[2] / "packaging/make-completions"
 
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 needs_zsh = pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
@@ -33,14 +36,24 @@ repeat 400; do [[ $(<$3) == *::end* ]] && break; sleep 0.05; done
 """
 
 
-def complete(*words: str) -> list[str]:
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with both scripts, as they are installed."""
+    folder = tmp_path_factory.mktemp("completions")
+    for shell, name in (("bash", "kjumpctl"), ("zsh", "_kjumpctl")):
+        with (folder / name).open("wb") as script:
+            subprocess.run([MAKE, shell], check=True, stdout=script)
+    return folder
+
+
+def complete(scripts: Path, *words: str) -> list[str]:
     """What bash offers for the last of these words behind ``kjumpctl``."""
     program = (
-        'source "$1"; shift; COMP_WORDS=(kjumpctl "$@"); COMP_CWORD=$#; _kjumpctl;'
+        'source "$1"; shift; COMP_WORDS=(kjumpctl "$@"); COMP_CWORD=$#; _shtab_kjumpctl;'
         ' printf "%s\\n" "${COMPREPLY[@]}"'
     )
     done = subprocess.run(
-        ["bash", "--norc", "-c", program, "bash", str(SCRIPT), *words],
+        ["bash", "--norc", "-c", program, "bash", str(scripts / "kjumpctl"), *words],
         check=True,
         capture_output=True,
         text=True,
@@ -49,10 +62,10 @@ def complete(*words: str) -> list[str]:
     return [word for word in done.stdout.split("\n") if word]
 
 
-def complete_zsh(line: str, out: Path) -> list[str]:
+def complete_zsh(scripts: Path, line: str, out: Path) -> list[str]:
     """What zsh offers behind this line."""
     out.touch()
-    command = ["zsh", "-f", "-c", ZSH, "zsh", str(SCRIPT.parent), line, str(out)]
+    command = ["zsh", "-f", "-c", ZSH, "zsh", str(scripts), line, str(out)]
     subprocess.run(command, check=True, timeout=60, stdin=subprocess.DEVNULL)
     found = out.read_text().split("\n")
     assert "::end" in found
@@ -68,18 +81,36 @@ def complete_zsh(line: str, out: Path) -> list[str]:
         (["doctor", "--n"], ["--no-jump"]),
         (
             ["setup", "--"],
-            ["--file", "--size", "--yes", "--dry-run", "--no-initrd", "--json", "--help"],
+            ["--help", "--json", "--file", "--yes", "--dry-run", "--size", "--no-initrd"],
         ),
         (["setup", "--size", ""], []),
-        (["image", ""], ["info", "verify", "export", "--help"]),
+        (["image", ""], ["info", "verify", "export"]),
+        (["image", "--"], ["--help"]),
         (["--json", "history", "s"], ["show"]),
         (["history", "show", "l"], ["last"]),
         (["plot", "--o"], ["--output"]),
         (["reload", "x"], []),
     ],
 )
-def test_words(words: list[str], offered: list[str]) -> None:
-    assert complete(*words) == offered
+def test_words(scripts: Path, words: list[str], offered: list[str]) -> None:
+    assert complete(scripts, *words) == offered
+
+
+@needs_bash
+@pytest.mark.parametrize("command", commands())
+def test_every_option_and_no_other_is_offered(scripts: Path, command: str) -> None:
+    assert set(complete(scripts, *command.split(), "--")) == commands()[command]
+
+
+def test_every_command_and_option_is_in_both(scripts: Path) -> None:
+    known = set()
+    for name in ("kjumpctl", "_kjumpctl"):
+        text = (scripts / name).read_text()
+        for command, options in commands().items():
+            known |= options
+            for word in (*command.split(), *options):
+                assert re.search(rf"(?<![\w-]){word}(?![\w-])", text), f"{name}: {word}"
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
 
 
 @needs_zsh
@@ -89,8 +120,14 @@ def test_words(words: list[str], offered: list[str]) -> None:
         ("kjumpctl do", {"doctor"}),
         ("kjumpctl st", {"status", "stage"}),
         ("kjumpctl doctor --n", {"--no-jump"}),
-        ("kjumpctl hibernate --", {"--json", "--quiet", "--ignore-inhibitors", "--fallback"}),
-        ("kjumpctl setup --", {"--file", "--size", "--yes", "--dry-run", "--no-initrd", "--json"}),
+        (
+            "kjumpctl hibernate --",
+            {"--help", "--json", "--quiet", "--ignore-inhibitors", "--fallback"},
+        ),
+        (
+            "kjumpctl setup --",
+            {"--help", "--file", "--size", "--yes", "--dry-run", "--no-initrd", "--json"},
+        ),
         ("kjumpctl image ", {"info", "verify", "export"}),
         ("kjumpctl history s", {"show"}),
         ("kjumpctl history show ", {"last"}),
@@ -98,14 +135,14 @@ def test_words(words: list[str], offered: list[str]) -> None:
         ("kjumpctl plot --o", {"--output"}),
     ],
 )
-def test_words_in_zsh(line: str, offered: set[str], tmp_path: Path) -> None:
-    found = complete_zsh(line, tmp_path / "found")
+def test_words_in_zsh(scripts: Path, line: str, offered: set[str], tmp_path: Path) -> None:
+    found = complete_zsh(scripts, line, tmp_path / "found")
     last = line.rpartition(" ")[2]
     assert {word for word in found if word.startswith(last)} == offered
 
 
 @needs_bash
-def test_files(tmp_path: Path) -> None:
+def test_files(scripts: Path, tmp_path: Path) -> None:
     (tmp_path / "some image").touch()
-    assert complete("image", "verify", f"{tmp_path}/so") == [f"{tmp_path}/some image"]
-    assert complete("enable", "--root", f"{tmp_path}/so") == []  # no directory
+    assert complete(scripts, "image", "verify", f"{tmp_path}/so") == [f"{tmp_path}/some image"]
+    assert complete(scripts, "enable", "--root", f"{tmp_path}/so") == []  # no directory

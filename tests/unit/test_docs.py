@@ -12,7 +12,6 @@ import os
 import re
 import struct
 import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from itertools import pairwise
 from pathlib import Path
@@ -424,32 +423,6 @@ def test_the_manual_names_every_command_and_option() -> None:
             assert any(f"`{option}`" in entry for entry in mine), f"kjumpctl {command} {option}"
 
 
-@pytest.mark.parametrize("name", ["kjumpctl", "_kjumpctl"])
-def test_the_completions_name_every_command_and_option(name: str) -> None:
-    text = (ROOT / "packaging/completions" / name).read_text()
-    for command, options in commands().items():
-        for word in command.split():
-            assert re.search(rf"(?<![\w-]){word}(?![\w-])", text), f"{name}: {command}"
-        # Where the command's options stand: from its name to the end of that case.
-        at = (
-            re.search(
-                rf"^ +(?:\w+ ?\| ?)?{command.split()[0]}(?: ?\| ?\w+)?\)(.*?);;", text, re.M | re.S
-            )
-            if command
-            else None
-        )
-        where = at[1] if at else text
-        for option in options - EVERYWHERE:
-            assert re.search(rf"{option}(?![\w-])", where), f"{name}: kjumpctl {command} {option}"
-
-
-def test_the_completions_offer_nothing_that_is_not_there() -> None:
-    known = {option for options in commands().values() for option in options}
-    for name in ("kjumpctl", "_kjumpctl"):
-        text = (ROOT / "packaging/completions" / name).read_text()
-        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
-
-
 def test_commands_in_the_pages_exist() -> None:
     actions = kjumpctl.parser()._subparsers._group_actions  # type: ignore[union-attr]
     known = {name for action in actions for name in action.choices or ()}
@@ -527,21 +500,6 @@ def test_the_map_is_current() -> None:
     for path in ROOT.glob("daemon/kjump/**/*.py"):
         assert path.name == "__init__.py" or f"| `{path.name}` | " in done.stdout, path
     assert " |  |" not in done.stdout, "a file without a first line"
-
-
-@pytest.mark.parametrize("path", MANUALS, ids=lambda path: path.name)
-def test_manuals_become_manual_pages(path: Path) -> None:
-    name, number, _ = path.name.rsplit(".", 2)
-    assert path.read_text().startswith(f"# {name}({number})\n\n## NAME\n\n{name}")
-    done = subprocess.run(
-        [sys.executable, "packaging/md2man", str(path)],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    left = [line for line in done.stdout.splitlines() if re.search(r"\*\*|`|^#+ |^\|", line)]
-    assert not left, left
 
 
 def test_manuals_that_are_named_exist() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kjump import VERSION, errors
+from kjump.cli import client
 from kjump.cli import doctor as looking
 from kjump.cli import main as kjumpctl
 from kjump.machine import displays
@@ -258,7 +259,9 @@ def test_the_first_failure_gives_the_exit_code() -> None:
     assert looking.exit_code([doctor.warning("a", errors.NoTarget("x"))]) == 0
     assert looking.exit_code([Finding("a", FAILED, "x", "Unheard")]) == 1
     text = looking.text([one, two, Finding("c", OK, "Well.")])
-    assert "failed   a  x" in text and "[NoTarget]" in text and "2 failed" in text
+    assert (
+        "failed   a  x" in text and "[NoTarget]" in text and "2 checks failed, 0 warnings." in text
+    )
     assert "\x1b" not in text and "\x1b[31m" in looking.text([one], colour=True)
     assert "All is well." in looking.text([Finding("c", OK, "Well.")])
 
@@ -285,7 +288,7 @@ def run(
 ) -> tuple[int, dict[str, Any]]:
     monkeypatch.setattr(Trialed, "jumped", [])
     monkeypatch.setattr(Trialed, "fails", fails)
-    monkeypatch.setattr(kjumpctl, "Client", Trialed)
+    monkeypatch.setattr(client, "Client", Trialed)
     monkeypatch.setattr(looking, "look", lambda: list(found))
     code = kjumpctl.main(["doctor", "--json", *words])
     document: dict[str, Any] = json.loads(capsys.readouterr().out)
@@ -310,3 +313,76 @@ def test_a_jump_is_only_made_where_it_was_wanted_and_nothing_failed(
     assert (code, Trialed.jumped, document["result"]) == (30, [], FAILED)
     code, document = run(monkeypatch, capsys, ["--yes"], well, errors.JumpFailed("No."))
     assert code == 51 and document["checks"][-1]["error"] == "JumpFailed"
+
+
+class Answering:
+    """A kjumpd with one finding of its own."""
+
+    def logind_can_hibernate(self) -> str:
+        return "yes"
+
+    def properties(self) -> dict[str, Any]:
+        return {"Version": VERSION, "Target": {"spec": ""}, "LastCycle": {}}
+
+    def check(self) -> list[tuple[str, str, str, str, str]]:
+        return [("target", OK, "", "There is one.", "")]
+
+
+def test_everything_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("boot", "lib/modules/6.1"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "boot/vmlinuz-6.1").touch()
+    (tmp_path / "lib/modules/6.1/modules.dep").touch()
+    listed: list[str] = []
+
+    def listing(path: str) -> str:
+        listed.append(path)
+        return "kjump-resume"
+
+    monkeypatch.setattr(looking, "boot_initrd", lambda release: f"/boot/i-{release}")
+    monkeypatch.setattr(looking, "listing", listing)
+    found = {f.name: f for f in looking.look(Answering, tmp_path)}  # type: ignore[arg-type]
+    assert [*found] == [
+        "service",
+        "configuration",
+        "target",
+        "boot-initrd",
+        "enabled",
+        "last-cycle",
+    ]
+    assert listed == ["/boot/i-6.1"] and found["boot-initrd"].state == OK
+    # No drop-ins are installed there.
+    assert (found["enabled"].state, found["enabled"].error) == (FAILED, "Internal")
+    (tmp_path / "usr/share/kjump/dropins").mkdir(parents=True)
+    (tmp_path / "usr/share/kjump/dropins/x.conf").touch()
+    found = {f.name: f for f in looking.look(Answering, tmp_path)}  # type: ignore[arg-type]
+    assert (found["enabled"].state, found["logind"].state) == (WARNING, SKIPPED)
+
+
+def test_without_kjumpd_only_root_looks_at_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone() -> Any:
+        raise errors.ServiceUnreachable("kjumpd does not answer: gone.")
+
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    found = {f.name: f.state for f in looking.look(gone, tmp_path)}
+    assert (found["service"], found["machine"], found["configuration"]) == (FAILED, SKIPPED, OK)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr(looking, "read_facts", lambda _settings: READY)
+    looked = {f.name: f.state for f in looking.look(gone, tmp_path)}
+    assert looked["machine"] == OK and len(looked) > len(found)
+
+
+def test_the_files_of_a_boot_initrd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lister = tmp_path / "lsinitramfs"
+    lister.write_text('#!/bin/sh\necho "usr/bin/$(cat "$1")"\n')
+    lister.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    initrd = tmp_path / "initrd"
+    assert looking.listing(str(initrd)) is None
+    initrd.write_text("kjump-resume")
+    assert looking.listing(str(initrd)) == "usr/bin/kjump-resume\n"
+    lister.write_text("#!/bin/sh\nexit 1\n")
+    assert looking.listing(str(initrd)) is None
+    assert looking.boot_initrd("0.0-none") == ""

@@ -12,17 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from kjump.cli import dropins, setup
+from kjump.cli import client, dropins, image_file, setup
 from kjump.cli import main as kjumpctl
 from kjump.errors import (
     BadConfiguration,
     BadRequest,
+    Internal,
     NoTarget,
+    ServiceUnreachable,
+    TargetMapped,
     TargetTooSmall,
     UnsuitableFile,
 )
 from kjump.session.checks.doctor import Finding
 from kjump.session.target import claim, files
+from kjump.session.target.devices import TargetDevice
 from kjump.session.target.files import Blocks
 
 MIB = 1 << 20
@@ -48,22 +52,31 @@ def ext4(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """A file system that does what ext4 does; ``found``: where the file is said to lie."""
     told: dict[str, object] = {"flags": []}
 
-    def blocks_of(path: Path) -> Blocks:
+    def blocks_of_open(fd: int, _name: str) -> Blocks:
         found = told.get("found")
         if isinstance(found, Exception):
             raise found
-        return Blocks(1, ((4096, path.stat().st_size),), bool(found))
+        return Blocks(1, ((4096, os.fstat(fd).st_size),), bool(found))
 
+    def set_flags(fd: int, flags: int) -> None:
+        told["flags"].append(flags)  # type: ignore[attr-defined]
+        told["on"] = os.fstat(fd).st_ino
+
+    def clear_flags(_fd: int, flags: int) -> None:
+        told["flags"].append(-flags)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(image_file, "OWNERS", {0, os.geteuid()})
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(files, "file_system", lambda fd: told.get("kind", files.EXT4))
-    monkeypatch.setattr(files, "blocks_of", blocks_of)
-    monkeypatch.setattr(files, "set_flags", lambda fd, flags: told["flags"].append(flags))  # type: ignore[attr-defined]
+    monkeypatch.setattr(files, "blocks_of_open", blocks_of_open)
+    monkeypatch.setattr(files, "set_flags", set_flags)
+    monkeypatch.setattr(files, "clear_flags", clear_flags)
     return told
 
 
 def test_a_file_is_made_and_protected(tmp_path: Path, ext4: dict[str, object]) -> None:
     path = tmp_path / "image"
-    assert setup.make(path, 20 * MIB) == setup.Made(path, 20 * MIB)
+    assert image_file.make(path, 20 * MIB) == image_file.Made(path, 20 * MIB)
     status = path.stat()
     assert (status.st_size, status.st_mode & 0o777) == (20 * MIB, 0o600)
     assert status.st_blocks * 512 >= 20 * MIB
@@ -72,7 +85,7 @@ def test_a_file_is_made_and_protected(tmp_path: Path, ext4: dict[str, object]) -
 
 def test_on_btrfs_it_is_not_copied_on_write(tmp_path: Path, ext4: dict[str, object]) -> None:
     ext4["kind"] = files.BTRFS
-    setup.make(tmp_path / "image", 20 * MIB)
+    image_file.make(tmp_path / "image", 20 * MIB)
     assert ext4["flags"] == [files.NOCOW, files.IMMUTABLE]
 
 
@@ -89,8 +102,110 @@ def test_where_it_cannot_be_nothing_is_left(
 ) -> None:
     ext4.update(change)
     with pytest.raises(error):
-        setup.make(tmp_path / "image", 20 * MIB)
+        image_file.make(tmp_path / "image", 20 * MIB)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_file_of_the_same_name_is_left_alone(
+    tmp_path: Path, ext4: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever can write to the directory may replace the new file by a link to any other."""
+    victim, path = tmp_path / "victim", tmp_path / "image"
+    victim.write_text("Dear Bob")
+    allocate = os.posix_fallocate
+
+    def replaced(fd: int, start: int, size: int) -> None:
+        allocate(fd, start, size)
+        path.unlink()
+        path.symlink_to(victim)
+
+    monkeypatch.setattr(os, "posix_fallocate", replaced)
+    image_file.make(path, 20 * MIB)
+    assert ext4["flags"] == [files.IMMUTABLE]
+    assert ext4["on"] != victim.stat().st_ino
+
+
+def test_a_directory_that_others_can_change_is_refused(
+    tmp_path: Path, ext4: dict[str, object]
+) -> None:
+    theirs = tmp_path / "theirs"
+    (theirs / "below").mkdir(parents=True)
+    theirs.chmod(0o770)
+    for folder in (theirs, theirs / "below"):
+        with pytest.raises(UnsuitableFile, match=f"change {theirs},"):
+            image_file.make(folder / "image", 20 * MIB)
+        assert not (folder / "image").exists()
+    # Nobody can replace what is root's in a directory like /tmp.
+    theirs.chmod(0o1777)
+    assert image_file.changeable(theirs / "below") is None
+    image_file.OWNERS.clear()
+    assert image_file.changeable(tmp_path) == Path("/")
+    link = tmp_path / "link"
+    link.symlink_to(theirs)
+    image_file.OWNERS.update({0, os.getuid()})
+    assert image_file.changeable(link) == link
+    assert ext4["flags"] == []
+
+
+def test_a_file_that_cannot_be_protected_is_removed(
+    tmp_path: Path, ext4: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An immutable file cannot be unlinked: the flag goes first."""
+    sync = os.fsync
+
+    def broken(fd: int) -> None:
+        if ext4["flags"]:
+            raise OSError(5, "Input/output error")
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(UnsuitableFile, match="cannot be protected: Input"):
+        image_file.make(tmp_path / "image", 20 * MIB)
+    assert ext4["flags"] == [files.IMMUTABLE, -files.IMMUTABLE]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_real_file_is_immutable_and_can_be_removed_after_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid():
+        pytest.skip("only root can make such a file")
+    path = tmp_path / "image"
+    try:
+        image_file.make(path, 20 * MIB)
+    except (UnsuitableFile, TargetMapped) as error:
+        pytest.skip(error.what)
+    with pytest.raises(PermissionError):
+        path.unlink()
+    fd = os.open(path, os.O_RDONLY)
+    files.clear_flags(fd, files.IMMUTABLE)
+    os.close(fd)
+    path.unlink()
+
+    protect = image_file._protect
+
+    def too_late(fd: int, path: Path) -> None:
+        protect(fd, path)
+        raise UnsuitableFile("After all.")
+
+    monkeypatch.setattr(image_file, "_protect", too_late)
+    with pytest.raises(UnsuitableFile, match=r"After all\.$"):
+        image_file.make(path, 20 * MIB)
+    assert not path.exists()
+
+
+def test_a_file_that_stays_is_reported_with_the_reason(
+    tmp_path: Path, ext4: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def immutable(_name: str, *, dir_fd: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    ext4["kind"] = 0x01021994
+    monkeypatch.setattr(os, "unlink", immutable)
+    with pytest.raises(UnsuitableFile, match="on neither ext4") as error:
+        image_file.make(tmp_path / "image", 20 * MIB)
+    assert "could not be removed: Operation not permitted" in error.value.what
+    assert "chattr -i" in error.value.sentence
 
 
 def test_no_room(tmp_path: Path, ext4: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +214,7 @@ def test_no_room(tmp_path: Path, ext4: dict[str, object], monkeypatch: pytest.Mo
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(TargetTooSmall):
-        setup.make(tmp_path / "image", 20 * MIB)
+        image_file.make(tmp_path / "image", 20 * MIB)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -109,7 +224,7 @@ def test_a_file_that_is_there_is_left_alone(tmp_path: Path, ext4: dict[str, obje
     others = ("relative", "/dev/image", "/var/lib/kjump/image", f"{tmp_path}/none/image")
     for bad in (path, *map(Path, others)):
         with pytest.raises(BadRequest):
-            setup.make(bad, 20 * MIB)
+            image_file.make(bad, 20 * MIB)
     assert path.read_text() == "Dear Bob"
     assert ext4["flags"] == []
 
@@ -120,11 +235,29 @@ def test_it_is_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     real = settings.load
     monkeypatch.setattr(settings, "load", lambda: real(tmp_path))
     drop_in = tmp_path / "etc/kjump/kjump.conf.d/90-target.conf"
-    assert setup.configure(Path("/image"), drop_in) == drop_in
+    assert setup.configure("/image", drop_in) == drop_in
     assert real(tmp_path).target.path == "/image"
     drop_in.with_name("99-mine.conf").write_text("[Target]\nPath=PARTLABEL=x\n")
     with pytest.raises(BadConfiguration):
-        setup.configure(Path("/image"), drop_in)
+        setup.configure("/image", drop_in)
+
+
+def test_everybody_may_read_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kjumpctl reads it as any user, whatever root's umask was."""
+    from kjump import settings
+
+    real = settings.load
+    monkeypatch.setattr(settings, "load", lambda: real(tmp_path))
+    before = os.umask(0o077)
+    try:
+        drop_in = setup.configure("/image", tmp_path / "etc/kjump/kjump.conf.d/90-target.conf")
+    finally:
+        os.umask(before)
+    assert drop_in.stat().st_mode & 0o777 == 0o644
+    for folder in (drop_in.parent, drop_in.parent.parent):
+        assert folder.stat().st_mode & 0o777 == 0o755
 
 
 # -- choosing
@@ -190,8 +323,8 @@ def test_nothing_is_done_unasked(
         raise AssertionError("something was done")
 
     monkeypatch.setattr(setup, "survey", lambda: setup.Survey(None, (candidate("PARTUUID=1"),)))
-    for name in ("make", "configure"):
-        monkeypatch.setattr(setup, name, never)
+    monkeypatch.setattr(image_file, "make", never)
+    monkeypatch.setattr(setup, "configure", never)
     monkeypatch.setattr(subprocess, "run", never)
     monkeypatch.setattr("sys.stdin", io.StringIO())
     assert kjumpctl.main(["setup", "--size", "1G", "--dry-run", "--json"]) == 0
@@ -205,9 +338,13 @@ def test_all_of_it_with_yes(
 ) -> None:
     done: list[object] = []
 
-    class Told:
+    class Kjumpd:
         def reload(self) -> None:
             done.append("reload")
+
+    def make(path: Path, size: int) -> image_file.Made:
+        done.append((str(path), size))
+        return image_file.Made(path, size)
 
     def enabled(_root: Path) -> list[Path]:
         done.append("enable")
@@ -218,10 +355,10 @@ def test_all_of_it_with_yes(
         return subprocess.CompletedProcess(words, 0)
 
     monkeypatch.setattr(setup, "survey", lambda: setup.Survey(None, (), (), (candidate("/k"),)))
-    monkeypatch.setattr(setup, "make", lambda path, size: done.append((str(path), size)))
+    monkeypatch.setattr(image_file, "make", make)
     monkeypatch.setattr(setup, "configure", done.append)
     monkeypatch.setattr(subprocess, "run", ran)
-    monkeypatch.setattr(kjumpctl, "Client", Told)
+    monkeypatch.setattr(client, "Client", Kjumpd)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(dropins, "are_enabled", lambda root: False)
     monkeypatch.setattr(dropins, "enable", enabled)
@@ -230,3 +367,92 @@ def test_all_of_it_with_yes(
     assert kjumpctl.main(["setup", "--size", "1G", "--yes", "--json"]) == 30
     assert done == [("/k", GIB), "/k", "update-initrds", "reload", "enable"]
     assert json.loads(capsys.readouterr().out)["result"] == "failed"
+
+
+def test_a_named_file_is_made_and_configured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[object] = []
+
+    class Gone:
+        def __init__(self) -> None:
+            raise ServiceUnreachable("kjumpd does not answer: gone.")
+
+    def ran(words: list[str], **_more: object) -> subprocess.CompletedProcess[bytes]:
+        done.append(words[1:])
+        return subprocess.CompletedProcess(words, len(done) - 1)
+
+    def configure(spec: str) -> Path:
+        done.append(spec)
+        return setup.DROP_IN
+
+    monkeypatch.setattr(image_file, "make", lambda path, size: image_file.Made(Path("/real"), size))
+    monkeypatch.setattr(setup, "configure", configure)
+    monkeypatch.setattr(subprocess, "run", ran)
+    monkeypatch.setattr(client, "Client", Gone)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    words = ["setup", "--file", "/link/file", "--size", "1G"]
+    assert kjumpctl.main([*words, "--no-initrd", "--json"]) == 0
+    # Its real path is configured, and kjumpd, which does not run, will read it.
+    assert done == ["/real"]
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {
+        "file": "/real",
+        "size": GIB,
+        "configuration": str(setup.DROP_IN),
+    }
+    assert "does not answer" in captured.err
+    assert kjumpctl.main([*words, "--dry-run"]) == BadRequest.exit_code
+    done.clear()
+    assert kjumpctl.main(words) == Internal.exit_code
+    assert done == ["/real", ["--boot-only"]]
+    assert "Not all initrds" in capsys.readouterr().err
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert kjumpctl.main(words) == BadRequest.exit_code
+
+
+def test_a_no_does_nothing_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Typed(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(setup, "survey", lambda: setup.Survey(None, (candidate("PARTUUID=1"),)))
+    monkeypatch.setattr(setup, "apply", None)
+    monkeypatch.setattr("sys.stdin", Typed("maybe\n"))
+    assert kjumpctl.main(["setup", "--size", "1G", "--no-initrd"]) == 1
+    told = capsys.readouterr().err
+    assert told.endswith("Nothing was done.\n") and "Build the initrds" not in told
+
+
+# -- looking at this machine
+
+
+def test_what_a_device_is_called() -> None:
+    device = TargetDevice(path=Path("/dev/sda2"), size=GIB, links=("/dev/disk/by-uuid/1",))
+    assert setup.stable(device) == "/dev/disk/by-uuid/1"
+    assert setup.stable(replace(device, links=())) == "/dev/sda2"
+    assert setup.stable(replace(device, partuuid="p")) == "PARTUUID=p"
+    assert setup.stable(replace(device, file="/swapfile", partuuid="p")) == "/swapfile"
+
+
+def test_looking_never_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = setup.look_at("/nonexistent/image", "the image")
+    assert found.why_not and found.room == 0
+    surveyed = setup.survey()
+    assert all(candidate.name for candidate in (*surveyed.swaps, *surveyed.file_systems))
+    monkeypatch.setattr(setup, "supported", lambda _text: [("/nonexistent", "ext4")])
+    (candidate,) = setup.survey().file_systems
+    assert candidate.why_not
+
+
+def test_a_file_system_as_a_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "refuse_mapped", lambda _device, _name: None)
+    monkeypatch.setattr(image_file, "OWNERS", {0, os.getuid()})
+    found = setup.file_system(str(tmp_path), "ext4")
+    assert found.spec == f"{tmp_path}/kjump.image" and not found.why_not and found.room
+    tmp_path.chmod(0o777)
+    assert "others than root" in setup.file_system(str(tmp_path), "ext4").why_not
+    (tmp_path / "kjump.image").touch()
+    assert "exists already" in setup.file_system(str(tmp_path), "ext4").why_not

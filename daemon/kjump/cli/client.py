@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""kjumpctl's line to kjumpd: calls over the system bus, errors as ours.
+"""kjumpctl's connection to kjumpd: calls over the system bus, errors as our exceptions.
 
 Runs in the session, in a user's process.  Decides nothing.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kjump.errors import DBUS_PREFIX, Internal, KjumpError, ServiceUnreachable, table
-
-NAME = "org.kjump1"
-PATH = "/org/kjump1"
-INTERFACE = "org.kjump1.Manager"
+from kjump.names import BUS_NAME, INTERFACE, OBJECT_PATH
 
 
 class RemoteError(Internal):
@@ -26,11 +24,20 @@ class RemoteError(Internal):
 
 
 def error_of(dbus_name: str, message: str) -> KjumpError:
-    """The exception a D-Bus error stands for; ``message`` is already the whole sentence."""
+    """The exception that a D-Bus error stands for; ``message`` is already the whole sentence."""
     if dbus_name.startswith(DBUS_PREFIX):
         cls = table().get(dbus_name.removeprefix(DBUS_PREFIX))
         return cls(message, advice="") if cls else RemoteError(message, advice="")
     return ServiceUnreachable(f"kjumpd does not answer: {message}.".replace("..", "."))
+
+
+def full_report(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report from the bus with all of its content, which is in its ``json`` text."""
+    try:
+        found = json.loads(report["json"])
+    except (KeyError, ValueError):
+        return dict(report)
+    return found if isinstance(found, dict) else dict(report)
 
 
 class Client:
@@ -66,8 +73,8 @@ class Client:
             flags = Gio.DBusCallFlags.ALLOW_INTERACTIVE_AUTHORIZATION
         try:
             answer = self._connection.call_sync(
-                NAME,
-                PATH,
+                BUS_NAME,
+                OBJECT_PATH,
                 interface,
                 method,
                 arguments,
@@ -89,9 +96,9 @@ class Client:
         return str(answer), [(str(code), str(sentence)) for code, sentence in reasons]
 
     def hibernate(self, **options: bool) -> dict[str, Any]:
-        """Hibernate; returns the report when the session runs again.  Raises how it failed.
+        """Hibernate; returns the report when the session runs again.  Raises kjumpd's error.
 
-        ``options``: as the interface has them, with ``_`` for ``-``.
+        ``options``: those of the interface, with ``_`` for ``-``.
         """
         from gi.repository import GLib
 
@@ -111,12 +118,12 @@ class Client:
         ]
 
     def dry_run(self) -> dict[str, Any]:
-        """Jump to the helper and straight back; returns the report.  Raises how it failed."""
+        """Jump to the helper and straight back; returns the report.  Raises kjumpd's error."""
         (report,) = self._call(INTERFACE, "DryRun", forever=True)
         return dict(report)
 
     def logind_can_hibernate(self) -> str:
-        """logind's answer to whoever asks: yes, challenge, no or na; else what is wrong."""
+        """logind's answer: yes, challenge, no or na; if it gives none, the error's text."""
         from gi.repository import GLib
 
         try:
@@ -136,7 +143,7 @@ class Client:
         return str(answer)
 
     def stage(self, *, warm: bool) -> dict[str, Any]:
-        """Start a helper ahead; returns the report, empty where one was there already."""
+        """Start a helper ahead of time; returns the report, empty if one was running already."""
         from gi.repository import GLib
 
         arguments = GLib.Variant("(a{sv})", ({"warm": GLib.Variant("b", warm)},))
@@ -144,11 +151,11 @@ class Client:
         return dict(report)
 
     def unstage(self) -> None:
-        """Unload a helper that was started ahead."""
+        """Unload a helper that was started ahead of time."""
         self._call(INTERFACE, "Unstage", forever=True)
 
     def reload(self) -> list[str]:
-        """Have the configuration read again; the lines that were not used."""
+        """Have kjumpd read its configuration again; returns the lines that it could not use."""
         (warnings,) = self._call(INTERFACE, "Reload", forever=True)
         return list(warnings)
 
@@ -162,10 +169,10 @@ class Client:
         return dict(values)
 
 
-def watch(tell: Callable[[int, str], None], address: str | None = None) -> Callable[[], None]:
-    """Call ``tell`` (per cent, step) as kjumpd goes on, from a thread; returns what stops it.
+def watch(show: Callable[[int, str], None], address: str | None = None) -> Callable[[], None]:
+    """Call ``show`` (per cent, step) from a thread at each step of kjumpd; returns what stops it.
 
-    It is an ornament: where the bus cannot be had, nothing is told.
+    Progress is optional: without a bus connection nothing is shown.
     """
     from gi.repository import Gio, GLib
 
@@ -180,17 +187,17 @@ def watch(tell: Callable[[int, str], None], address: str | None = None) -> Calla
         if "Progress" in values:
             percent, message = values["Progress"]
             if message:
-                tell(int(percent), str(message))
+                show(int(percent), str(message))
 
     def run() -> None:
         context.push_thread_default()
         try:
             connection = connect(address or os.environ.get("KJUMP_BUS_ADDRESS")).con
             number = connection.signal_subscribe(
-                NAME,
+                BUS_NAME,
                 "org.freedesktop.DBus.Properties",
                 "PropertiesChanged",
-                PATH,
+                OBJECT_PATH,
                 INTERFACE,
                 Gio.DBusSignalFlags.NONE,
                 changed,
@@ -199,7 +206,7 @@ def watch(tell: Callable[[int, str], None], address: str | None = None) -> Calla
             loop.run()
             connection.signal_unsubscribe(number)
         except GLib.Error:
-            pass  # the call itself tells what is wrong
+            pass  # the call itself reports what is wrong
         finally:
             ready.set()
             context.pop_thread_default()
@@ -209,7 +216,7 @@ def watch(tell: Callable[[int, str], None], address: str | None = None) -> Calla
     ready.wait(5)
 
     def stop() -> None:
-        # As an event of the loop, so that one that has not begun yet ends, too.
+        # As an event of the loop, so that a loop that has not started yet ends, too.
         source = GLib.idle_source_new()
         source.set_callback(lambda *_: loop.quit())
         source.attach(context)

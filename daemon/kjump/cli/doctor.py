@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``kjumpctl doctor``: all that can be checked, by kjumpd and from here, and a jump as a dry run.
+"""The findings of ``kjumpctl doctor``: kjumpd's own, and those that only kjumpctl can make.
 
-Runs in the session, as any user.  kjumpd looks at the machine (`kjump.session.checks.doctor`); what
-is looked at here is whether others see kjump: systemd, logind, the boot initrd.  Where kjumpd does
-not answer, root's kjumpctl looks at the machine itself, and says so.
+Runs in the session, as any user.  kjumpd checks the machine (`kjump.session.checks.doctor`); here
+kjumpctl checks whether systemd, logind and the boot initrd know kjump.  If kjumpd does not answer,
+root's kjumpctl checks the machine itself.  Changes nothing.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from kjump.session.checks.doctor import FAILED, OK, SKIPPED, WARNING, Finding
 from kjump.session.checks.facts import read_facts
 
 LISTERS = ("lsinitramfs", "lsinitrd")
-"""initramfs-tools' and dracut's way to tell what is in a boot initrd."""
+"""The programs of initramfs-tools and dracut that list the files of a boot initrd."""
 PART = "kjump-resume"
-"""Name of what must be in it."""
+"""The file of kjump's that a boot initrd must contain."""
 
 # -- deciding --------------------------------------------------------------------------------------
 
 
 def of_settings(settings: configuration.Settings, properties: Mapping[str, Any]) -> list[Finding]:
-    """Lines of the configuration that are not used, and whether kjumpd uses what is there now."""
+    """Lines of the configuration that kjump cannot use, and whether kjumpd has read it since it
+    changed."""
     name = "configuration"
     out = [
         doctor.warning(name, BadConfiguration(f"{complaint}.")) for complaint in settings.warnings
@@ -47,87 +48,89 @@ def of_settings(settings: configuration.Settings, properties: Mapping[str, Any])
                 WARNING,
                 "The configuration has changed since kjumpd read it.",
                 BadConfiguration.__name__,
-                "Have it read again with: kjumpctl reload.",
+                "Have kjumpd read it again: kjumpctl reload.",
             )
         )
-    return out or [Finding(name, OK, "Every line of the configuration is used.")]
+    return out or [Finding(name, OK, "Every line of the configuration can be used.")]
 
 
 def of_service(properties: Mapping[str, Any]) -> Finding:
-    """Whether kjumpd is this kjumpctl's."""
+    """Whether kjumpd and this kjumpctl are of one version."""
     version = str(properties.get("Version", ""))
     if version != VERSION:
         return Finding(
             "service",
             WARNING,
-            f"kjumpd {version} runs, and {VERSION} is installed.",
+            f"kjumpd {version} is running, but {VERSION} is installed.",
             advice="Restart it: systemctl restart kjumpd.",
         )
     return Finding("service", OK, f"kjumpd {version} answers.")
 
 
 def of_drop_ins(*, enabled: bool) -> Finding:
-    """Whether systemctl hibernate leads here."""
+    """Whether systemctl hibernate uses kjump."""
     if enabled:
-        return Finding("enabled", OK, "systemctl hibernate leads to kjump.")
+        return Finding("enabled", OK, "systemctl hibernate uses kjump.")
     return Finding(
         "enabled",
         WARNING,
-        "systemctl hibernate does not lead to kjump.",
-        advice="Lead it here with: kjumpctl enable.",
+        "systemctl hibernate does not use kjump.",
+        advice="Enable it with: kjumpctl enable.",
     )
 
 
 def of_logind(answer: str, *, enabled: bool) -> Finding:
-    """What desktops hear."""
+    """Whether logind offers hibernation to desktops."""
     name = "logind"
     if not enabled:
-        return Finding(name, SKIPPED, "Not asked: kjump is not enabled.")
+        return Finding(name, SKIPPED, "Not checked: kjump is not enabled.")
     if answer in ("yes", "challenge"):
         return Finding(name, OK, f"logind offers hibernation ({answer}).")
     return Finding(
         name,
         WARNING,
         f"logind does not offer hibernation: {answer}.",
-        advice="It reads its environment when it starts: restart the machine, or logind; see"
-        " kjumpd(8).",
+        advice="It reads its environment when it starts: reboot, or restart logind; see kjumpd(8).",
     )
 
 
 def of_last_cycle(report: Mapping[str, Any]) -> Finding:
-    """How the last one went."""
+    """How the last cycle ended."""
     name = "last-cycle"
     if not report:
-        return Finding(name, OK, "There was none yet.")
+        return Finding(name, OK, "There was no cycle yet.")
     when = show.moment(report.get("finished"))
     if report.get("result") == "failed":
         return Finding(
             name,
             WARNING,
-            f"It failed on {when}: {report.get('what', '')}",
+            f"The last cycle failed on {when}: {report.get('what', '')}",
             str(report.get("error", "")),
             str(report.get("todo", "")),
         )
-    return Finding(name, OK, f"It went well on {when}.")
+    return Finding(name, OK, f"The last cycle succeeded on {when}.")
 
 
 def of_initrd(release: str, path: str, listing: str | None) -> Finding:
-    """Whether kjump's part is in the boot initrd.  ``listing``: names of the files in it; None
-    where they could not be listed."""
+    """Whether the boot initrd contains kjump's part.  ``listing``: names of the files in it; None
+    if they could not be listed."""
     name = "boot-initrd"
     if listing is None:
         return Finding(
-            name, SKIPPED, f"Not looked at: {path or 'no initrd was found'}.", advice="Ask as root."
+            name,
+            SKIPPED,
+            f"Not checked: {path or 'no initrd was found'}.",
+            advice="Run this as root.",
         )
     if PART in listing:
-        return Finding(name, OK, f"{path} has kjump's part in it.")
+        return Finding(name, OK, f"{path} contains kjump's part.")
     return doctor.failed(
-        name, NoBootResume(f"{path}, of the kernel that boots next, has no part of kjump in it.")
+        name, NoBootResume(f"{path}, of the kernel that boots next, does not contain kjump's part.")
     )
 
 
 def of_dry_run(report: Mapping[str, Any]) -> Finding:
-    """How a dry run went that came back."""
+    """The result of a dry run that came back."""
     seconds = duration(report)
     pages = (report.get("pages") or {}).get("data")
     saved = f"  {show.size(pages * PAGE)} would be saved now." if pages else ""
@@ -135,8 +138,11 @@ def of_dry_run(report: Mapping[str, Any]) -> Finding:
 
 
 def duration(report: Mapping[str, Any]) -> float:
-    """Seconds from before the jump until after it.  The session's monotonic clock stood still, and
-    its wall clock was set to a whole second; so the helper's own times are looked at, too."""
+    """Seconds from before the jump until after it.
+
+    The session's monotonic clock stands still during the jump, and its wall clock is set to a whole
+    second after it, so the sum of the helper's own times may be closer.
+    """
     wall = float((report.get("wall") or {}).get("jump", 0.0))
     phases = report.get("phases") or {}
     ours = set(report.get("wall") or {}) - {"jump"}
@@ -144,7 +150,7 @@ def duration(report: Mapping[str, Any]) -> float:
 
 
 def exit_code(findings: list[Finding]) -> int:
-    """0, or that of the first failure."""
+    """0, or the exit code of the first failure."""
     for finding in findings:
         if finding.state == FAILED:
             cls = table().get(finding.error)
@@ -166,25 +172,30 @@ def text(findings: list[Finding], *, colour: bool = False) -> str:
             if finding.advice or name:
                 lines.append(f"{'':7}  {'':{width}}  -> {finding.advice}{name}")
     count = {s: sum(f.state == s for f in findings) for s in (FAILED, WARNING)}
+    warnings = _counted(count[WARNING], "warning")
     lines.append("")
     if count[FAILED]:
-        lines.append(f"{count[FAILED]} failed, {count[WARNING]} to think about.")
+        lines.append(f"{_counted(count[FAILED], 'check')} failed, {warnings}.")
     elif count[WARNING]:
-        lines.append(f"Hibernation works as far as was tried; {count[WARNING]} to think about.")
+        lines.append(f"Hibernation works as far as it was tried; {warnings}.")
     else:
         lines.append("All is well.")
     return "\n".join(lines)
 
 
-def document(findings: list[Finding], trial: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The same as JSON."""
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def document(findings: list[Finding], dry_run: Mapping[str, Any] | None) -> dict[str, Any]:
+    """All findings as JSON.  ``dry_run``: its report, if there was one."""
     return {
         "result": doctor.worst(findings),
         "checks": [
             dict(zip(("name", "state", "error", "sentence", "advice"), f.texts(), strict=True))
             for f in findings
         ],
-        "dry_run": dict(trial) if trial else None,
+        "dry_run": dict(dry_run) if dry_run else None,
     }
 
 
@@ -192,7 +203,7 @@ def document(findings: list[Finding], trial: Mapping[str, Any] | None) -> dict[s
 
 
 def boot_initrd(release: str) -> str:
-    """Path of a kernel's boot initrd, by Debian's or Fedora's name; empty where there is none."""
+    """Path of a kernel's boot initrd, by Debian's or Fedora's name; empty if there is none."""
     names = (f"/boot/initrd.img-{release}", f"/boot/initramfs-{release}.img")
     return next((name for name in names if Path(name).exists()), "")
 
@@ -209,7 +220,7 @@ def listing(path: str) -> str | None:
 
 
 def look(client: Callable[[], Client] = Client, root: Path = Path("/")) -> list[Finding]:
-    """All findings but the jump.  Never raises for what it finds."""
+    """All findings except the dry run's.  Never raises because of what it finds."""
     settings = configuration.load(root)
     out: list[Finding] = []
     properties: dict[str, Any] = {}
@@ -221,8 +232,8 @@ def look(client: Callable[[], Client] = Client, root: Path = Path("/")) -> list[
         out.append(of_service(properties))
         out += of_settings(settings, properties)
         newer = doctor.newer_modules(settings, os.uname().release)
-        for name, state, error, said, advice in bus.check():
-            found = Finding(name, state, said, error, advice)
+        for name, state, error, sentence, advice in bus.check():
+            found = Finding(name, state, sentence, error, advice)
             out.append(newer if newer and (name, state) == (newer.name, OK) else found)
     except ServiceUnreachable as error:
         out.append(doctor.failed("service", error))
@@ -243,11 +254,14 @@ def look(client: Callable[[], Client] = Client, root: Path = Path("/")) -> list[
 
 
 def without_service(settings: configuration.Settings) -> list[Finding]:
-    """The machine looked at from here, where kjumpd does not answer."""
+    """The checks of the machine, made by root's kjumpctl because kjumpd does not answer."""
     if os.geteuid():
         return [
             Finding(
-                "machine", SKIPPED, "Not looked at: kjumpd does not answer.", advice="Ask as root."
+                "machine",
+                SKIPPED,
+                "Not checked: kjumpd does not answer.",
+                advice="Run this as root.",
             )
         ]
 

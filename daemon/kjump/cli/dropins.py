@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``kjumpctl enable | disable``: the drop-ins that lead logind and systemctl hibernate to us.
+"""The drop-ins that make logind and systemctl hibernate use kjump.
 
-Runs in the session, also in a chroot without a running systemd.  Touches only files of the names
-that are shipped in /usr/share/kjump/dropins.
+Runs in the session, also in a chroot without a running systemd.  Touches only files with the names
+of those in /usr/share/kjump/dropins.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
+import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kjump import atomic
 from kjump.errors import BadRequest, Internal
 
 SHIPPED = Path("usr/share/kjump/dropins")
 SYSTEMD = Path("etc/systemd")
+RESTART_LOGIND = (
+    "logind reads its environment when it starts: reboot, or systemctl restart systemd-logind."
+)
 
 
 @dataclass(frozen=True)
@@ -27,14 +32,14 @@ class DropIn:
 
 
 def destination(relative: Path) -> Path:
-    """Where a shipped drop-in goes, below the root: units' into system/, others beside it."""
+    """Where a shipped drop-in goes, below the root: those of units go into system/."""
     folder = relative.parts[0]
     is_unit = folder.removesuffix(".d").endswith((".service", ".target", ".socket"))
     return SYSTEMD / ("system" if is_unit else "") / relative
 
 
 def shipped(root: Path) -> list[DropIn]:
-    """All drop-ins below ``root``.  Raises `Internal` where none are installed."""
+    """All drop-ins below ``root``.  Raises `Internal` if none are installed."""
     folder = root / SHIPPED
     found = [
         DropIn(path, root / destination(path.relative_to(folder)))
@@ -46,26 +51,24 @@ def shipped(root: Path) -> list[DropIn]:
 
 
 def enable(root: Path) -> list[Path]:
-    """Copy them; returns those that were not there or differed.  Raises `BadRequest`."""
+    """Copy them; returns those that were missing or differed.  Raises `BadRequest`."""
     changed = []
-    try:
-        for drop_in in shipped(root):
-            wanted = drop_in.source.read_bytes()
-            if drop_in.destination.is_file() and drop_in.destination.read_bytes() == wanted:
+    for drop_in in shipped(root):
+        path = drop_in.destination
+        wanted = drop_in.source.read_bytes()
+        try:
+            if path.is_file() and path.read_bytes() == wanted:
                 continue
-            drop_in.destination.parent.mkdir(parents=True, exist_ok=True)
-            fresh = drop_in.destination.with_suffix(".new")
-            shutil.copyfile(drop_in.source, fresh)
-            fresh.chmod(0o644)
-            fresh.replace(drop_in.destination)
-            changed.append(drop_in.destination)
-    except PermissionError as error:
-        raise BadRequest(f"{error.filename} cannot be written.", advice="Do it as root.") from error
+            atomic.make_folder(path.parent)
+            atomic.write(path, wanted, mode=0o644)
+        except PermissionError as error:
+            raise BadRequest(f"{path} cannot be written.", advice="Do it as root.") from error
+        changed.append(path)
     return changed
 
 
 def disable(root: Path) -> list[Path]:
-    """Take them away, and folders that are empty then; returns what was there."""
+    """Remove them, and folders that are empty then; returns what was removed."""
     changed = []
     try:
         for drop_in in shipped(root):
@@ -76,14 +79,14 @@ def disable(root: Path) -> list[Path]:
             try:
                 drop_in.destination.parent.rmdir()
             except OSError:
-                pass  # others have drop-ins there too
+                pass  # it holds drop-ins of others, too
     except PermissionError as error:
         raise BadRequest(f"{error.filename} cannot be removed.", advice="Do it as root.") from error
     return changed
 
 
 def offer_again(root: Path) -> None:
-    """logind looks for itself again whether hibernation is possible."""
+    """Let logind decide for itself again whether hibernation is possible."""
     from kjump.session.systemd import kernel_hibernation
 
     try:
@@ -98,5 +101,15 @@ def are_enabled(root: Path) -> bool:
 
 
 def systemd_runs(root: Path) -> bool:
-    """Whether a systemd is there to be told (sd_booted(3)), and it is this root's."""
+    """Whether systemd runs (sd_booted(3)), and runs this root."""
     return root == Path("/") and os.path.isdir("/run/systemd/system")
+
+
+def reload_systemd(root: Path, changed: Sequence[Path]) -> None:
+    """Have a running systemd read its units again, if any drop-in changed."""
+    if changed and systemd_runs(root):
+        subprocess.run(["systemctl", "--system", "daemon-reload"], check=False)
+        # A running kjumpd then decides again what logind offers.
+        subprocess.run(
+            ["systemctl", "--quiet", "try-reload-or-restart", "kjumpd.service"], check=False
+        )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``kjumpctl plot``: a cycle as a picture: its phases in time, and its memory by kind of page.
+"""A cycle as a picture: its phases in time, and its memory by kind of page.
 
-Pure: a history entry in, SVG out.  It needs nothing but the entry, and whatever shows it needs
-nothing but the picture: no script, no font, no other file.  It is readable on light and on dark.
+Pure: a history entry in, SVG out.  The picture needs no script, font or other file, and is readable
+on a light and on a dark background.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from kjump.cli import show
 from kjump.machine.ranges import PAGE
 
 WIDTH, MARGIN, LANE, ROW = 960, 24, 120, 26
-"""Pixels: of the picture, around it, of the lanes' names, of a lane."""
+"""Pixels: width of the picture, its margin, width of the lanes' names, height of a lane."""
 SHARES = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Digits of the map, see kjump-handoff(5)."""
 KINDS = ("data", "zero", "free", "window", "offline", "unaccepted", "hwpoison")
-"""In the order in which they stand in a part of the map, from below."""
+"""From the bottom of the map to its top."""
 WORDS = {
     "data": "saved",
     "zero": "zeros, noted only",
@@ -32,7 +32,7 @@ WORDS = {
 }
 LANES = ("session", "helper", "boot")
 BOOT = ("boot kernel", "restore")
-"""How the first phase of the boot side begins: what comes after it is the boot side's, too."""
+"""The boot kernel's first phase begins like this; those after it are that kernel's, too."""
 STYLE = """
 svg { font-family: system-ui, sans-serif; font-size: 13px; }
 .ground { fill: #ffffff; } text { fill: #1f2328; } .faint { fill: #59636e; font-size: 11px; }
@@ -65,10 +65,10 @@ class Bar:
 
 
 def split(entry: Mapping[str, Any]) -> tuple[list[tuple[str, float]], ...]:
-    """The phases of the session before the jump and after it, of the helper, and of the boot.
+    """(the session's phases before the jump, the helper's, the boot's, the session's after it).
 
-    The session's are those that the wall clock was taken of; the others stand after "jump", the
-    helper's first.
+    The session's phases are those with a wall-clock time.  The others follow "jump", the helper's
+    first.
     """
     wall = entry.get("wall") or {}
     before: list[tuple[str, float]] = []
@@ -91,8 +91,7 @@ def split(entry: Mapping[str, Any]) -> tuple[list[tuple[str, float]], ...]:
 
 
 def bars(entry: Mapping[str, Any]) -> list[Bar]:
-    """The phases in their lanes, one after the other.  The time without power is left out: it says
-    nothing of the cycle."""
+    """The phases in their lanes, one after the other, without the time while the power was off."""
     before, helper, boot, after = split(entry)
     out = []
     at = 0.0
@@ -109,7 +108,7 @@ def bars(entry: Mapping[str, Any]) -> list[Bar]:
 
 
 def ticks(length: float, most: int = 10) -> list[float]:
-    """Round times from 0 to ``length`` to write at a scale: seconds."""
+    """Round times from 0 to ``length`` for the labels of a scale; seconds."""
     step = 0.1
     while length / step > most:
         step = round(step * (2.5 if f"{step:g}".strip("0.")[0] == "2" else 2), 3)
@@ -117,7 +116,7 @@ def ticks(length: float, most: int = 10) -> list[float]:
 
 
 def cells(found: Mapping[str, Any]) -> list[dict[str, float]]:
-    """The map's parts: the share of each kind, 0 to 1.  A digit that is none counts as 0."""
+    """The map's parts: the share of each kind, 0 to 1.  An unknown digit counts as 0."""
     kinds = {kind: str(found[kind]) for kind in KINDS if isinstance(found.get(kind), str)}
     count = max((len(digits) for digits in kinds.values()), default=0)
     out = []
@@ -127,7 +126,7 @@ def cells(found: Mapping[str, Any]) -> list[dict[str, float]]:
             share = max(0, SHARES.find(digits[at])) if at < len(digits) else 0
             if share:
                 shares[kind] = share / (len(SHARES) - 1)
-        # Each was rounded up.
+        # Each share was rounded up.
         total = max(1.0, sum(shares.values()))
         out.append({kind: share / total for kind, share in shares.items()})
     while out and not out[-1]:
@@ -151,7 +150,7 @@ class Canvas:
     def box(
         self, x: float, y: float, width: float, height: float, kind: str, hint: str = ""
     ) -> ET.Element:
-        """A rectangle; ``hint`` is shown where somebody points at it."""
+        """A rectangle; ``hint`` is shown when the pointer is on it."""
         out = ET.SubElement(
             self.root,
             "rect",
@@ -166,14 +165,14 @@ class Canvas:
         return out
 
     def text(self, x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> None:
-        """A line of text; ``y`` is where its letters stand."""
+        """A line of text; ``y`` is its base line."""
         out = ET.SubElement(
             self.root, "text", {"class": kind, "text-anchor": anchor}, x=f"{x:.1f}", y=f"{y:.1f}"
         )
         out.text = words
 
     def line(self, x: float, y: float, bottom: float) -> None:
-        """A thin line downwards."""
+        """A thin vertical line."""
         ET.SubElement(
             self.root,
             "line",
@@ -196,11 +195,11 @@ class Canvas:
 
 
 def heading(canvas: Canvas, entry: Mapping[str, Any]) -> None:
-    """What cycle this was and how it ended."""
+    """Which cycle it was and how it ended."""
     canvas.text(MARGIN, canvas.y + 14, show.head(entry), "head")
     canvas.y += 36
-    told = [show.moment(entry.get("started")), *(f"{n}: {v}" for n, v in show.figures(entry))]
-    for line in wrapped(told, 120):
+    facts = [show.moment(entry.get("started")), *(f"{n}: {v}" for n, v in show.figures(entry))]
+    for line in wrapped(facts, 120):
         canvas.text(MARGIN, canvas.y, line, "faint")
         canvas.y += 16
     if entry.get("error"):
@@ -212,7 +211,7 @@ def heading(canvas: Canvas, entry: Mapping[str, Any]) -> None:
 
 
 def wrapped(words: Iterable[str], width: int, between: str = "  \u00b7  ") -> list[str]:
-    """Words in lines of ``width`` letters at the most."""
+    """Words in lines of at most ``width`` characters."""
     lines: list[str] = []
     for word in words:
         if lines and len(lines[-1]) + len(between) + len(word) <= width:
@@ -223,8 +222,8 @@ def wrapped(words: Iterable[str], width: int, between: str = "  \u00b7  ") -> li
 
 
 def timeline(canvas: Canvas, phases: Sequence[Bar]) -> None:
-    """The three lanes, a scale, and a table of what is too short to write on."""
-    canvas.text(MARGIN, canvas.y, "Phases, in seconds; the time without power is left out")
+    """The three lanes, a scale, and a table of the phases."""
+    canvas.text(MARGIN, canvas.y, "Phases, in seconds, without the time while the power was off")
     canvas.y += 12
     length = sum(phase.length for phase in phases)
     if not length:
@@ -244,7 +243,7 @@ def timeline(canvas: Canvas, phases: Sequence[Bar]) -> None:
         for phase in mine:
             words = f"{phase.name} {phase.length:.2f}"
             width = phase.length * scale
-            # A gap between two, where there is room for one.
+            # A gap between two phases, if there is room for one.
             drawn = max(1.0, width - 1)
             canvas.box(left + phase.start * scale, y, drawn, ROW - 6, lane, f"{words} s")
     canvas.y = bottom + 34
@@ -260,7 +259,7 @@ def timeline(canvas: Canvas, phases: Sequence[Bar]) -> None:
 
 
 def memory(canvas: Canvas, found: Mapping[str, Any]) -> None:
-    """Physical memory from left to right; each part from below by kind of page."""
+    """Physical memory from left to right, each part divided by kind of page."""
     parts = cells(found)
     size = found.get("cell_pages")
     if not parts or not isinstance(size, int) or size <= 0:
@@ -273,8 +272,8 @@ def memory(canvas: Canvas, found: Mapping[str, Any]) -> None:
     for number, part in enumerate(parts):
         y = canvas.y + height
         x = MARGIN + number * width
-        said = ", ".join(f"{WORDS[kind]} {share:.0%}" for kind, share in part.items())
-        hint = f"{show.size(number * size * PAGE)}: {said}"
+        shares = ", ".join(f"{WORDS[kind]} {share:.0%}" for kind, share in part.items())
+        hint = f"{show.size(number * size * PAGE)}: {shares}"
         for kind in KINDS:
             if kind in part:
                 y -= part[kind] * height

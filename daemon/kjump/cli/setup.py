@@ -1,28 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``kjumpctl setup``: a target is chosen or made, and configured.
+"""``kjumpctl setup``: choosing a target, and doing what makes it the target.
 
-Runs in the session, as root.  `survey` reads, `choose` decides, and nothing is written before that
-was shown.  An image file's blocks are only allocated, never written through the file
-system: what the image puts there is read and written underneath, and whoever reads the file sees
-zeros.
+Runs in the session, as root.  `survey` reads, `choose` decides, and only `apply` writes, after the
+plan was shown.
 """
 
 from __future__ import annotations
 
-import errno
 import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kjump import atomic
 from kjump import settings as configuration
-from kjump.errors import (
-    BadConfiguration,
-    BadRequest,
-    KjumpError,
-    NoTarget,
-    TargetTooSmall,
-    UnsuitableFile,
-)
+from kjump.cli import client, image_file, initrds
+from kjump.errors import BadConfiguration, BadRequest, Internal, KjumpError, NoTarget
 from kjump.image.layout import BLOCK
 from kjump.image.target import SMALLEST
 from kjump.machine.ranges import align_up
@@ -32,23 +26,15 @@ from kjump.session.target.swaps import read_swaps
 
 DROP_IN = Path("/etc/kjump/kjump.conf.d/90-target.conf")
 LABEL = "kjump"
-"""PARTLABEL of a partition that is there for us."""
+"""PARTLABEL of a partition that was made for kjump."""
 NAME = "kjump.image"
 LEFT = 1 << 30
-"""Bytes that must be free on a file system when an image file was made on it."""
+"""Bytes that must stay free on a file system on which an image file is made."""
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-@dataclass(frozen=True)
-class Made:
-    """The file; ``size`` in bytes."""
-
-    path: Path
-    size: int
-
-
 def parse_size(text: str | None) -> int:
-    """Bytes, in whole blocks, of ``16G`` and the like; None: enough for any image of this machine.
+    """``16G`` and the like in bytes, whole blocks; None: enough for any image of this machine.
 
     Raises `BadRequest`.
     """
@@ -57,106 +43,11 @@ def parse_size(text: str | None) -> int:
     number = text.rstrip("KMGTkmgt")
     unit = text[len(number) :].upper()
     if not (number.isascii() and number.isdigit()) or unit not in UNITS:
-        raise BadRequest(f"{text!r} is no size.", advice="Write it like 16G or 800M.")
+        raise BadRequest(f"{text!r} is not a size.", advice="Write it like 16G or 800M.")
     size = int(number) * UNITS[unit] // BLOCK * BLOCK
     if size < SMALLEST:
-        raise BadRequest(f"{text} is too little for any image.", advice="RAM's size will do.")
+        raise BadRequest(f"{text} is too small for any image.", advice="The size of RAM is enough.")
     return size
-
-
-def make(path: Path, size: int) -> Made:
-    """Make the file, of ``size`` bytes, and see that an image can be written to it.
-
-    Where it cannot, nothing is left behind.  Raises `BadRequest`, `TargetTooSmall`,
-    `UnsuitableFile`, `TargetMapped`.
-    """
-    if os.geteuid():
-        raise BadRequest("Only root can make such a file.", advice="Do it as root.")
-    if not path.is_absolute() or path.is_relative_to("/dev"):
-        raise BadRequest(f"{path} is no absolute path of a file.", advice="See kjumpctl(1).")
-    path = Path(os.path.realpath(path.parent), path.name)
-    if path.is_relative_to("/var/lib/kjump"):
-        raise BadRequest(
-            f"{path} would stand in the way when the package is removed.",
-            advice="Name a file in another directory.",
-        )
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise BadRequest(
-            f"{path} cannot be made: {error.strerror}.", advice="Name another file."
-        ) from error
-    try:
-        try:
-            _allocate(fd, path, size)
-        finally:
-            os.close(fd)
-        found = files.blocks_of(path)
-        if found.written or found.size < size:
-            raise UnsuitableFile(
-                f"The file system of {path} does not keep blocks for later.",
-                advice="Name a file on ext4, xfs or btrfs.",
-            )
-        _protect(path)
-    except BaseException:
-        path.unlink()
-        raise
-    return Made(path, size)
-
-
-def _allocate(fd: int, path: Path, size: int) -> None:
-    try:
-        kind = files.file_system(fd)
-        if kind not in files.NAMES:
-            raise UnsuitableFile(
-                f"{path} lies neither on ext4 nor xfs nor btrfs.", advice="Name a file that does."
-            )
-        if kind == files.BTRFS:
-            # While it has no blocks yet; without, its blocks would move at each write.
-            files.set_flags(fd, files.NOCOW)
-        os.posix_fallocate(fd, 0, size)
-        os.fsync(fd)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise TargetTooSmall(
-                f"There is no room for {size >> 20} MiB on the file system of {path}.",
-                advice="Name a file on another one, or a smaller --size.",
-            ) from error
-        raise UnsuitableFile(f"{path} cannot be made: {error.strerror}.") from error
-
-
-def _protect(path: Path) -> None:
-    """Nobody writes to it, moves or removes it; programs that defragment leave it alone."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        files.set_flags(fd, files.IMMUTABLE)
-        os.fsync(fd)
-    except OSError as error:
-        raise UnsuitableFile(f"{path} cannot be protected: {error.strerror}.") from error
-    finally:
-        os.close(fd)
-
-
-def configure(path: Path | str, drop_in: Path = DROP_IN) -> Path:
-    """Name the file in a drop-in of the configuration; that drop-in.
-
-    Raises `BadConfiguration` where another one, read later, names something else.
-    """
-    drop_in.parent.mkdir(parents=True, exist_ok=True)
-    fresh = drop_in.with_suffix(".new")
-    fresh.write_text(f"# Written by kjumpctl setup.\n[Target]\nPath={path}\n")
-    fresh.replace(drop_in)
-    if configuration.load().target.path != str(path):
-        raise BadConfiguration(
-            f"A configuration file that is read after {drop_in} names another target.",
-            advice="Remove its Path= of [Target], then: kjumpctl update-initrd.",
-        )
-    return drop_in
 
 
 # -- choosing --------------------------------------------------------------------------------------
@@ -167,24 +58,24 @@ class Candidate:
     """Something that could be the target."""
 
     spec: str
-    """As ``[Target] Path=`` has it."""
+    """Its name for ``[Target] Path=``."""
     name: str
     """For a person."""
     room: int
-    """Bytes that an image may have; of a file system, bytes that are free on it."""
+    """Bytes that an image may have; for a file system, bytes that are free on it."""
     why_not: str = ""
-    """Why it cannot be; empty: it can, if it is large enough."""
+    """Why it cannot be the target; empty: it can, if it is large enough."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What there is.  Each list in the order of preference."""
+    """What the machine has.  Each list is in the order of preference."""
 
     configured: Candidate | None = None
     swaps: tuple[Candidate, ...] = ()
     partitions: tuple[Candidate, ...] = ()
     file_systems: tuple[Candidate, ...] = ()
-    """``spec`` is the file that would be made on it."""
+    """Their ``spec`` is the file that would be made there."""
 
 
 @dataclass(frozen=True)
@@ -196,32 +87,36 @@ class Plan:
     make: int = 0
     """Bytes of the file to make; 0: none is made."""
     write: bool = True
-    """Whether the configuration is written; not where it names this target already."""
+    """Whether the configuration is written; not if it names this target already."""
 
-    def sentences(self) -> list[str]:
-        """What would be done, for a person."""
+    def sentences(self, *, with_initrds: bool = True) -> list[str]:
+        """What would be done, for a person.  ``with_initrds``: whether they are built."""
         out = [f"Hibernate to {self.name}."]
         if self.make:
             out.append(f"Make the file {self.spec}, {self.make >> 20} MiB.")
         if self.write:
             out.append(f"Write Path={self.spec} to {DROP_IN}.")
-        return [*out, "Build the initrds of helper and boot for all kernels (some minutes)."]
+        if with_initrds:
+            out.append("Build the initrds of helper and boot for all kernels (some minutes).")
+        return out
 
 
 def choose(survey: Survey, size: int) -> Plan:
-    """The target: what is configured, else swap, else a partition of our name, else a file.
+    """The target: the configured one, else swap, else a partition of our name, else a file.
 
-    ``size``: bytes that it should have.  Raises `NoTarget`, which names everything that was looked
-    at and why it will not do.
+    ``size``: bytes that it should have.  Raises `NoTarget`, which names every candidate and why it
+    was rejected.
     """
-    passed: list[str] = []
+    rejected: list[str] = []
 
-    def fits(candidate: Candidate, least: int) -> bool:
+    def fits(candidate: Candidate, least: int, stays_free: int = 0) -> bool:
         why = candidate.why_not
-        if not why and candidate.room < least:
-            why = f"{candidate.room >> 20} MiB free, {least >> 20} MiB needed"
+        if not why and candidate.room < least + stays_free:
+            why = f"{candidate.room >> 20} MiB free, {least + stays_free >> 20} MiB needed"
+            if stays_free:
+                why += f", {stays_free >> 20} MiB of them to stay free"
         if why:
-            passed.append(f"{candidate.name}: {why}")
+            rejected.append(f"{candidate.name}: {why}")
         return not why
 
     if survey.configured is not None and fits(survey.configured, SMALLEST):
@@ -230,19 +125,21 @@ def choose(survey: Survey, size: int) -> Plan:
         if fits(candidate, size):
             return Plan(candidate.spec, candidate.name)
     for candidate in survey.file_systems:
-        if fits(candidate, size + LEFT):
+        if fits(candidate, size, LEFT):
             return Plan(candidate.spec, f"a file on {candidate.name}", make=size)
     raise NoTarget(
-        "Nothing here can be the target" + (f" ({'; '.join(passed)})." if passed else "."),
-        advice="Add swap, make a partition named kjump, or free room for a file; --size SIZE makes"
-        " do with less.",
+        "Nothing here can be the target" + (f" ({'; '.join(rejected)})." if rejected else "."),
+        advice="Add swap, make a partition named kjump, or free space for a file; --size SIZE asks"
+        " for less.",
     )
 
 
 def supported(mountinfo: str) -> list[tuple[str, str]]:
-    """(mount point, type) of the writable file systems that can hold an image file: the root
-    first, the others as they were mounted, each once.  ``mountinfo``: text of
-    /proc/self/mountinfo."""
+    """(mount point, type) of the writable file systems that can hold an image file.
+
+    The root comes first, then the others in the order in which they were mounted, each once.
+    ``mountinfo``: text of /proc/self/mountinfo.
+    """
     found: dict[str, tuple[str, str]] = {}
     for line in mountinfo.splitlines():
         words = line.split()
@@ -251,7 +148,7 @@ def supported(mountinfo: str) -> list[tuple[str, str]]:
         except (ValueError, IndexError):
             continue
         point, options = words[4], words[5].split(",")
-        # A subtree is mounted elsewhere as a whole, or is a container's.
+        # A subtree is mounted as a whole elsewhere, or belongs to a container.
         whole = words[3] == "/" or kind == "btrfs"
         if kind in files.NAMES.values() and "rw" in options and whole and "\\" not in point:
             found.setdefault(words[2], (point, kind))
@@ -259,7 +156,7 @@ def supported(mountinfo: str) -> list[tuple[str, str]]:
 
 
 def stable(device: devices.TargetDevice) -> str:
-    """A name for ``[Target] Path=`` that is the same after the next boot."""
+    """A name for ``[Target] Path=`` that stays the same after the next boot."""
     if device.file:
         return device.file
     if device.partuuid:
@@ -268,7 +165,7 @@ def stable(device: devices.TargetDevice) -> str:
 
 
 def look_at(path: str, name: str) -> Candidate:
-    """What a path or spec leads to.  Never raises."""
+    """What a path or spec leads to, as a candidate.  Never raises."""
     from kjump.session.checks import readiness
 
     try:
@@ -291,7 +188,7 @@ def look_at(path: str, name: str) -> Candidate:
 
 
 def survey() -> Survey:
-    """Look at what there is.  Never raises for what it finds."""
+    """Look at what the machine has.  Never raises because of what it finds."""
     spec = configuration.load().target.path
     configured = look_at(spec, f"{spec}, as configured") if spec else None
     if configured is not None:
@@ -312,14 +209,71 @@ def survey() -> Survey:
 
 
 def file_system(point: str, kind: str) -> Candidate:
-    """A mounted file system, as the place of a file to make."""
+    """A mounted file system, as a candidate for a file on it."""
     path = Path(point, NAME)
     name = f"{point} ({kind})"
     try:
         free = os.statvfs(point)
         files.refuse_mapped(os.stat(point).st_dev, point)
-        why = f"{path} is there already" if path.exists() else ""
+        why = f"{path} exists already" if path.exists() else ""
+        if not why and image_file.changeable(Path(point)):
+            why = "others than root can change its top directory"
     except (KjumpError, OSError) as error:
         why = error.what if isinstance(error, KjumpError) else str(error.strerror)
         return Candidate(str(path), name, 0, why.rstrip("."))
     return Candidate(str(path), name, free.f_bavail * free.f_frsize, why)
+
+
+# -- doing -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What `apply` did."""
+
+    spec: str
+    """The target; of a file, its path without symbolic links."""
+    size: int
+    """Bytes of the file that was made, or 0."""
+    drop_in: Path | None
+    """The configuration that was written."""
+
+
+def apply(plan: Plan, *, update: Sequence[str] | None) -> Applied:
+    """Do what the plan says, and have kjumpd read its configuration.
+
+    ``update``: arguments for the program that builds the initrds; None: they are left alone.
+    Raises `BadRequest`, `Internal`, and the errors of `image_file.make` and `configure`.
+    """
+    if os.geteuid():
+        raise BadRequest("Only root can set kjump up.", advice="Do it as root.")
+    spec = plan.spec
+    if plan.make:
+        spec = str(image_file.make(Path(plan.spec), plan.make).path)
+    drop_in = configure(spec) if plan.write else None
+    if update is not None and not initrds.update(update, to_stderr=True):
+        raise Internal(
+            "Not all initrds could be built.", advice="See the messages above this line."
+        )
+    try:
+        client.Client().reload()
+    except KjumpError as error:
+        # It reads the configuration when it starts.
+        print(f"kjumpctl: {error.sentence}", file=sys.stderr)
+    return Applied(spec, plan.make, drop_in)
+
+
+def configure(spec: str, drop_in: Path = DROP_IN) -> Path:
+    """Name the target in a drop-in of the configuration; returns the drop-in.
+
+    Everybody may read it, whatever root's umask is: kjumpctl reads it as any user.  Raises
+    `BadConfiguration` if another one, read later, names another target.
+    """
+    atomic.make_folder(drop_in.parent)
+    atomic.write(drop_in, f"# Written by kjumpctl setup.\n[Target]\nPath={spec}\n", mode=0o644)
+    if configuration.load().target.path != spec:
+        raise BadConfiguration(
+            f"A configuration file that is read after {drop_in} names another target.",
+            advice="Remove its Path= of [Target], then: kjumpctl update-initrd.",
+        )
+    return drop_in

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What kjumpctl prints: reports, states and figures for a person.
 
-Pure: values in, text out.  Colour only where the caller says the output is a terminal.
+Pure: values in, text out.  Uses colour only if the caller asks for it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def size(count: float) -> str:
 
 
 def bar(percent: int) -> str:
-    """How far something is."""
+    """A progress bar."""
     return f"[{'#' * (percent * 40 // 100):40}] {percent:3d} %"
 
 
@@ -60,7 +60,7 @@ def moment(seconds: float | None) -> str:
 
 
 def table(rows: Iterable[Sequence[str]], *, heading: Sequence[str] | None = None) -> str:
-    """Columns, aligned; numbers-like cells of all but the first column to the right."""
+    """Columns, aligned: the first one to the left, all others to the right."""
     lines = [list(row) for row in ([heading] if heading else [])] + [list(row) for row in rows]
     if not lines:
         return ""
@@ -74,7 +74,7 @@ def table(rows: Iterable[Sequence[str]], *, heading: Sequence[str] | None = None
 
 
 def figures(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Pages, image size and ratio of a report, where it tells them."""
+    """Pages, image size and ratio of a report, as far as it has them."""
     rows: list[tuple[str, str]] = []
     pages = report.get("pages") or {}
     for key, count in pages.items():
@@ -90,9 +90,9 @@ def figures(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def phases(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The phases in seconds, as they came."""
-    told = report.get("phases") or {}
-    return [(str(name), f"{float(seconds):.2f} s") for name, seconds in told.items()]
+    """The phases in seconds, in their order."""
+    found = report.get("phases") or {}
+    return [(str(name), f"{float(seconds):.2f} s") for name, seconds in found.items()]
 
 
 def head(report: Mapping[str, Any], *, colour: bool = False) -> str:
@@ -100,7 +100,7 @@ def head(report: Mapping[str, Any], *, colour: bool = False) -> str:
     result = str(report.get("result", "?"))
     words = {
         "ok": "restored from disk",
-        "returned": "returned as told",
+        "returned": "returned as asked",
         "failed": "failed",
         "warm": "warm",
     }
@@ -129,7 +129,7 @@ def report_text(report: Mapping[str, Any], *, colour: bool = False) -> str:
 
 
 def reasons_text(reasons: Iterable[Sequence[str]]) -> str:
-    """Reasons why not, one a line."""
+    """Reasons why not, one per line."""
     return "\n".join(f"  {code}: {sentence}" for code, sentence in reasons)
 
 
@@ -158,7 +158,7 @@ def status_text(values: Mapping[str, Any], *, colour: bool = False) -> str:
         free = " free" if "swap" in kind else ""
         lines.append(f"Target: {what} {name}, {size(target.get('size', 0))}{free}")
     else:
-        lines.append(f"Target: {target.get('spec') or 'none'}{' (not there)' * bool(target)}")
+        lines.append(f"Target: {target.get('spec') or 'none'}{' (not found)' * bool(target)}")
     window = values.get("Window") or {}
     if window:
         lines.append(
@@ -166,7 +166,7 @@ def status_text(values: Mapping[str, Any], *, colour: bool = False) -> str:
             f" {size(window.get('available_needed', 0))} of memory must be available"
         )
     if values.get("Staged", "no") != "no":
-        lines.append(f"Helper: {values['Staged']}; its memory is taken until it is unstaged")
+        lines.append(f"Helper: {values['Staged']}; its memory stays in use until it is unstaged")
     lines += [f"Configuration: {warning}" for warning in values.get("Warnings") or ()]
     last = values.get("LastCycle") or {}
     lines += ["", report_text(last, colour=colour) if last else "No cycle yet."]
@@ -174,19 +174,19 @@ def status_text(values: Mapping[str, Any], *, colour: bool = False) -> str:
 
 
 def history_text(entries: Sequence[Mapping[str, Any]], *, colour: bool = False) -> str:
-    """All cycles, one a line, newest last."""
+    """All cycles, one per line, newest last."""
     if not entries:
         return "No cycle yet."
     rows = []
     for entry in entries:
         result = str(entry.get("result", "?"))
-        told = (entry.get("phases") or {}).get("jump")
+        jump = (entry.get("phases") or {}).get("jump")
         rows.append(
             (
                 moment(entry.get("started")),
                 str(entry.get("cycle", "?"))[:8],
                 result,
-                f"{float(told):.1f} s" if told is not None else "-",
+                f"{float(jump):.1f} s" if jump is not None else "-",
                 str(entry.get("error", "")),
             )
         )

@@ -2,26 +2,23 @@
 """Logging: structlog to the journal with fields, or to stderr for a person.
 
 Runs in the session.  Fields in capitals (KJUMP_CYCLE=, KJUMP_PHASE=, MESSAGE_ID=) become journal
-fields.  The journal is spoken to in its own protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL), which
-is a datagram and needs no library.  Logging never raises.
+fields, which python3-systemd sends.  Logging never raises.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import socket
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
 import structlog
 
 JOURNAL = "/run/systemd/journal/socket"
+"""Where journald listens; libsystemd sends to it."""
 IDENTIFIER = "kjumpd"
-LARGEST = 48 << 10
-"""Bytes of one field; a datagram holds somewhat over 200 KiB."""
 PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
 
@@ -35,18 +32,6 @@ def bound(**values: str) -> Iterator[None]:
     """Add fields to all that is logged in this thread while inside."""
     with structlog.contextvars.bound_contextvars(**values):
         yield
-
-
-def encode(fields: Mapping[str, str]) -> bytes:
-    """Fields in the journal's native protocol: values with line ends carry their length."""
-    out = bytearray()
-    for name, text in fields.items():
-        value = text.encode("utf-8", "replace")[:LARGEST]
-        if b"\n" in value:
-            out += name.encode() + b"\n" + len(value).to_bytes(8, "little") + value + b"\n"
-        else:
-            out += name.encode() + b"=" + value + b"\n"
-    return bytes(out)
 
 
 def journal_fields(event: Mapping[str, Any]) -> dict[str, str]:
@@ -70,14 +55,17 @@ def journal_fields(event: Mapping[str, Any]) -> dict[str, str]:
 
 
 class _Journal:
-    """A structlog logger whose lines are fields for the journal; to stderr where it fails."""
+    """A structlog logger whose lines are fields for the journal; to stderr if that fails."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
+    def __init__(self, send: Callable[..., Any]) -> None:
+        """``send``: systemd.journal.sendv, which takes ``NAME=value`` for each field."""
+        self._send = send
 
     def msg(self, fields: Mapping[str, str]) -> None:
         try:
-            self._socket.send(encode(fields))
+            self._send(
+                *(f"{name}={text}".encode(errors="replace") for name, text in fields.items())
+            )
         except OSError:
             print(f"<{fields['PRIORITY']}>{fields['MESSAGE']}", file=sys.stderr, flush=True)
 
@@ -97,7 +85,7 @@ def _render_plain(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> 
 
 
 def set_up(*, debug: bool = False) -> None:
-    """Choose where lines go: the journal where systemd connected stderr to it, else stderr."""
+    """Choose where lines go: to the journal if systemd connected stderr to it, else to stderr."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -106,15 +94,11 @@ def set_up(*, debug: bool = False) -> None:
     level = logging.DEBUG if debug else logging.INFO
     factory: Any = structlog.PrintLoggerFactory(sys.stderr)
     render: Any = _render_plain
-    if "JOURNAL_STREAM" in os.environ:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        try:
-            connection.connect(JOURNAL)
-        except OSError:
-            connection.close()
-        else:
-            journal = _Journal(connection)
-            factory, render = (lambda *_names: journal), _render_journal
+    if "JOURNAL_STREAM" in os.environ and os.path.exists(JOURNAL):
+        from systemd.journal import sendv
+
+        journal = _Journal(sendv)
+        factory, render = (lambda *_names: journal), _render_journal
     structlog.configure(
         processors=[*shared, render],
         wrapper_class=structlog.make_filtering_bound_logger(level),

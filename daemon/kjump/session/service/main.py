@@ -18,6 +18,7 @@ from typing import IO, Any
 from gi.repository import GLib
 
 from kjump import settings as configuration
+from kjump.names import BUS_NAME
 from kjump.session.checks.facts import Facts, read_facts, read_text
 from kjump.session.connection import connect
 from kjump.session.cycle.actions import Actions
@@ -107,7 +108,7 @@ class Service:
         self._registration = bus.register(connection, manager)
         try:
             # After the object, so that whoever waits for the name finds it.
-            self._name = connection.request_name(bus.NAME, allow_replacement=False)
+            self._name = connection.request_name(BUS_NAME, allow_replacement=False)
         except RuntimeError:
             self._registration.unregister()
             raise
@@ -224,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         service = Service(connection, manager, manages)
     except (GLib.Error, RuntimeError) as error:
-        log.error(f"the bus name {bus.NAME} cannot be had: {error}")
+        log.error(f"the bus name {BUS_NAME} could not be acquired: {error}")
         return 1
     GLib.unix_signal_add(GLib.PRIORITY_HIGH, signal.SIGTERM, service.stop)
     GLib.unix_signal_add(GLib.PRIORITY_HIGH, signal.SIGINT, service.stop)

@@ -34,6 +34,7 @@ from kjump.errors import (
     TargetTooSmall,
     TooLittleMemory,
 )
+from kjump.names import INTERFACE, OBJECT_PATH
 from kjump.session.checks import doctor, readiness
 from kjump.session.checks.facts import Facts
 from kjump.session.cycle.actions import Actions, WarmHelper
@@ -47,10 +48,6 @@ from kjump.session.service.values import flatten, flatten_target, same, window_f
 from kjump.session.systemd import kernel_hibernation, systemd_bus
 from kjump.session.target.devices import TargetDevice
 from kjump.settings import STOCK, Settings
-
-NAME = "org.kjump1"
-PATH = "/org/kjump1"
-INTERFACE = "org.kjump1.Manager"
 
 INSTALLED_XML = Path("/usr/share/dbus-1/interfaces/org.kjump1.Manager.xml")
 SOURCE_XML = Path(__file__).parents[4] / "config/dbus/org.kjump1.Manager.xml"
@@ -713,4 +710,6 @@ def _later(function: Callable[..., None], *arguments: Any) -> None:
 def register(bus: Any, manager: Manager) -> Any:
     """Put the object on a pydbus bus; returns the registration (``unregister()``)."""
     interfaces = Gio.DBusNodeInfo.new_for_xml(interface_xml()).interfaces
-    return ObjectRegistration(bus, PATH, interfaces, Wrapper(manager, interfaces), own_wrapper=True)
+    return ObjectRegistration(
+        bus, OBJECT_PATH, interfaces, Wrapper(manager, interfaces), own_wrapper=True
+    )

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The names by which kjumpd is reached on the system bus, see org.kjump1(5).
+
+Runs in the session.  Holds no code.
+"""
+
+BUS_NAME = "org.kjump1"
+"""The bus name."""
+OBJECT_PATH = "/org/kjump1"
+"""The one object."""
+INTERFACE = "org.kjump1.Manager"
+"""The object's interface."""
