@@ -17,8 +17,9 @@ from kjump.console import prompt
 from kjump.console.keys import ESC
 from kjump.errors import ImageDamaged, RestoreFailed, ResumeSkipped, TargetTooSmall
 from kjump.handoff import window_layout
+from kjump.handoff.report import IN_PLACE, SNAPSHOT, Report
 from kjump.helper import restore_in_place
-from kjump.image import prepare, skip, superblocks
+from kjump.image import prepare, superblocks
 from kjump.image.device import DirectDevice
 from kjump.image.extents import Extents
 from kjump.image.layout import COMPLETE, RESTORING, ZERO, Extent
@@ -27,7 +28,7 @@ from kjump.machine import memory, pages, syscalls
 from kjump.machine.ranges import PAGE
 from kjump.resume import load_restorer
 
-from . import imaging
+from . import imaging, samples
 
 MIB = 1 << 20
 
@@ -35,12 +36,12 @@ MIB = 1 << 20
 @pytest.mark.parametrize(
     ("words", "pages", "available", "restorer", "way"),
     [
-        ([], 1000, 200 * MIB, True, load_restorer.SNAPSHOT),
-        ([], 100_000, 200 * MIB, True, load_restorer.IN_PLACE),
-        ([], 100_000, 200 * MIB, False, load_restorer.SNAPSHOT),
-        ([], 40_000, 200 * MIB, True, load_restorer.IN_PLACE),  # the margin counts
-        (["kjump.restore=in-place"], 1, 200 * MIB, True, load_restorer.IN_PLACE),
-        (["kjump.restore=snapshot"], 100_000, 200 * MIB, True, load_restorer.SNAPSHOT),
+        ([], 1000, 200 * MIB, True, SNAPSHOT),
+        ([], 100_000, 200 * MIB, True, IN_PLACE),
+        ([], 100_000, 200 * MIB, False, SNAPSHOT),
+        ([], 40_000, 200 * MIB, True, IN_PLACE),  # the margin counts
+        (["kjump.restore=in-place"], 1, 200 * MIB, True, IN_PLACE),
+        (["kjump.restore=snapshot"], 100_000, 200 * MIB, True, SNAPSHOT),
     ],
 )
 def test_the_way_is_chosen_by_what_fits(
@@ -156,8 +157,8 @@ def test_what_the_restorer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(window_layout, "place", place)
     monkeypatch.setattr(syscalls, "kexec_load", lambda *_, **__: None)
     with DirectDevice(disk) as device:
-        window = {"window": [64 * MIB, 192 * MIB], "low": []}
-        load_restorer.load(Image(device), window, "console=ttyS0 kjump.noresume", 2.5)
+        about = samples.description(window=(64 * MIB, 192 * MIB))
+        load_restorer.load(Image(device), about, "console=ttyS0 kjump.noresume", 2.5)
     words = restore_in_place.words_of(" ".join(told))
     assert words == {
         "kjump.restore": str(cycle),
@@ -187,7 +188,7 @@ class Keyboard:
         if seconds > 10:  # the question stands
             found = superblocks.load(self.image.device)
             assert found is not None
-            self.states.append((found.state, skip.tries(found.outcome)))
+            self.states.append((found.state, found.outcome.tries))
         key = self.presses.pop(0) if self.presses else ""
         return [key] if key else []
 
@@ -204,18 +205,16 @@ def saved(tmp_path: Path) -> Iterator[Image]:
     with path.open("wb") as file:
         file.truncate(64 << 20)
     prepare.prepare_target(path, cycle_id=uuid.UUID(int=1), hostname="h")
-    description = {
-        "ram": [[0, RAM * PAGE]],
-        "window": [3584 * PAGE, 4096 * PAGE],
-        "low": [],
-        "report_page": 3000 * PAGE,
-        "nonce": "00" * 16,
-        "jump_back": 0x1000,
-    }
+    description = samples.description(
+        ram=((0, RAM * PAGE),),
+        window=(3584 * PAGE, 4096 * PAGE),
+        report_page=3000 * PAGE,
+        jump_back=0x1000,
+    )
     parts = [(at, rng.randbytes(256 * PAGE)) for at in range(256, 2560, 256)]
     with DirectDevice(path, writable=True) as device:
         done = imaging.fill(device, parts, [Extent(2600, 7)], description=description)
-        superblocks.store(device, done, outcome={"by": "helper", "tries": 1})
+        superblocks.store(device, done, outcome=Report("helper", tries=1))
         yield Image(device)
 
 
@@ -251,7 +250,7 @@ def test_who_asks_and_resumes_gets_every_page(
     assert keyboard.states == [(COMPLETE, 0)] * presses.count("r")
     # Before the jump, nothing may use it again.
     after = superblocks.load(saved.device)
-    assert after is not None and (after.state, skip.tries(after.outcome)) == (RESTORING, 1)
+    assert after is not None and (after.state, after.outcome.tries) == (RESTORING, 1)
     count = 0
     for pfn, page in imaging.content(saved, saved.index()):
         assert physical.memory[pfn * PAGE : (pfn + 1) * PAGE] == page

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kjump.machine import pages
 from kjump.machine.ranges import PAGE, Range, intersect
@@ -65,7 +64,7 @@ class States:
         table[pages.FREE] = pages.ZERO
         self.ranges = [(s, e, kinds.translate(table)) for s, e, kinds in self.ranges]
 
-    def coarse(self, cells: int = CELLS) -> dict[str, Any]:
+    def coarse(self, cells: int = CELLS) -> dict[str, int | str]:
         """Where in memory pages of which kind lie, coarsely.
 
         Physical memory from page 0 to the end of RAM in ``cells`` parts of ``cell_pages`` pages

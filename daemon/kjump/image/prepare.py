@@ -16,6 +16,8 @@ from kjump.errors import (
     TargetHoldsData,
     TargetTooSmall,
 )
+from kjump.handoff import report as reports
+from kjump.handoff.report import Report
 from kjump.image import locator as locators
 from kjump.image import superblocks
 from kjump.image.device import PIECE, ByteSpan, DirectDevice
@@ -59,7 +61,7 @@ def prepare_target(
             raise TargetTooSmall(f"The target {path} has {device.size >> 20} MiB.")
         old = superblocks.load(device)
         fresh = Superblock(
-            EMPTY, old.generation if old else 0, cycle_id, outcome={"hostname": hostname}
+            EMPTY, old.generation if old else 0, cycle_id, outcome=Report(hostname=hostname)
         )
         if restorer is not None:
             kernel, initrd = restorer
@@ -170,9 +172,7 @@ def _spend(
         return None
     before = Found(superblock.state_name, superblock.cycle, superblock.outcome, superblock.changed)
     if superblock.state in (WRITING, COMPLETE, RESTORING, EMPTY):
-        outcome = dict(superblock.outcome)
-        if error is not None:
-            outcome = error.report()
+        outcome = superblock.outcome if error is None else reports.failed("", error)
         superblocks.store(device, superblock, state=SPENT, outcome=outcome)
     return before
 

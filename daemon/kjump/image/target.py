@@ -9,13 +9,10 @@ to an area but what the caller says is its own now.
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kjump.errors import (
     ImageDamaged,
@@ -24,8 +21,10 @@ from kjump.errors import (
     NoTarget,
     TargetMissing,
 )
+from kjump.handoff import report as reports
+from kjump.handoff.report import Report
+from kjump.image import description, superblocks
 from kjump.image import locator as locators
-from kjump.image import superblocks
 from kjump.image.device import ByteSpan, DirectDevice
 from kjump.image.layout import (
     BLOCK,
@@ -56,6 +55,11 @@ class Target:
     locator: int | None = None
     """Byte offset of the locator on the device; None: the target is the whole device."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Paths by which another kernel finds the device: its stable names, if it has any."""
+        return self.links or (str(self.path),)
+
 
 @dataclass(frozen=True)
 class Area:
@@ -82,7 +86,7 @@ class Found:
 
     state: str
     cycle_id: uuid.UUID
-    reason: Mapping[str, Any]
+    reason: Report
     changed: float
     machine: str = ""
     """Identity of the machine it was saved on; empty where it does not say."""
@@ -162,7 +166,7 @@ def open_image(path: Path, locator: int | None = None, *, writable: bool = False
     return device
 
 
-def pass_over(device: DirectDevice, superblock: Superblock, outcome: Mapping[str, Any]) -> None:
+def pass_over(device: DirectDevice, superblock: Superblock, outcome: Report) -> None:
     """Mark an image spent, with the reason, where whoever starts next finds it.
 
     Raises `TargetWriteFailed`, OSError.
@@ -180,8 +184,8 @@ def leave_reason(path: Path, at: int, error: KjumpError) -> None:
     """
     with DirectDevice(path, writable=True) as whole:
         _, found = locators.read(whole, at)
-        if found is not None and not found.outcome:
-            locators.leave(whole, at, found, {"by": "resume", "result": "failed", **error.report()})
+        if found is not None and found.outcome.is_blank:
+            locators.leave(whole, at, found, reports.failed(reports.RESUME, error))
 
 
 def wait_for(paths: list[Path], seconds: float) -> Path:
@@ -211,26 +215,23 @@ def examine(path: Path, locator: int | None = None) -> Found | None:
         if found is None:
             raise
         # Its superblock may be swapped memory by now; what the locator says holds all the same.
-        reason = found.outcome or error.report()
-        state = "spent" if found.outcome else "complete"
-        return Found(state, found.cycle, reason, found.changed, area=found.kind)
+        if found.outcome.is_blank:
+            reason = reports.failed(reports.RESUME, error)
+            return Found("complete", found.cycle, reason, found.changed, area=found.kind)
+        return Found("spent", found.cycle, found.outcome, found.changed, area=found.kind)
     with device:
         superblock = superblocks.load(device)
         if superblock is None:
             return None
         text = device.read(DESCRIPTION_OFFSET, superblock.description_length)
-    try:
-        description = json.loads(text)
-        machine, hostname = str(description["machine"]), str(description["hostname"])
-    except (ValueError, KeyError, TypeError):
-        machine = hostname = ""
+    owner = description.owner(text)
     return Found(
         superblock.state_name,
         superblock.cycle,
         superblock.outcome,
         superblock.changed,
-        machine,
-        hostname,
+        owner.machine,
+        owner.hostname,
         device.locator.kind if device.locator else 0,
     )
 

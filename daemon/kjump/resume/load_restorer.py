@@ -9,19 +9,19 @@ the only limit, and this kernel needs no CONFIG_HIBERNATION.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from kjump.errors import RestoreFailed
 from kjump.handoff import window_layout
 from kjump.handoff.cell import JUMP_BACK_OFFSET
+from kjump.handoff.report import IN_PLACE, SNAPSHOT
+from kjump.image.description import Description
 from kjump.image.read import Image
 from kjump.image.target import Opened, format_location
 from kjump.machine import memory, syscalls
 from kjump.machine.ranges import PAGE
 
-SNAPSHOT, IN_PLACE = "snapshot", "in-place"
 PER_PAGE = PAGE + 40
 """Bytes /dev/snapshot takes for a page: itself, its place in the lists, its bits in the maps."""
 MARGIN = 48 << 20
@@ -42,7 +42,7 @@ def choose(words: Sequence[str], *, pages: int, available: int, restorer: bool) 
     return SNAPSHOT if fits or not restorer else IN_PLACE
 
 
-def load(image: Image, description: Mapping[str, Any], cmdline: str, wait: float) -> None:
+def load(image: Image, description: Description, cmdline: str, wait: float) -> None:
     """Load the restorer.  ``wait``: seconds, at the least, in which it hears Esc.
 
     Raises `ImageDamaged`, `RestoreFailed`; nothing is touched then.
@@ -51,9 +51,9 @@ def load(image: Image, description: Mapping[str, Any], cmdline: str, wait: float
     if found is None:
         raise RestoreFailed("There is no restorer with the image.")
     kernel, initrd = (bytearray(part) for part in found)
-    start, end = (int(x) for x in description["window"])
+    facts = description.facts
     # The stub keeps its jump-back address where nobody looks: this kernel is not returned to.
-    nowhere = start + window_layout.CELL + JUMP_BACK_OFFSET
+    nowhere = facts.window[0] + window_layout.CELL + JUMP_BACK_OFFSET
     text = " ".join(
         [
             *window_layout.words(cmdline, cpus=min(memory.processors(), window_layout.CPUS)),
@@ -63,8 +63,8 @@ def load(image: Image, description: Mapping[str, Any], cmdline: str, wait: float
         ]
     )
     entry, segments = window_layout.place(
-        (start, end),
-        [(int(a), int(b)) for a, b in description["low"]],
+        facts.window,
+        facts.low,
         kernel,
         initrd,
         text,

@@ -9,11 +9,9 @@ normal boot the file systems go on without it.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from kjump import settings as configuration
 from kjump.console import lines
@@ -32,6 +30,9 @@ from kjump.errors import (
     ResumeSkipped,
     TargetMissing,
 )
+from kjump.handoff import report as reports
+from kjump.handoff.documents import TargetPlace
+from kjump.handoff.fields import Fields, decode
 from kjump.image import target
 from kjump.image.device import DirectDevice
 from kjump.image.layout import EMPTY, SPENT
@@ -79,13 +80,13 @@ def resume(device: DirectDevice, *, started: float, skip: bool, wait: float = 0)
         description = image.description()
         restore.check(description, machine())
         restore.check_file_systems(description)
-        saved = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(description.get("saved", 0)))
+        saved = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(description.saved))
         # First it listens, then it tells of the key.  Who knows the key presses it while the kernel
         # boots.
         keys = Keys(earlier=True)
         try:
             say(
-                f"resuming the session of {description.get('hostname')}, saved {saved};"
+                f"resuming the session of {description.hostname}, saved {saved};"
                 " Esc: boot without it"
             )
             chance = SkipPrompt(keys, wait, splash)
@@ -109,9 +110,9 @@ def _require_complete(image: Image) -> None:
         image.require_complete()
     except ImageIncomplete as error:
         try:
-            watchdog = image.description().get("watchdog")
+            watchdog = image.description().watchdog_device
         except KjumpError:
-            watchdog = None
+            watchdog = ""
         if not watchdog:
             raise
         raise ImageIncomplete(
@@ -120,12 +121,11 @@ def _require_complete(image: Image) -> None:
 
 
 def _retire(device: DirectDevice, image: Image, error: KjumpError) -> None:
-    outcome = {"by": "resume", "result": "failed", **error.report()}
-    target.pass_over(device, image.superblock, outcome)
+    target.pass_over(device, image.superblock, reports.failed(reports.RESUME, error))
 
 
 def place_to_look(
-    words: Sequence[str], spec: str, recorded: Mapping[str, Any] | None
+    words: Sequence[str], spec: str, recorded: TargetPlace | None
 ) -> tuple[list[Path], int | None]:
     """(device by any of these paths, byte offset of the locator or None) of the target.
 
@@ -137,25 +137,22 @@ def place_to_look(
         path, locator = target.parse_location(told[-1])
         return [path], locator
     if spec.startswith("/") and not spec.startswith("/dev/"):
-        try:
-            if recorded is None or recorded["spec"] != spec:
-                raise KeyError(spec)
-            return [Path(str(x)) for x in recorded["links"]], int(recorded["locator"])
-        except (KeyError, TypeError, ValueError) as error:
+        if recorded is None or recorded.spec != spec or recorded.locator is None:
             raise NoTarget(
-                f"Where {spec} lies is not told in this initrd.",
+                f"This initrd does not say where {spec} lies.",
                 advice="Rebuild it with: kjumpctl update-initrd.",
-            ) from error
+            )
+        return [Path(link) for link in recorded.links], recorded.locator
     return [target.link(spec)], None
 
 
-def recorded_place() -> Mapping[str, Any] | None:
-    """What update-initrds put into this initrd."""
+def recorded_place() -> TargetPlace | None:
+    """What update-initrds put into this initrd, if that is whole."""
     try:
-        found = json.loads(RECORDED.read_text())
-    except (OSError, ValueError):
+        found = decode(RECORDED.read_bytes(), "record", NoTarget)
+        return TargetPlace.from_fields(Fields(found, "record", NoTarget))
+    except (OSError, NoTarget):
         return None
-    return found if isinstance(found, dict) else None
 
 
 def look(path: Path, locator: int | None, *, started: float, skip: bool, wait: float = 0) -> None:

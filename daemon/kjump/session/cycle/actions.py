@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from kjump.errors import (
     KjumpError,
     StaleHelper,
 )
+from kjump.handoff.report import Report
 from kjump.image.prepare import retire_image
 from kjump.session import mark
 from kjump.session.checks.facts import Facts, read_facts
@@ -27,17 +28,17 @@ from kjump.settings import Settings
 
 if TYPE_CHECKING:
     from kjump.image.target import Target
-    from kjump.session.cycle.operation import Operation, Report
+    from kjump.session.cycle.operation import Entry, Operation
     from kjump.session.staging.sizing import Sizing
 
 
 class Staged(Protocol):
     """What `kjump.session.staging.load.stage` gives: an image of ours in the kernel."""
 
-    def describe(self) -> dict[str, Any]: ...
+    def describe(self) -> dict[str, int]: ...
     def check(self) -> None: ...
     def jump(self) -> None: ...
-    def report(self) -> dict[str, Any] | None: ...
+    def report(self) -> Report | None: ...
     def close(self) -> None: ...
 
 
@@ -52,7 +53,7 @@ class Held(Protocol):
 class WarmHelper(Staged, Protocol):
     """What `kjump.session.staging.warm.stage` gives: a helper that rests until it is asked."""
 
-    def welcome(self, report: Mapping[str, Any]) -> None: ...
+    def welcome(self, report: Report) -> None: ...
     def is_ours(self) -> bool: ...
 
 
@@ -70,11 +71,11 @@ def _stage(settings: Settings, facts: Facts, cycle: uuid.UUID) -> Staged:
 
 
 def _stage_dry(settings: Settings, facts: Facts, cycle: uuid.UUID) -> Staged:
-    from kjump.handoff import note
+    from kjump.handoff import documents
     from kjump.session.staging import load
 
     target, sizing = _target_and_sizing(settings, facts)
-    return load.stage(settings, sizing, cycle_id=cycle, target=target, mode=note.DRY_RUN)
+    return load.stage(settings, sizing, cycle_id=cycle, target=target, mode=documents.DRY_RUN)
 
 
 def _stage_warm(settings: Settings, facts: Facts) -> WarmHelper:
@@ -151,7 +152,7 @@ class Actions:
     unload: Callable[[], None] = _unload
     write_mark: Callable[[mark.Mark], None] = mark.write_mark
     clear_mark: Callable[[], None] = mark.clear_mark
-    record: Callable[[Operation, Report], None] = lambda operation, report: None
+    record: Callable[[Operation, Entry], None] = lambda operation, report: None
     """Keep the report, which may be added to."""
     stock: Callable[[], stock.KernelHibernation] = stock.read
     offer: Callable[[bool, Settings], bool] = lambda possible, settings: True

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from kjump.errors import (
     JumpFailed,
@@ -21,6 +20,8 @@ from kjump.errors import (
 )
 from kjump.handoff import note, window_layout
 from kjump.handoff.cell import JUMP_BACK_OFFSET, Cell
+from kjump.handoff.documents import SaveOrder, WarmOrder
+from kjump.handoff.report import Report
 from kjump.image.target import Target
 from kjump.machine import elf, memory, syscalls
 from kjump.machine.ranges import Range, align_down, subtract
@@ -28,7 +29,7 @@ from kjump.machine.syscalls import Segment
 from kjump.session.log import logger
 from kjump.session.staging import reclaim
 from kjump.session.staging import window as windows
-from kjump.session.staging.describe import cycle_facts, machine_facts
+from kjump.session.staging.describe import machine_facts, save_order
 from kjump.session.staging.pinned_pages import ReportPage
 from kjump.session.staging.sizing import MARGIN, Sizing, cpu_count
 from kjump.settings import Settings
@@ -67,15 +68,14 @@ def vmcoreinfo_note() -> tuple[int, int]:
 class Staged:
     """A staged helper.  `close` unloads it; use it as a context manager."""
 
-    def __init__(self, window: windows.Window, page: ReportPage, document: dict[str, Any]) -> None:
+    def __init__(self, window: windows.Window, page: ReportPage) -> None:
         self.window = window
-        self.document = document
         self._page = page
         self._loaded = True
         self.room: reclaim.Reclaimed | None = None
         """What was reclaimed to make room for it."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, int]:
         """The window in bytes (physical), and what was reclaimed for it, for status and report."""
         figures = reclaim.figures(self.room) if self.room else {}
         return {"start": self.window.start, "size": self.window.size, **figures}
@@ -100,7 +100,7 @@ class Staged:
         except OSError as error:
             raise JumpFailed(f"The kernel did not jump: {error.strerror}.") from error
 
-    def report(self) -> dict[str, Any] | None:
+    def report(self) -> Report | None:
         """What helper or boot side reported, or None."""
         return self._page.read()
 
@@ -129,12 +129,9 @@ def stage(
     page = ReportPage()
     try:
         window = choose_window(sizing, [page.range])
-        document = machine_facts(window, page)
-        document |= cycle_facts(settings, document, cycle_id, target)
-        if mode:
-            document["mode"] = mode
-        load(settings, sizing, window, page, document)
-        staged = Staged(window, page, document)
+        order = save_order(settings, machine_facts(window, page), cycle_id, target, mode)
+        load(settings, sizing, window, page, order)
+        staged = Staged(window, page)
         staged.room = room
         return staged
     except BaseException:
@@ -177,20 +174,20 @@ def load(
     sizing: Sizing,
     window: windows.Window,
     page: ReportPage,
-    document: Mapping[str, Any],
+    order: SaveOrder | WarmOrder,
     words: Sequence[str] = (),
 ) -> None:
     """Lay everything out in the window and give it to the kernel.
 
-    ``document``: of the handoff note.  ``words``: more for the helper's command line.  Raises
+    ``order``: what the handoff note says.  ``words``: more for the helper's command line.  Raises
     `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
     """
     cmdline = Path("/proc/cmdline").read_text()
     info = vmcoreinfo_note()
-    packed = damage(note.pack(document))
+    packed = damage(note.pack(order.to_json()))
     headers = elf.build(
         [info, (window.start + window_layout.NOTE, len(packed))],
-        subtract([(a, b) for a, b in document["ram"]], [window.range, *window.low]),
+        subtract(order.facts.ram, [window.range, *window.low]),
     )
     if len(headers) > window_layout.CORE_HEADER_ROOM:
         raise StagingFailed("The memory map is too long for the core header.")

@@ -14,10 +14,11 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kjump.errors import StagingFailed, StaleHelper
-from kjump.handoff import request
+from kjump.handoff import documents, request
+from kjump.handoff.documents import MachineFacts, WarmOrder
+from kjump.handoff.report import Report
 from kjump.image.target import Target
 from kjump.machine import syscalls
 from kjump.machine.ranges import PAGE
@@ -53,8 +54,7 @@ class Seen:
 
     made_of: tuple[object, ...]
     """The settings it was started with, and identity of its kernel's and initrd's files."""
-    machine: Mapping[str, Any]
-    """`kjump.session.staging.load.machine_facts`."""
+    machine: MachineFacts
     processors: str
     """Those that are plugged in, as /sys/devices/system/cpu/present tells."""
     disks: Mapping[str, Disk]
@@ -68,7 +68,7 @@ def difference(seen: Seen, now: Seen) -> str | None:
     """
     if seen.made_of != now.made_of:
         return "its kernel, its initrd or its settings are others now"
-    names = request.differing(seen.machine, now.machine)
+    names = documents.differing(seen.machine, now.machine)
     if names:
         return f"the machine has another {', '.join(names)} now"
     if seen.processors != now.processors:
@@ -84,14 +84,6 @@ def needed(disks: Mapping[str, Disk], links: Iterable[str]) -> dict[str, Disk]:
     """Those of the disks that one of the links names."""
     wanted = frozenset(links)
     return {number: disk for number, disk in disks.items() if disk.links & wanted}
-
-
-def links_of(document: Mapping[str, Any]) -> list[str]:
-    """Links of all devices that the helper is to open, out of a handoff document."""
-    out = [str(link) for link in document["target"]["links"]]
-    for system in document.get("file_systems", ()):
-        out += [str(link) for link in system["links"]]
-    return out
 
 
 # -- reading -------------------------------------------------------------------------------------
@@ -156,20 +148,19 @@ class Warm(Staged):
         window: windows.Window,
         page: ReportPage,
         pages: RequestPages,
-        document: dict[str, Any],
         seen: Seen,
         flags: bytes | bytearray,
     ) -> None:
         """``flags``: of the window's pages, /proc/kpageflags just after it was staged."""
-        super().__init__(window, page, document)
+        super().__init__(window, page)
         self._pages = pages
         self._seen = seen
         self._flags = flags
         self._jump_back = 0
 
-    def welcome(self, report: Mapping[str, Any]) -> None:
+    def welcome(self, report: Report) -> None:
         """The helper rests.  ``report``: what it said when it came back."""
-        self._jump_back = int(report.get("jump_back", 0))
+        self._jump_back = report.jump_back
         self._page.blank()
 
     def is_ours(self) -> bool:
@@ -212,9 +203,8 @@ class Warm(Staged):
     ) -> None:
         """Write down what a cycle wants.  Raises `StaleHelper`; nothing is asked then."""
         now = look(settings, sizing, self.window, self._page)
-        document = dict(now.machine)
-        document |= describe.cycle_facts(settings, document, cycle_id, target)
-        only = needed(now.disks, links_of(document))
+        order = describe.save_order(settings, now.machine, cycle_id, target)
+        only = needed(now.disks, order.links)
         stale = self._stale(
             difference(self._seen, Seen(now.made_of, now.machine, now.processors, only))
             or self._displaced()
@@ -222,12 +212,11 @@ class Warm(Staged):
         if stale is not None:
             raise stale
         try:
-            data = load.damage(request.pack(document), "damaged-request")
+            data = load.damage(request.pack(order.to_json()), "damaged-request")
         except ValueError as error:
             raise StaleHelper(f"The warm helper cannot be asked: {error}.") from error
         self._page.blank()
         self._pages.write(data)
-        self.document = document
 
     def check(self) -> None:
         """Just before the jump: is everything still where the helper knows it?
@@ -262,14 +251,9 @@ def stage(settings: Settings, sizing: Sizing, target: Target) -> Warm:
         try:
             window = load.choose_window(sizing, [page.range, *pages.ranges])
             seen = look(settings, sizing, window, page)
-            document = {
-                **seen.machine,
-                "mode": "warm",
-                "request_page": pages.physical,
-                "devices": [str(x) for x in target.links] or [str(target.path)],
-            }
+            order = WarmOrder(seen.machine, pages.physical, target.names)
             words = [PARKED] if cpu_count(settings) > 1 else []
-            load.load(settings, sizing, window, page, document, words)
+            load.load(settings, sizing, window, page, order, words)
             try:
                 flags = flags_of(window)
             except OSError as error:
@@ -281,6 +265,6 @@ def stage(settings: Settings, sizing: Sizing, target: Target) -> Warm:
     except BaseException:
         page.close()
         raise
-    helper = Warm(window, page, pages, document, seen, flags)
+    helper = Warm(window, page, pages, seen, flags)
     helper.room = room
     return helper
