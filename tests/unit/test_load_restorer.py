@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import random
 import uuid
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from kjump.errors import ImageDamaged, RestoreFailed, ResumeSkipped, TargetTooSm
 from kjump.handoff import window_layout
 from kjump.handoff.report import IN_PLACE, SNAPSHOT, Report
 from kjump.helper import restore_in_place
-from kjump.image import prepare, superblocks
+from kjump.helper.screen import Screen
+from kjump.image import prepare, superblocks, target
 from kjump.image.device import DirectDevice
 from kjump.image.extents import Extents
 from kjump.image.layout import COMPLETE, RESTORING, ZERO, Extent
@@ -271,3 +273,42 @@ def test_who_gives_it_up_in_the_restorer_gets_another_boot(
 def test_the_time_for_the_key_comes_from_the_boot_kernel() -> None:
     assert restore_in_place._seconds({"kjump.skip-wait": "2.5"}) == 2.5
     assert restore_in_place._seconds({}) == restore_in_place._seconds({"kjump.skip-wait": "x"}) == 0
+
+
+def test_a_target_that_cannot_be_used_restarts_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(restore_in_place, "say", said.append)
+    monkeypatch.setattr(restore_in_place, "Screen", lambda: Screen([]))
+    monkeypatch.setattr(syscalls, "restart", lambda: said.append("restarted"))
+    restore_in_place.main(f"kjump.restore={uuid.UUID(int=1)} kjump.target=/dev/{'x' * 300}")
+    assert said[0].startswith("not resumed: the target cannot be used: File name too long")
+    assert said[1:] == ["restarting", "restarted"]
+
+
+def test_in_the_restorer_a_target_that_fails_hides_no_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, said = imaging.prepared(tmp_path / "target", 16 * MIB), list[str]()
+    cycle = uuid.UUID(int=1)
+    prepare.prepare_target(path, cycle_id=cycle, hostname="h")
+    with DirectDevice(path, writable=True) as device:
+        imaging.fill(device, [])
+
+    nothing = os.open("/dev/null", os.O_RDONLY)
+
+    def fail(image: Image, *_: object) -> None:
+        os.dup2(nothing, image.device.fd)  # it is gone
+        raise RestoreFailed("It broke.")
+
+    monkeypatch.setattr(target, "parse_location", lambda _: (path, None))
+    monkeypatch.setattr(restore_in_place, "put_back", fail)
+    monkeypatch.setattr(restore_in_place, "say", said.append)
+    monkeypatch.setattr(restore_in_place, "Screen", lambda: Screen([]))
+    monkeypatch.setattr(syscalls, "restart", lambda: said.append("restarted"))
+    restore_in_place.main(f"kjump.restore={cycle}")
+    os.close(nothing)
+    (line,) = (text for text in said if text.startswith("not resumed"))
+    assert "It broke." in line and "could not be marked" in line
+    assert said[-1] == "restarted"

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import uuid
 from dataclasses import replace
@@ -122,6 +124,16 @@ def test_noresume_spends_the_image(disk: Path) -> None:
 
 def test_another_machines_image_is_left_alone(disk: Path) -> None:
     write(disk, description(machine="another"))
+    before = disk.read_bytes()
+    with pytest.raises(OtherMachine):
+        resume(disk)
+    assert disk.read_bytes() == before
+
+
+def test_another_machines_image_is_left_alone_also_if_only_that_machine_understands_it(
+    disk: Path,
+) -> None:
+    write(disk, description(machine="another", levels=6))
     before = disk.read_bytes()
     with pytest.raises(OtherMachine):
         resume(disk)
@@ -387,3 +399,60 @@ def test_started_early_it_waits_for_the_word(
     word.touch()
     assert asked.wait(10)
     thread.join()
+
+
+# -- a target that fails ---------------------------------------------------------------------------
+
+
+def boot(monkeypatch: pytest.MonkeyPatch, path: Path) -> tuple[int, list[str]]:
+    """The exit code, and the lines on the console."""
+    configured = replace(settings.Settings(), target=replace(settings.Settings().target, path="x"))
+    said: list[str] = []
+    monkeypatch.setattr(settings, "load", lambda: configured)
+    monkeypatch.setattr(main, "place_to_look", lambda *_: ([path], None))
+    monkeypatch.setattr(main, "say", said.append)
+    return main.main(), said
+
+
+@pytest.mark.parametrize("kind", ["disk", "swap"])
+def test_a_target_that_fails_as_it_is_marked_hides_no_reason(
+    kind: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """The boot goes on, with one line on the console."""
+    path: Path = request.getfixturevalue(kind)
+    if kind == "disk":
+        write(path, description())
+    else:
+        with target.open_image(path, writable=True) as device:
+            imaging.fill(device, [(0x200, b"page" * PAGE)], description=description())
+    failing = False
+    read = DirectDevice.read
+
+    def reading(device: DirectDevice, offset: int, length: int) -> bytes:
+        if failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(device, offset, length)
+
+    def check(*_: object) -> None:
+        nonlocal failing
+        failing = True
+        raise MemoryMapChanged("It changed.")
+
+    monkeypatch.setattr(DirectDevice, "read", reading)
+    monkeypatch.setattr(restore, "check", check)
+    code, said = boot(monkeypatch, path)
+    failing = False
+    assert code == MemoryMapChanged.exit_code
+    (line,) = said
+    assert line.startswith("not resumed: It changed.")
+    assert ("could not be marked" in line) == (kind == "swap")  # its locator has to be read
+    assert found(path) == ("spent", "MemoryMapChanged")
+
+
+def test_a_target_that_cannot_even_be_looked_for_lets_the_boot_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code, said = boot(monkeypatch, Path("/dev", "x" * 300))
+    assert code != 0
+    (line,) = said
+    assert line.startswith("not resumed: The target cannot be used: File name too long.")

@@ -150,12 +150,10 @@ def main(cmdline: str) -> int:
                 say("resuming in place; Esc: boot without the saved session")
                 cell = put_back(image, started, SkipPrompt(keys, _seconds(words), screen))
             except KjumpError as error:
-                _keep(image, error)
-                raise
+                raise target.give_up(device, image.superblock, error) from error.__cause__
             except Exception as error:  # the reason must not be lost with the machine
                 wrapped = Internal(f"The restorer failed: {error!r}.")
-                _keep(image, wrapped)
-                raise wrapped from error
+                raise target.give_up(device, image.superblock, wrapped) from error
             finally:
                 keys.close()
         say("jumping into the session")
@@ -163,13 +161,11 @@ def main(cmdline: str) -> int:
         leave.jump_back(cell)
     except KjumpError as error:
         say(f"not resumed: {error.sentence}")
+    except OSError as error:
+        say(f"not resumed: the target cannot be used: {error.strerror or error}")
     say("restarting")
     syscalls.restart()
     return 1
-
-
-def _keep(image: Image, error: KjumpError) -> None:
-    target.pass_over(image.device, image.superblock, reports.failed(reports.RESUME, error))
 
 
 def _seconds(words: Mapping[str, str]) -> float:

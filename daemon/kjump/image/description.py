@@ -126,8 +126,10 @@ class Owner:
 
 
 def owner(text: bytes) -> Owner:
-    """Of a description that may be damaged otherwise.  Never raises: what is found here protects
-    another machine's session."""
+    """Of a description that may be damaged otherwise, or of a version that is not known here.
+
+    Never raises: what is found here protects another machine's session.
+    """
     try:
         document: JsonObject = decode(text, NAME, ImageDamaged)
     except KjumpError:

@@ -18,7 +18,7 @@ from kjump.errors import ImageDamaged, ImageIncomplete, ImageSpent, NoImage
 from kjump.handoff.fields import JsonObject
 from kjump.image import codec, superblocks
 from kjump.image import description as descriptions
-from kjump.image.description import Description
+from kjump.image.description import Description, Owner
 from kjump.image.device import DirectDevice
 from kjump.image.extents import Due, Extents
 from kjump.image.layout import (
@@ -180,12 +180,19 @@ class Image:
 
     def description(self) -> Description:
         """The description, checked.  Raises `ImageDamaged`."""
+        return descriptions.unpack(self._description())
+
+    def owner(self) -> Owner:
+        """Whose session it is, whatever else the description says.  Raises `ImageDamaged`."""
+        return descriptions.owner(self._description())
+
+    def _description(self) -> bytes:
         text = self._read(
             DESCRIPTION_OFFSET, self.superblock.description_length, "The image's description"
         )
         if zlib.crc32(text) != self.superblock.description_crc:
             raise ImageDamaged("The image's description has a wrong checksum.")
-        return descriptions.unpack(text)
+        return text
 
     def index(self) -> Extents:
         """All extents, ascending.  Raises `ImageDamaged`."""

@@ -177,6 +177,23 @@ def pass_over(device: DirectDevice, superblock: Superblock, outcome: Report) -> 
             locators.leave(whole, device.locator_at, device.locator, outcome)
 
 
+def give_up(device: DirectDevice, superblock: Superblock, error: KjumpError) -> KjumpError:
+    """Mark an image spent because of an error; the error to report.
+
+    It is the same one.  If the mark cannot be written, it says that as well: its reason must not
+    be lost, and the boot goes on in any case.
+    """
+    try:
+        pass_over(device, superblock, reports.failed(reports.RESUME, error))
+    except (KjumpError, OSError) as failure:
+        why = failure.what if isinstance(failure, KjumpError) else f"{failure.strerror}."
+        return type(error)(
+            f"{error.what}  The image could not be marked as passed over: {why}",
+            advice=error.todo,
+        )
+    return error
+
+
 def leave_reason(path: Path, at: int, error: KjumpError) -> None:
     """Put the reason into a locator whose image cannot be reached.
 

@@ -30,7 +30,6 @@ from kjump.errors import (
     ResumeSkipped,
     TargetMissing,
 )
-from kjump.handoff import report as reports
 from kjump.handoff.documents import TargetPlace
 from kjump.handoff.fields import Fields, decode
 from kjump.image import target
@@ -77,8 +76,10 @@ def resume(device: DirectDevice, *, started: float, skip: bool, wait: float = 0)
         splash = Splash()
         if splash.is_there:
             lines.also.append(splash.show)
+        here = machine()
+        restore.check_owner(image.owner(), here)
         description = image.description()
-        restore.check(description, machine())
+        restore.check(description, here)
         restore.check_file_systems(description)
         saved = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(description.saved))
         # First it listens, then it tells of the key.  Who knows the key presses it while the kernel
@@ -96,12 +97,10 @@ def resume(device: DirectDevice, *, started: float, skip: bool, wait: float = 0)
     except OtherMachine:
         raise  # that machine may yet resume from it
     except KjumpError as error:
-        _retire(device, image, error)
-        raise
+        raise target.give_up(device, image.superblock, error) from error.__cause__
     except Exception as error:  # whatever it is, the boot goes on and the reason is kept
         wrapped = Internal(f"Resuming failed: {error!r}.")
-        _retire(device, image, wrapped)
-        raise wrapped from error
+        raise target.give_up(device, image.superblock, wrapped) from error
 
 
 def _require_complete(image: Image) -> None:
@@ -118,10 +117,6 @@ def _require_complete(image: Image) -> None:
         raise ImageIncomplete(
             f"{error.what}  A watchdog ({watchdog}) was to restart the machine if the helper hung."
         ) from error
-
-
-def _retire(device: DirectDevice, image: Image, error: KjumpError) -> None:
-    target.pass_over(device, image.superblock, reports.failed(reports.RESUME, error))
 
 
 def place_to_look(
@@ -196,4 +191,8 @@ def main(arguments: Sequence[str] = ()) -> int:
     except KjumpError as error:
         say(f"not resumed: {error.sentence}")
         return error.exit_code
+    except OSError as error:
+        failure = TargetMissing(f"The target cannot be used: {error.strerror or error}.")
+        say(f"not resumed: {failure.sentence}")
+        return failure.exit_code
     return 0

@@ -24,7 +24,7 @@ from kjump.errors import (
 from kjump.handoff import report as reports
 from kjump.handoff.report import Report
 from kjump.image import fingerprint, skip, superblocks
-from kjump.image.description import Description
+from kjump.image.description import Description, Owner
 from kjump.image.extents import Extents
 from kjump.image.layout import COMPLETE, EXTENT, RESTORING
 from kjump.image.read import Image
@@ -47,6 +47,15 @@ class Machine:
     firmware_map: list[memory.Entry]
     page_count: int
     levels: int
+
+
+def check_owner(owner: Owner, machine: Machine) -> None:
+    """Before the description is judged: an image that is of no use here may be of use there.
+
+    Raises `OtherMachine`.
+    """
+    if owner.machine and owner.machine != machine.identity:
+        raise OtherMachine(f"The image was saved on {owner.hostname or 'another machine'}.")
 
 
 def check(description: Description, machine: Machine) -> None:
