@@ -31,6 +31,7 @@ from kjump.machine.ranges import PAGE
 from kjump.resume import load_restorer
 
 from . import imaging, samples
+from .test_machine import fake_bzimage
 
 MIB = 1 << 20
 
@@ -312,3 +313,35 @@ def test_in_the_restorer_a_target_that_fails_hides_no_reason(
     (line,) = (text for text in said if text.startswith("not resumed"))
     assert "It broke." in line and "could not be marked" in line
     assert said[-1] == "restarted"
+
+
+# -- a restorer that does not fit
+
+
+@pytest.mark.parametrize(
+    ("window", "cmdline", "kernel", "advice"),
+    [
+        ((64 * MIB, 68 * MIB), "console=ttyS0", fake_bzimage(), "WindowSizeMiB="),
+        (
+            (64 * MIB, 192 * MIB),
+            "console=" + "x" * 5000,
+            fake_bzimage(),
+            "command line of the boot",
+        ),
+        ((64 * MIB, 192 * MIB), "console=ttyS0", b"no kernel" * 700, "kjumpctl update-initrd"),
+    ],
+)
+def test_what_does_not_fit_in_the_boot_kernel_is_a_failed_restore(
+    tmp_path: Path, window: tuple[int, int], cmdline: str, kernel: bytes, advice: str
+) -> None:
+    """The session that would take other advice is gone; nothing is staged here."""
+    disk, kernel_file, initrd = (tmp_path / name for name in ("disk", "kernel", "initrd"))
+    imaging.prepared(disk, 32 * MIB)
+    kernel_file.write_bytes(kernel)
+    initrd.write_bytes(bytes(MIB))
+    prepare.prepare_target(
+        disk, cycle_id=uuid.UUID(int=1), hostname="h", restorer=(kernel_file, initrd)
+    )
+    with DirectDevice(disk) as device, pytest.raises(RestoreFailed) as raised:
+        load_restorer.load(Image(device), samples.description(window=window), cmdline, 0)
+    assert advice in raised.value.todo

@@ -103,7 +103,6 @@ CHUNK_PAGES = 1024
 """Pages a chunk holds at most; a reader refuses more."""
 RAW, ZSTD, LZ4 = 0, 1, 2
 DATA, ZERO = 0, 1
-MAX_PFN = 1 << 40
 
 assert SUPERBLOCK.size == OUTCOME_OFFSET
 assert CHUNK.size == 32

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kjump.errors import RestoreFailed
+from kjump.errors import KjumpError, RestoreFailed
 from kjump.handoff import window_layout
 from kjump.handoff.cell import JUMP_BACK_OFFSET
 from kjump.handoff.report import IN_PLACE, SNAPSHOT
@@ -62,15 +62,31 @@ def load(image: Image, description: Description, cmdline: str, wait: float) -> N
             f"kjump.skip-wait={wait:g}",
         ]
     )
-    entry, segments = window_layout.place(
-        facts.window,
-        facts.low,
-        kernel,
-        initrd,
-        text,
-        note_slot=nowhere,
-        cell_slot=nowhere,
-    )
+    try:
+        entry, segments = window_layout.place(
+            facts.window,
+            facts.low,
+            kernel,
+            initrd,
+            text,
+            note_slot=nowhere,
+            cell_slot=nowhere,
+        )
+    except window_layout.WindowTooSmall as error:
+        raise RestoreFailed(
+            f"The restorer cannot be loaded.  {error}",
+            advice="Before the next hibernation, raise [Helper] WindowSizeMiB=.",
+        ) from error
+    except window_layout.CommandLineTooLong as error:
+        raise RestoreFailed(
+            f"The restorer cannot be loaded.  {error}",
+            advice="Before the next hibernation, shorten the command line of the boot.",
+        ) from error
+    except KjumpError as error:
+        raise RestoreFailed(
+            f"The restorer cannot be loaded.  {error.what}",
+            advice="Rebuild it with: kjumpctl update-initrd.",
+        ) from error
     try:
         syscalls.kexec_load(entry, segments, preserve_context=False)
     except OSError as error:

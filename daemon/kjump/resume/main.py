@@ -91,7 +91,7 @@ def resume(device: DirectDevice, *, started: float, skip: bool, wait: float = 0)
                 " Esc: boot without it"
             )
             chance = SkipPrompt(keys, wait, splash)
-            restore.restore(image, description, chance, started=started, boot=started)
+            restore.restore(image, description, chance, started=started)
         finally:
             keys.close()
     except OtherMachine:

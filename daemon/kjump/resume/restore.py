@@ -97,17 +97,16 @@ def restore(
     chance: prompt.SkipPrompt,
     *,
     started: float,
-    boot: float,
 ) -> None:
     """Load the image and jump.  Does not return when it works.
 
-    ``started``: monotonic time when this program began; ``boot``: seconds the kernel took up to
-    there.  Raises any `KjumpError` of the image and of the restore, and `ResumeSkipped`; nothing
+    ``started``: monotonic time when this program began, so also the seconds that the boot took up
+    to there.  Raises any `KjumpError` of the image and of the restore, and `ResumeSkipped`; nothing
     of the running system is touched then.
     """
     index = image.index()
     description.check_pages(index)
-    phases = {"boot kernel": round(boot, 3), "check": round(time.monotonic() - started, 3)}
+    phases = {"boot kernel": round(started, 3), "check": round(time.monotonic() - started, 3)}
     begin(image, phases)
     skippable = skip.ResumeAttempt(image, chance)
     restorer = image.superblock.kernel_length > 0

@@ -30,6 +30,7 @@ from kjump.session.log import logger
 from kjump.session.staging import reclaim
 from kjump.session.staging import window as windows
 from kjump.session.staging.describe import machine_facts, save_order
+from kjump.session.staging.footprint import Footprint
 from kjump.session.staging.pinned_pages import ReportPage
 from kjump.session.staging.sizing import MARGIN, Sizing, cpu_count
 from kjump.settings import Settings
@@ -68,8 +69,9 @@ def vmcoreinfo_note() -> tuple[int, int]:
 class Staged:
     """A staged helper.  `close` unloads it; use it as a context manager."""
 
-    def __init__(self, window: windows.Window, page: ReportPage) -> None:
+    def __init__(self, window: windows.Window, page: ReportPage, footprint: Footprint) -> None:
         self.window = window
+        self._footprint = footprint
         self._page = page
         self._loaded = True
         self.room: reclaim.Reclaimed | None = None
@@ -81,14 +83,22 @@ class Staged:
         return {"start": self.window.start, "size": self.window.size, **figures}
 
     def check(self) -> None:
-        """Just before the jump: is the report page still where the handoff says?
+        """Just before the jump: is the report page still where the handoff says, and is what is
+        loaded still this helper?
 
         Raises `StagingFailed`.
         """
         if self._page.moved():
             raise StagingFailed("The report page was moved while staging.", advice="Try again.")
-        if not syscalls.kexec_loaded():
-            raise StagingFailed("Somebody unloaded the staged helper.", advice="Try again.")
+        if not self.is_ours():
+            raise StagingFailed(
+                "Another program unloaded the staged helper, or loaded something else.",
+                advice="Look for a hook or a service that uses kexec, then try again.",
+            )
+
+    def is_ours(self) -> bool:
+        """Whether what is loaded is still this helper."""
+        return syscalls.kexec_loaded() and self._footprint.is_there()
 
     def jump(self) -> None:
         """Jump; returns when the session runs again, one way or the other.
@@ -130,8 +140,7 @@ def stage(
     try:
         window = choose_window(sizing, [page.range])
         order = save_order(settings, machine_facts(window, page), cycle_id, target, mode)
-        load(settings, sizing, window, page, order)
-        staged = Staged(window, page)
+        staged = Staged(window, page, load(settings, sizing, window, page, order))
         staged.room = room
         return staged
     except BaseException:
@@ -176,15 +185,15 @@ def load(
     page: ReportPage,
     order: SaveOrder | WarmOrder,
     words: Sequence[str] = (),
-) -> None:
-    """Lay everything out in the window and give it to the kernel.
+) -> Footprint:
+    """Lay everything out in the window and give it to the kernel; by what it is known again.
 
     ``order``: what the handoff note says.  ``words``: more for the helper's command line.  Raises
     `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
     """
     cmdline = Path("/proc/cmdline").read_text()
     info = vmcoreinfo_note()
-    packed = damage(note.pack(order.to_json()))
+    packed = damage(packed_note(order))
     headers = elf.build(
         [info, (window.start + window_layout.NOTE, len(packed))],
         subtract(order.facts.ram, [window.range, *window.low]),
@@ -198,28 +207,48 @@ def load(
         core_header=window.start + window_layout.CORE_HEADER,
         cell=window.start + window_layout.CELL,
     )
-    entry, segments = window_layout.place(
-        window.range,
-        window.low,
-        window_layout.map_file(sizing.kernel),
-        window_layout.map_file(sizing.initrd),
-        " ".join([line, *words]),
-        note_slot=window.start + note_slot,
-        cell_slot=window.start + window_layout.CELL + JUMP_BACK_OFFSET,
-        contents={
-            window_layout.CELL: Cell(page.physical, page.nonce, window.start, window.size).pack(),
-            window_layout.CORE_HEADER: headers,
-            window_layout.NOTE: packed,
-        },
-    )
+    cell = Cell(page.physical, page.nonce, window.start, window.size)
+    try:
+        entry, segments = window_layout.place(
+            window.range,
+            window.low,
+            window_layout.map_file(sizing.kernel),
+            window_layout.map_file(sizing.initrd),
+            " ".join([line, *words]),
+            note_slot=window.start + note_slot,
+            cell_slot=window.start + window_layout.CELL + JUMP_BACK_OFFSET,
+            contents={
+                window_layout.CELL: cell.pack(),
+                window_layout.CORE_HEADER: headers,
+                window_layout.NOTE: packed,
+            },
+        )
+    except window_layout.WindowTooSmall as error:
+        raise StagingFailed(str(error), advice="Raise [Helper] WindowSizeMiB=.") from error
+    except window_layout.CommandLineTooLong as error:
+        raise StagingFailed(str(error), advice="Shorten [Helper] CommandLine=.") from error
     segments += [Segment(b"", start, end - start) for start, end in window.low]
+    footprint = Footprint(order.facts.ram)
     try:
         syscalls.kexec_load(entry, segments, preserve_context=True)
     except OSError as error:
         raise StagingFailed(f"The kernel refused the staged helper: {error.strerror}.") from error
+    footprint.settle()
     del segments  # pages that are mapped would stay
     for path in (sizing.kernel, sizing.initrd):
         reclaim.forget(path)
+    return footprint
+
+
+def packed_note(order: SaveOrder | WarmOrder) -> bytes:
+    """The handoff note.  Raises `StagingFailed` if it is too long."""
+    try:
+        return note.pack(order.to_json())
+    except ValueError as error:
+        raise StagingFailed(
+            f"The handoff note has no room for all that the helper must know: {error}.",
+            advice="Unmount file systems that are not needed, then try again.",
+        ) from error
 
 
 def damage(packed: bytes, kind: str = "damaged-handoff") -> bytes:

@@ -24,6 +24,7 @@ from kjump.machine import syscalls
 from kjump.machine.ranges import PAGE
 from kjump.session.staging import describe, load
 from kjump.session.staging import window as windows
+from kjump.session.staging.footprint import Footprint
 from kjump.session.staging.load import Staged
 from kjump.session.staging.pinned_pages import ReportPage, RequestPages
 from kjump.session.staging.sizing import Sizing, cpu_count
@@ -148,11 +149,12 @@ class Warm(Staged):
         window: windows.Window,
         page: ReportPage,
         pages: RequestPages,
+        footprint: Footprint,
         seen: Seen,
         flags: bytes | bytearray,
     ) -> None:
         """``flags``: of the window's pages, /proc/kpageflags just after it was staged."""
-        super().__init__(window, page)
+        super().__init__(window, page, footprint)
         self._pages = pages
         self._seen = seen
         self._flags = flags
@@ -164,15 +166,16 @@ class Warm(Staged):
         self._page.blank()
 
     def is_ours(self) -> bool:
-        """Whether what is staged is still this helper.
+        """Whether what is loaded is still this helper.
 
-        Its kernel keeps our way back in a page that is reserved as long as the image is loaded
-        (kernel/kexec_core.c, kimage_alloc_pages); whoever loads another image sets it free.
+        When it has been back, its kernel keeps our way back in a page that is reserved as long as
+        the image is loaded (kernel/kexec_core.c, kimage_alloc_pages); whoever loads another image
+        sets it free.
         """
-        if not syscalls.kexec_loaded():
+        if not super().is_ours():
             return False
         if not self._jump_back:
-            return True  # it has not been back yet
+            return True
         flags = int.from_bytes(windows.read_kpageflags(self._jump_back // PAGE, 1), "little")
         return bool(flags >> windows.KPF_RESERVED & 1)
 
@@ -253,7 +256,7 @@ def stage(settings: Settings, sizing: Sizing, target: Target) -> Warm:
             seen = look(settings, sizing, window, page)
             order = WarmOrder(seen.machine, pages.physical, target.names)
             words = [PARKED] if cpu_count(settings) > 1 else []
-            load.load(settings, sizing, window, page, order, words)
+            footprint = load.load(settings, sizing, window, page, order, words)
             try:
                 flags = flags_of(window)
             except OSError as error:
@@ -265,6 +268,6 @@ def stage(settings: Settings, sizing: Sizing, target: Target) -> Warm:
     except BaseException:
         page.close()
         raise
-    helper = Warm(window, page, pages, seen, flags)
+    helper = Warm(window, page, pages, footprint, seen, flags)
     helper.room = room
     return helper
