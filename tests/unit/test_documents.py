@@ -162,6 +162,14 @@ def test_unknown_keys_do_not_matter() -> None:
     assert Description.from_json({**samples.DESCRIPTION.to_json(), **more}) == samples.DESCRIPTION
 
 
+def test_a_name_that_is_no_utf_8_stops_nothing() -> None:
+    """As Linux hands them out: Python has surrogates for such bytes."""
+    found = documents.read(sent(samples.order(hostname="h\udcff", kjump="\ud800")))
+    assert isinstance(found, SaveOrder) and (found.hostname, found.kjump) == ("h?", "?")
+    about = samples.description(hostname="h\udcff", machine="\udcff")
+    assert description.unpack(about.pack()).hostname == "h?"
+
+
 # -- what makes no sense
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -252,7 +260,7 @@ def test_any_json_is_a_report_or_a_damaged_handoff(strange: object, changes: Any
             found = Report.from_json(document)
         except DamagedHandoff:
             continue
-        assert report.read(report.fit(found, 900)).error == found.error
+        assert report.read(report.fit(found, 400)).error == found.error
         report.pack(bytes(16), found)
 
 

@@ -82,7 +82,7 @@ class MachineFacts:
             window=found.range("window"),
             low=found.ranges("low"),
             ram=found.ranges("ram"),
-            firmware_map=tuple(Entry(*x) for x in found.integers("firmware_map", 3, U64)),
+            firmware_map=tuple(Entry(*x) for x in found.integers("firmware_map", 3, U64 + 1)),
             page_count=found.integer("page_count"),
             page_offset=found.integer("page_offset", default=0),
             report_page=found.page("report_page"),
@@ -153,7 +153,9 @@ class SaveOrder:
 
     def to_json(self) -> dict[str, object]:
         own = {
-            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("facts", "mode")
+            f.name: as_json(getattr(self, f.name))
+            for f in fields(self)
+            if f.name not in ("facts", "mode")
         }
         return {
             **self.facts.to_json(),
@@ -186,7 +188,7 @@ class SaveOrder:
         )
         if order.mode not in (SAVE, DRY_RUN):
             raise WrongHandoffVersion(
-                f"The handoff asks for {order.mode!r}, which this helper does not know."
+                f"The handoff asks for {order.mode[:40]!r}, which this helper does not know."
             )
         return order
 

@@ -191,7 +191,9 @@ def plain(value: object, depth: int = 4) -> object:
 
 
 def as_json(value: object) -> object:
-    """A copy as JSON has it: tuples become lists."""
+    """A copy as JSON has it, that another kernel takes: tuples become lists, text is `clean`."""
+    if isinstance(value, str):
+        return clean(value)
     if isinstance(value, Mapping):
         return {key: as_json(x) for key, x in value.items()}
     if isinstance(value, list | tuple):

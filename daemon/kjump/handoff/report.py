@@ -216,6 +216,11 @@ def failed(by: str, error: KjumpError) -> Report:
     return Report(by, FAILED, error.name, error.what, error.todo)
 
 
+def returned(pages: Counts, map: Mapping[str, int | str], processors: int) -> Report:
+    """Of a helper that was to look at memory and target, to write nothing, and to come back."""
+    return Report(HELPER, RETURNED, pages=pages, map=map, processors=processors)
+
+
 def resting(jump_back: int, phases: Seconds, memory: Counts) -> Report:
     """Of a warm helper that is ready and jumps back until it is asked."""
     return Report(HELPER, RESTING, jump_back=jump_back, phases=dict(phases), memory=memory)
@@ -268,7 +273,7 @@ def cut(text: str, room: int) -> str:
 
 
 def fit(report: Report, room: int) -> bytes:
-    """The report as JSON of at most ``room`` bytes, 900 at the least.
+    """The report as JSON of at most ``room`` bytes; it must be 400 at the least.
 
     What is too long loses its figures first, the largest first; then its texts are cut.  Always
     there: who reports, the result, the error's name, `Report.tries`, and as much of the texts as

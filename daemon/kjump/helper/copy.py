@@ -240,13 +240,7 @@ def rehearse(core: Vmcore, info: Mapping[str, str], order: SaveOrder, clock: Clo
     except OSError as error:
         raise TargetMissing(f"The target {path} cannot be read: {error.strerror}.") from error
     say(f"a dry run: {states.counts()['data'] * PAGE >> 20} MiB would be saved to {path}")
-    return Report(
-        reports.HELPER,
-        reports.RETURNED,
-        pages=states.counts(),
-        map=states.coarse(),
-        processors=processors(),
-    )
+    return reports.returned(states.counts(), states.coarse(), processors())
 
 
 def run(cell: Cell, clock: Clock, watch: Watch, screen: Screen) -> Report:

@@ -58,7 +58,7 @@ class Description:
     def to_json(self) -> dict[str, object]:
         return {
             **self.facts.to_json(),
-            **{f.name: getattr(self, f.name) for f in fields(self) if f.name != "facts"},
+            **{f.name: as_json(getattr(self, f.name)) for f in fields(self) if f.name != "facts"},
             "file_systems": [as_json(asdict(system)) for system in self.file_systems],
         }
 

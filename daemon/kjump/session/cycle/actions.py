@@ -17,7 +17,7 @@ from kjump.errors import (
     KjumpError,
     StaleHelper,
 )
-from kjump.handoff.report import Report
+from kjump.handoff import report as reports
 from kjump.image.prepare import retire_image
 from kjump.session import mark
 from kjump.session.checks.facts import Facts, read_facts
@@ -28,7 +28,7 @@ from kjump.settings import Settings
 
 if TYPE_CHECKING:
     from kjump.image.target import Target
-    from kjump.session.cycle.operation import Entry, Operation
+    from kjump.session.cycle.operation import Operation, Report
     from kjump.session.staging.sizing import Sizing
 
 
@@ -38,7 +38,7 @@ class Staged(Protocol):
     def describe(self) -> dict[str, int]: ...
     def check(self) -> None: ...
     def jump(self) -> None: ...
-    def report(self) -> Report | None: ...
+    def report(self) -> reports.Report | None: ...
     def close(self) -> None: ...
 
 
@@ -53,7 +53,7 @@ class Held(Protocol):
 class WarmHelper(Staged, Protocol):
     """What `kjump.session.staging.warm.stage` gives: a helper that rests until it is asked."""
 
-    def welcome(self, report: Report) -> None: ...
+    def welcome(self, report: reports.Report) -> None: ...
     def is_ours(self) -> bool: ...
 
 
@@ -152,7 +152,7 @@ class Actions:
     unload: Callable[[], None] = _unload
     write_mark: Callable[[mark.Mark], None] = mark.write_mark
     clear_mark: Callable[[], None] = mark.clear_mark
-    record: Callable[[Operation, Entry], None] = lambda operation, report: None
+    record: Callable[[Operation, Report], None] = lambda operation, report: None
     """Keep the report, which may be added to."""
     stock: Callable[[], stock.KernelHibernation] = stock.read
     offer: Callable[[bool, Settings], bool] = lambda possible, settings: True

@@ -34,7 +34,7 @@ from kjump.errors import (
     KjumpError,
     StaleHelper,
 )
-from kjump.handoff.report import Report
+from kjump.handoff import report as reports
 from kjump.session import mark
 from kjump.session.checks import readiness
 from kjump.session.checks.facts import Facts
@@ -57,7 +57,7 @@ STATES = (IDLE, CHECKING, STAGING, HOOKS, JUMPING, REPORTING)
 
 log = logger()
 
-Entry = dict[str, Any]
+Report = dict[str, Any]
 """How an operation ended, as the history keeps it and the bus shows it."""
 
 
@@ -128,7 +128,7 @@ class Operation:
         self._freezing = freeze
         self._clock = _Clock()
         self._stop = threading.Event()
-        self._report: Report | None = None
+        self._report: reports.Report | None = None
         self._result = "failed"
         self._staged: Staged | None = None
         self._held: Held | None = None
@@ -152,7 +152,7 @@ class Operation:
         """Ask the operation to end at the next step before the jump; thread-safe."""
         self._stop.set()
 
-    def run(self) -> Entry:
+    def run(self) -> Report:
         """The whole of it.  The report it returns says how it ended; `error` too."""
         started = time.time()
         with bound(KJUMP_CYCLE=str(self.id)):
@@ -295,9 +295,9 @@ class Operation:
     def _log_hooks(self, when: str, results: Sequence[hooks.Result]) -> None:
         hooks.tell(when, results)
 
-    def _document(self, started: float) -> Entry:
+    def _document(self, started: float) -> Report:
         report, error = self._report, self.error
-        out: Entry = {
+        out: Report = {
             "cycle": str(self.id),
             "result": self._result,
             "where": where(error, report),
@@ -395,7 +395,7 @@ class WarmUp(Operation):
         error = self._jump(helper, warming=True)
         if error is not None:
             raise error
-        helper.welcome(self._report or Report())
+        helper.welcome(self._report or reports.Report())
         self.warm, self._unload_owed = helper, False
 
 
