@@ -122,7 +122,7 @@ def test_the_figures_reach_the_session(helper: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Path, "read_text", lambda *_: "quiet")
     cell = Cell(0, NONCE, 0x100000, 0x100000)
     monkeypatch.setattr(leave, "find_cell", lambda: cell)
-    monkeypatch.setattr(leave, "tell", lambda _cell, report: told.append(report))
+    monkeypatch.setattr(leave, "write_report", lambda _cell, report: told.append(report))
     monkeypatch.setattr(leave, "jump_back", lambda _cell: told.append("jumped"))
     monkeypatch.setattr(copy, "own_memory", lambda: {"available": 1})
     copy.main()

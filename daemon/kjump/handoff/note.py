@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The ``KJUMP`` note: what the session tells the helper.
+"""The ``KJUMP`` note, which carries the session's order to the helper.
 
 An ELF note in the core header (``elfcorehdr=``), so the helper finds it in ``/proc/vmcore``
 beside VMCOREINFO.  Its descriptor is a fixed header and a JSON document, little-endian:
@@ -54,7 +54,7 @@ class Note:
 
 
 def descriptor(document: JsonObject) -> bytes:
-    """A descriptor with jump-back address 0.  Raises ValueError where it would be too long."""
+    """A descriptor with jump-back address 0.  Raises ValueError if it would be too long."""
     text = json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
     if HEADER.size + len(text) > LARGEST:
         raise ValueError(f"handoff of {len(text)} bytes")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The request page: what the session asks of a helper that is already running.
 
-The note lies in the window, so it tells only what was known when the helper was started.  A warm
-helper (docs/kjump-handoff.5.md) is told the rest when it is entered again, through pages of the
+The note lies in the window, so it says only what was known when the helper was started.  A warm
+helper (docs/kjump-handoff.5.md) reads the rest when it is entered again, from pages of the
 session: one request page, whose address is in the note, lists the pages that hold the request.
 A request has the form of a note's descriptor (`kjump.handoff.note`) and is checked as one.
 The request page is little-endian, addresses are physical:
@@ -53,7 +53,7 @@ class Listing:
 
 
 def pack(document: JsonObject) -> bytes:
-    """The request itself: header and JSON document.  Raises ValueError where it is too long."""
+    """The request itself: header and JSON document.  Raises ValueError if it is too long."""
     return note.descriptor(document)
 
 

@@ -54,7 +54,7 @@ must be the same, what this machine needs to boot it needs again, and a display 
 leaves in the firmware's mode it could not bring back to that."""
 
 CPUS = 4
-"""Processors a kernel in the window is given at the most, where nothing else is said."""
+"""Processors that a kernel in the window gets at the most, if nothing else is configured."""
 
 Buffer = bytes | bytearray | mmap.mmap
 
@@ -101,9 +101,9 @@ def words(running: str, *, consoles: Iterable[str] = (), cpus: int) -> list[str]
 
 def acpi_rsdp(running: bytes) -> int:
     """Physical address of ACPI's root pointer, 0 if the kernel will find it by itself (BIOS)."""
-    told = int.from_bytes(running[0x70:0x78], "little")
-    if told:
-        return told
+    known = int.from_bytes(running[0x70:0x78], "little")
+    if known:
+        return known
     try:
         for line in Path("/sys/firmware/efi/systab").read_text().splitlines():
             if line.startswith(("ACPI20=", "ACPI=")):

@@ -306,7 +306,7 @@ def main() -> int:
     watch.end()
     screen.end()
     clock.phase("")
-    leave.tell(cell, replace(report, phases=dict(clock.phases), memory=own_memory()))
+    leave.write_report(cell, replace(report, phases=dict(clock.phases), memory=own_memory()))
     say("jumping back to the session")
     leave.jump_back(cell)
     return None

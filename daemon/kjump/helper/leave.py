@@ -39,7 +39,7 @@ def find_cell(cmdline: str | None = None) -> cells.Cell:
     raise DamagedHandoff("There is no kjump.return= on the helper's command line.")
 
 
-def tell(cell: cells.Cell, report: Report) -> bool:
+def write_report(cell: cells.Cell, report: Report) -> bool:
     """Write the report into the session's report page, if that page is what it should be."""
     if not cell.report_page:
         return False
@@ -71,7 +71,7 @@ def jump_back_kept(cell: cells.Cell) -> None:
 
     The jump-back address stays what it was as long as the session keeps its staged image: it lies
     in a page that was allocated with that image (``control_code_page``, kernel/kexec.c).  Raises
-    `NoWarmHelper` where the kernel refuses, with everything as it was.
+    `NoWarmHelper` if the kernel refuses, with everything as it was.
     """
     at, pages = _jump_pages(cell)
     try:
@@ -86,7 +86,7 @@ def jump_back_kept(cell: cells.Cell) -> None:
 
 
 def jump_back(cell: cells.Cell) -> NoReturn:
-    """Jump back into the session for good.  Raises `HelperFailed` where the kernel refuses."""
+    """Jump back into the session for good.  Raises `HelperFailed` if the kernel refuses."""
     at, pages = _jump_pages(cell)
     try:
         # Plain, not preserving: it also sends the other CPUs into HLT, where the session's kernel
@@ -107,5 +107,5 @@ def main() -> int:
         error = HelperHung("The program that copies hung, and was ended.")
     if watch.ALIVE.exists():
         watchdog.stop_all()
-    tell(cell, reports.failed(reports.HELPER, error))
+    write_report(cell, reports.failed(reports.HELPER, error))
     jump_back(cell)

@@ -76,7 +76,7 @@ class _Asked(Exception):
 
 
 def unless_asked(chance: SkipPrompt, write: Callable[[Chunk], None]) -> Callable[[Chunk], None]:
-    """``write``, which raises `_Asked` where a key was pressed; for any number of threads."""
+    """``write``, which raises `_Asked` if a key was pressed; for any number of threads."""
     hearing = threading.Lock()
 
     def listening(chunk: Chunk) -> None:
@@ -93,7 +93,7 @@ def unless_asked(chance: SkipPrompt, write: Callable[[Chunk], None]) -> Callable
 
 def put_back(image: Image, started: float, chance: SkipPrompt) -> Cell:
     """Write all pages and the report; where to jump.  Raises any `KjumpError`, `ResumeSkipped`
-    where a person wants to boot without the session, who may have it switched off, too."""
+    if a person chooses to boot without the session; the person may also switch off."""
     description = image.description()
     extents = image.index()
     description.check_pages(extents)

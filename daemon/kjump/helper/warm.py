@@ -54,7 +54,7 @@ def rest(cell: Cell, jump_back: int, phases: Mapping[str, float]) -> None:
 
     ``jump_back``: the session's jump-back address, by the note.
     """
-    leave.tell(cell, reports.resting(jump_back, phases, memory.own_memory()))
+    leave.write_report(cell, reports.resting(jump_back, phases, memory.own_memory()))
     say("the helper is ready; back to the session until it is needed")
     leave.jump_back_kept(cell)
     say("the helper runs again")

@@ -80,7 +80,7 @@ class Core:
 
 
 def export(image: Image, path: Path, progress: Callable[[int], None] = lambda done: None) -> Core:
-    """Write the core to a new file that only its owner reads.  Where that fails, none is left.
+    """Write the core to a new file that only its owner reads.  If that fails, none is left.
 
     Raises `NoImage`, `ImageIncomplete`, `ImageDamaged`, `ExportFailed`, FileExistsError.
     """

@@ -84,7 +84,7 @@ MAGIC = b"KJUMPIMG"
 VERSION = 2
 ALIKE = (1, VERSION)
 """Versions whose superblock is the same.  Version 1 had the payload right behind the extents, with
-a CRC-32: such an image can be told of, retired and replaced, but not read."""
+a CRC-32: such an image can be named, retired and replaced, but not read."""
 SLOTS = (0, BLOCK)
 DESCRIPTION_OFFSET = 2 * BLOCK
 DESCRIPTION_ROOM = 14 * BLOCK
@@ -186,7 +186,7 @@ def other_version(version: int) -> ImageVersion:
 
 
 def unpack_superblock(block: bytes) -> Superblock | None:
-    """A superblock, or None where the block is none or damaged.
+    """A superblock, or None if the block is none or damaged.
 
     Raises `ImageVersion` for a whole one of a version that is not `ALIKE`.
     """

@@ -132,7 +132,7 @@ def is_swap(block: bytes) -> bool:
 
 
 def unpack(block: bytes) -> Locator | None:
-    """The locator at a block's start, or None where there is none.
+    """The locator at a block's start, or None if there is none.
 
     Raises `ImageVersion`, `ImageDamaged`.
     """
@@ -194,7 +194,7 @@ def merged(spans: Sequence[ByteSpan]) -> list[ByteSpan]:
 def lay_out(spans: Sequence[ByteSpan]) -> tuple[list[int], list[ByteSpan]]:
     """(offsets of the map's blocks, spans of the image) in these spans; whole blocks all.
 
-    Where there are more spans than a map may have, the largest are taken.  The map lies in the
+    If there are more spans than a map may have, the largest are taken.  The map lies in the
     first blocks.  Raises `TargetTooSmall` where nothing is left.
     """
     chosen = list(spans)

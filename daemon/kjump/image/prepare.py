@@ -139,7 +139,7 @@ def retire_image(
 
     With ``cycle_id`` only the image of that cycle.  Does nothing to a spent or absent one.
     ``area``: blocks that are the target's at this moment; an image that a locator leads to is
-    only written to where it lies in just these.  The locator of a swap area goes.
+    only written to if it lies in just these.  The locator of a swap area goes.
     """
     with DirectDevice(path, writable=True) as device:
         try:
@@ -153,7 +153,7 @@ def retire_image(
 
 
 def _lay_area(device: DirectDevice, area: Area) -> bool:
-    """Present the image in the area; False where the locator leads to something else."""
+    """Present the image in the area; False if the locator leads to something else."""
     blocks, spans = locators.lay_out(area.spans)
     _, found = locators.read(device, area.locator)
     if found is None or found.map_offset != blocks[0]:

@@ -131,7 +131,7 @@ class Image:
     """An image on an open device."""
 
     def __init__(self, device: DirectDevice) -> None:
-        """Raises `NoImage` where there is none, `ImageVersion`, `ImageDamaged`."""
+        """Raises `NoImage` if there is none, `ImageVersion`, `ImageDamaged`."""
         self.device = device
         try:
             found = superblocks.load(device)

@@ -21,7 +21,7 @@ from kjump.machine import syscalls
 
 
 class ResumeAttempt:
-    """Asks whether to skip resuming, where a key was pressed, and does as is answered.
+    """Asks whether to skip resuming, if a key was pressed, and does what the person answers.
 
     While the question stands, the try that it interrupts is taken back: the machine works, and
     whatever happens to it meanwhile, the next boot finds the image as this one did.
@@ -32,7 +32,7 @@ class ResumeAttempt:
         self._chance = chance
 
     def look(self) -> None:
-        """Raises `ResumeSkipped`; does not return where the machine is switched off."""
+        """Raises `ResumeSkipped`; does not return if the machine is switched off."""
         if self._chance.asked():
             self.ask()
 

@@ -89,10 +89,10 @@ class Found:
     reason: Report
     changed: float
     machine: str = ""
-    """Identity of the machine it was saved on; empty where it does not say."""
+    """Identity of the machine it was saved on; empty if it does not say."""
     hostname: str = ""
     area: int = 0
-    """`locator.FILE` or `locator.SWAP` where a locator leads to it, else 0."""
+    """`locator.FILE` or `locator.SWAP` if a locator leads to it, else 0."""
 
     def is_session_of_another(self, machine: str) -> bool:
         """Whether another machine may still resume from it: then it is not ours to touch."""
@@ -138,7 +138,7 @@ def open_image(path: Path, locator: int | None = None, *, writable: bool = False
     """Open a target wherever its image lies: through the locator at this byte of the device.
 
     ``locator`` None: whatever is at the device's start, locator or superblock.  Raises `NoImage`
-    where there is neither, `ImageDamaged`, `ImageVersion`, `TargetMissing`.
+    if there is neither, `ImageDamaged`, `ImageVersion`, `TargetMissing`.
     """
     device = Opened(path, writable=writable)
     try:

@@ -71,7 +71,7 @@ class _OrderedWork(Generic[Span]):
         self._stopped = False
 
     def take(self) -> tuple[int, Span] | None:
-        """The next span and its number; None where there is none, or the work was stopped."""
+        """The next span and its number; None if there is none, or the work was stopped."""
         with self._taking:
             if self._stopped:
                 return None
@@ -181,9 +181,9 @@ class Writer:
         """Write the chunks of all spans, in their order.
 
         ``expected``: bytes of data in all spans, as far as known; 0: pages are only stored as they
-        are where they do not compress.
+        are if they do not compress.
         ``gather`` puts a span's pages, `SPAN_PAGES` at most, into an empty bundle; it is called in
-        several threads at once.  ``progress`` is told the pages of each span, those of zeros
+        several threads at once.  ``progress`` gets the number of pages of each span, those of zeros
         included.  Raises what ``gather`` raises, `TargetTooSmall`, `TargetWriteFailed`.
         """
         line = _OrderedWork(spans)

@@ -55,7 +55,7 @@ def machine() -> restore.Machine:
 
 
 def resume(device: DirectDevice, *, started: float, skip: bool, wait: float = 0) -> None:
-    """Resume from the image on the device.  Returns where there is none to speak of.
+    """Resume from the image on the device.  Returns if there is none to resume from.
 
     ``skip``: pass it over; ``wait``: seconds, at the least, in which a key can still say so.
     Raises the `KjumpError` why not; the image is spent then.
@@ -82,7 +82,7 @@ def resume(device: DirectDevice, *, started: float, skip: bool, wait: float = 0)
         restore.check(description, here)
         restore.check_file_systems(description)
         saved = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(description.saved))
-        # First it listens, then it tells of the key.  Who knows the key presses it while the kernel
+        # First it listens, then it names the key.  Those who know the key press it while the kernel
         # boots.
         keys = Keys(earlier=True)
         try:
@@ -104,7 +104,7 @@ def resume(device: DirectDevice, *, started: float, skip: bool, wait: float = 0)
 
 
 def _require_complete(image: Image) -> None:
-    """Raises `ImageIncomplete`, which tells of a watchdog that was there, `ImageSpent`."""
+    """Raises `ImageIncomplete`, which names a watchdog that was there, `ImageSpent`."""
     try:
         image.require_complete()
     except ImageIncomplete as error:
@@ -127,9 +127,9 @@ def place_to_look(
     ``words``: of the kernel command line, where ``kjump.target=`` wins; ``spec``: as configured;
     ``recorded``: where update-initrds found the file that it names.  Raises `NoTarget`.
     """
-    told = [word.partition("=")[2] for word in words if word.startswith("kjump.target=")]
-    if told:
-        path, locator = target.parse_location(told[-1])
+    given = [word.partition("=")[2] for word in words if word.startswith("kjump.target=")]
+    if given:
+        path, locator = target.parse_location(given[-1])
         return [path], locator
     if spec.startswith("/") and not spec.startswith("/dev/"):
         if recorded is None or recorded.spec != spec or recorded.locator is None:
@@ -177,8 +177,8 @@ def main(arguments: Sequence[str] = ()) -> int:
     while after is not None and not after.exists():
         time.sleep(0.01)
     started = time.monotonic()
-    told = any(word.startswith("kjump.target=") for word in words)
-    if not settings.target.path and not told:
+    given = any(word.startswith("kjump.target=") for word in words)
+    if not settings.target.path and not given:
         return 0
     try:
         paths, locator = place_to_look(words, settings.target.path, recorded_place())

@@ -136,7 +136,7 @@ def begin(image: Image, phases: dict[str, float]) -> None:
     """Note on the target that a resume begins, and what it took up to here.
 
     Until the jump the image stays complete: if the power goes, the next boot begins again.
-    Raises `RestoreFailed` where that was to no avail.
+    Raises `RestoreFailed` if that did not help so far.
     """
     outcome = image.superblock.outcome
     tries = outcome.tries

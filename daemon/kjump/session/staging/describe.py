@@ -32,7 +32,7 @@ from kjump.settings import Settings
 def page_offset(path: Path = Path("/proc/kcore")) -> int:
     """Virtual address of physical 0 in the running kernel's direct map; KASLR moves it.
 
-    /proc/kcore tells both addresses of each range of RAM (fs/proc/kcore.c).  0: not told.
+    /proc/kcore has both addresses of each range of RAM (fs/proc/kcore.c).  0: not known.
     """
     try:
         with path.open("rb") as file:
@@ -64,7 +64,7 @@ def free_pages_policy(cmdline: str, config: str) -> str:
 
 
 def kernel_config(release: str) -> str:
-    """The running kernel's configuration, or the empty string where it is not told."""
+    """The running kernel's configuration, or the empty string if it is not known."""
     try:
         return gzip.decompress(Path("/proc/config.gz").read_bytes()).decode()
     except OSError:

@@ -63,7 +63,7 @@ def vmcoreinfo_note() -> tuple[int, int]:
         address, size = Path("/sys/kernel/vmcoreinfo").read_text().split()
         return int(address, 16), int(size, 16)
     except (OSError, ValueError) as error:
-        raise StagingFailed("The kernel does not tell where VMCOREINFO lies.") from error
+        raise StagingFailed("The kernel does not say where VMCOREINFO lies.") from error
 
 
 class Staged:
@@ -103,7 +103,7 @@ class Staged:
     def jump(self) -> None:
         """Jump; returns when the session runs again, one way or the other.
 
-        Raises `JumpFailed` where the kernel refused to leave.
+        Raises `JumpFailed` if the kernel refused to leave.
         """
         try:
             syscalls.reboot_kexec()
@@ -168,7 +168,7 @@ def choose_window(sizing: Sizing, avoid: Sequence[Range]) -> windows.Window:
         likely = windows.sample_allocations(sample) if sample else []
     except OSError as error:
         likely = []  # staging may take seconds longer without
-        log.warning(f"where the kernel takes memory from was not found out: {error.strerror}")
+        log.warning(f"cannot find out where the kernel takes memory from: {error.strerror}")
     return windows.choose(
         sizing.window_size,
         memory.iomem(),

@@ -2,10 +2,10 @@
 """The warm helper: started once ahead, and entered already running when it is needed.
 
 Runs in the session.  `Warm` is what is staged then; it says whether it still fits the machine, and
-tells the helper what a cycle wants of it.  Nothing here jumps by itself or decides to hibernate.
+asks the helper for what a cycle wants of it.  Nothing here jumps by itself or decides to hibernate.
 
 The helper saw the machine when it was started, and the session has run on since.  What it saw and
-still relies on is compared before it is used (`Seen`); where that differs, another one is started.
+still relies on is compared before it is used (`Seen`); if that differs, another one is started.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Seen:
     """The settings it was started with, and identity of its kernel's and initrd's files."""
     machine: MachineFacts
     processors: str
-    """Those that are plugged in, as /sys/devices/system/cpu/present tells."""
+    """Those that are plugged in, by /sys/devices/system/cpu/present."""
     disks: Mapping[str, Disk]
     """By ``major:minor``."""
 
@@ -68,16 +68,16 @@ def difference(seen: Seen, now: Seen) -> str | None:
     Of the disks only those count that are in ``now``.
     """
     if seen.made_of != now.made_of:
-        return "its kernel, its initrd or its settings are others now"
+        return "its kernel, its initrd or its settings have changed"
     names = documents.differing(seen.machine, now.machine)
     if names:
-        return f"the machine has another {', '.join(names)} now"
+        return f"the machine changed: {', '.join(names)}"
     if seen.processors != now.processors:
-        return "the machine has other processors now"
+        return "the processors of the machine changed"
     for number, disk in now.disks.items():
         if seen.disks.get(number) != disk:
             name = min(disk.links, default=number)
-            return f"the disk {name} is another now, or divided otherwise"
+            return f"the disk {name} was replaced or partitioned anew"
     return None
 
 
