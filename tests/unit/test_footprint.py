@@ -96,17 +96,32 @@ def test_the_sample_is_of_ram_and_bounded(parts: list[tuple[int, int]], most: in
     assert bool(found) == bool(ram)
 
 
+def stage(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> load.Staged:
+    monkeypatch.setattr(pinned_pages, "physical_address", lambda at: at // PAGE * PAGE)
+    monkeypatch.setattr(syscalls, "kexec_loaded", lambda: bool(kernel.image))
+    monkeypatch.setattr(syscalls, "kexec_unload", lambda: kernel.load(()))
+    return load.Staged(Window(1 << 28, 1 << 27, ()), ReportPage(), loaded(kernel))
+
+
 def test_it_does_not_jump_into_an_image_of_another_program(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hook that runs kexec -l between staging and the jump."""
-    monkeypatch.setattr(pinned_pages, "physical_address", lambda at: at // PAGE * PAGE)
-    monkeypatch.setattr(syscalls, "kexec_loaded", lambda: bool(kernel.image))
-    staged = load.Staged(Window(1 << 28, 1 << 27, ()), ReportPage(), loaded(kernel))
+    staged = stage(kernel, monkeypatch)
     staged.check()
     kernel.load(OTHERS)
     with pytest.raises(StagingFailed, match="loaded something else"):
         staged.check()
+    staged.close()
+    assert kernel.image  # it is not ours to unload
+
+
+def test_what_is_ours_is_unloaded(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    staged = stage(kernel, monkeypatch)
     kernel.load(())
     with pytest.raises(StagingFailed):
         staged.check()
+    staged.close()
+    staged = stage(kernel, monkeypatch)
+    staged.close()
+    assert not kernel.image

@@ -115,9 +115,13 @@ class Staged:
         return self._page.read()
 
     def close(self) -> None:
-        """Unload.  After a jump the image is spent: a second jump into it would be deadly."""
+        """Unload, unless another program's image is loaded by now.
+
+        After a jump the image is spent: a second jump into it would be deadly.
+        """
         if self._loaded:
-            syscalls.kexec_unload()
+            if self.is_ours():
+                syscalls.kexec_unload()
             self._loaded = False
             self._page.close()
 

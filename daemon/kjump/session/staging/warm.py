@@ -231,15 +231,10 @@ class Warm(Staged):
             raise stale
 
     def close(self) -> None:
-        """Unload, unless somebody else's image is loaded by now."""
-        if not self._loaded:
-            return
-        if self.is_ours():
+        """Unload, unless another program's image is loaded by now."""
+        if self._loaded:
             super().close()
-        else:
-            self._loaded = False
-            self._page.close()
-        self._pages.close()
+            self._pages.close()
 
 
 def stage(settings: Settings, sizing: Sizing, target: Target) -> Warm:
