@@ -6,8 +6,8 @@ D-Bus name ``org.kjump1.Error.<name>``), an exit code, and a sentence that tells
 to do.  ``availability`` says what ``CanHibernate`` answers where the error is a readiness
 reason: ``na`` (this machine or kernel cannot), ``no`` (not now).
 
-Errors travel between kernels as ``{"error": name, "sentence": text}`` in a report; `from_report`
-makes the same exception of it again.
+Errors travel between kernels as ``error`` (the name), ``what`` and ``todo`` in a report;
+`from_report` makes the same exception of them again.
 """
 
 from __future__ import annotations

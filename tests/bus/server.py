@@ -30,6 +30,8 @@ from typing import Any
 from gi.repository import GLib
 
 from kjump import errors
+from kjump.handoff import report as reports
+from kjump.handoff.report import Report
 from kjump.session.checks.facts import Facts
 from kjump.session.connection import connect
 from kjump.session.cycle.actions import Actions
@@ -48,13 +50,13 @@ from kjump.session.systemd.systemd_bus import Inhibitor
 from kjump.settings import Settings, parse
 from tests.unit.test_readiness import DISK, READY
 
-REPORT = {
-    "by": "resume",
-    "result": "ok",
-    "phases": {"copy": 1.5},
-    "pages": {"data": 1000, "zero": 24, "free": 3072},
-    "image": {"size": 1024000, "data": 4096000},
-}
+REPORT = Report(
+    "resume",
+    "ok",
+    phases={"copy": 1.5},
+    pages={"data": 1000, "zero": 24, "free": 3072},
+    image={"size": 1024000, "data": 4096000},
+)
 FACTS: dict[str, dict[str, Any]] = {
     "NoKexecJump": {"jump": errors.NoKexecJump("No CONFIG_KEXEC_JUMP.")},
     "NoTarget": {"target": errors.NoTarget("No target is configured.")},
@@ -129,16 +131,16 @@ class World:
             cls = errors.table()[(self.folder / "fail").read_text().strip()]
             raise cls("It was told to fail.")
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Report:
         if self.warming:
             self.warming = False
             if (self.folder / "cold").exists():
                 error = errors.NoWarmHelper("It cannot.")
-                return {"by": "helper", "result": "failed", **error.report()}
-            return {"by": "helper", "result": "warm", "phases": {"helper boot": 2.5}}
+                return reports.failed("helper", error)
+            return Report("helper", "warm", phases={"helper boot": 2.5})
         if self.trying:
             self.trying = False
-            return {"by": "helper", "result": "returned", "phases": {"helper boot": 2.5}}
+            return Report("helper", "returned", phases={"helper boot": 2.5})
         return REPORT
 
     def close(self) -> None:

@@ -6,9 +6,9 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from kjump.image import superblocks
+from kjump.image.description import Description
 from kjump.image.device import DirectDevice
 from kjump.image.extents import Extents
 from kjump.image.layout import Extent, Superblock
@@ -16,6 +16,8 @@ from kjump.image.read import Image
 from kjump.image.write import Writer
 from kjump.machine.pages import ZERO, Bundle, Kinds
 from kjump.machine.ranges import PAGE
+
+from . import samples
 
 Pages = Iterable[tuple[int, bytes]]
 
@@ -37,7 +39,7 @@ def fill(
     pages: Pages,
     zeros: Iterable[Extent] = (),
     *,
-    description: dict[str, Any] | None = None,
+    description: Description = samples.DESCRIPTION,
     processors: int = 2,
     compression: str = "auto",
 ) -> Superblock:
@@ -45,7 +47,7 @@ def fill(
     found = superblocks.load(device)
     assert found is not None
     writer = Writer(device, found, compression=compression)
-    writer.begin(description or {"hostname": "h"})
+    writer.begin(description)
     spans: list[tuple[int, bytes | int]] = [*pages, *((e.pfn, e.pages) for e in zeros)]
     writer.fill(sorted(spans, key=lambda s: s[0]), gather, processors=processors)
     return writer.commit()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from kjump import errors
+from kjump.handoff.report import Report
 from kjump.image.prepare import prepare_target, retire_image
 from kjump.session.checks.facts import Facts
 from kjump.session.cycle import operation as cycles
@@ -68,7 +69,7 @@ class World:
             raise self.fail[name]
 
     # what a helper that rests is besides
-    def welcome(self, _report: Mapping[str, Any]) -> None:
+    def welcome(self, _report: Report) -> None:
         self.do("welcome")
 
     def is_ours(self) -> bool:
@@ -86,9 +87,9 @@ class World:
         self.do("jump")
         self.jumped()
 
-    def report(self) -> dict[str, Any] | None:
+    def report(self) -> Report | None:
         self.do("report")
-        return self.answer
+        return None if self.answer is None else Report.from_json(self.answer)
 
     def close(self) -> None:
         self.do("close")

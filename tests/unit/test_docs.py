@@ -7,24 +7,29 @@
 from __future__ import annotations
 
 import argparse
-import ast
+import dataclasses
 import os
 import re
 import struct
 import subprocess
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kjump import errors
 from kjump.cli import main as kjumpctl
-from kjump.handoff import cell, note, report, request, window_layout
+from kjump.handoff import cell, documents, note, report, request, window_layout
 from kjump.image import layout
+from kjump.image.description import Description
 from kjump.machine import code, elf, memory
 from kjump.session.staging import load, sizing
 from kjump.settings import KEYS, Settings
+
+from . import samples
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -90,6 +95,7 @@ def fields(form: str) -> Rows:
 
 HANDOFF = DOCS / "kjump-handoff.5.md"
 IMAGE = DOCS / "kjump-image.5.md"
+EXTENTS = ROOT / "daemon/kjump/machine/extents.c"
 
 
 @pytest.mark.parametrize(
@@ -132,8 +138,7 @@ def test_the_order_on_the_target() -> None:
     assert f"| {layout.RESTORER_OFFSET} | .. | restorer: a kernel" in text
     assert f"1 to {layout.CHUNK_PAGES} pages" in text
     assert f"{layout.DESCRIPTION_ROOM} bytes at most" in text
-    assert layout.MAX_PFN == 1 << 40
-    assert "2^40" in text
+    assert "2^40" in text and "MAX_PFN (1ull << 40)" in EXTENTS.read_text()
 
 
 def test_magics_and_versions() -> None:
@@ -185,50 +190,65 @@ def keys_in(path: Path, title: str) -> set[str]:
     }
 
 
-def function(module: str, name: str) -> ast.FunctionDef:
-    """A function of kjump's source."""
-    tree = ast.parse((ROOT / "daemon/kjump" / module).read_text())
-    return next(
-        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name
-    )
-
-
-def names_in(node: ast.AST) -> set[str]:
-    return {
-        n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)
-    }
-
-
-def dict_keys(node: ast.AST) -> set[str]:
-    found = next(n for n in ast.walk(node) if isinstance(n, ast.Dict))
-    return {k.value for k in found.keys if isinstance(k, ast.Constant) and isinstance(k.value, str)}
+def names_of(document: type[Any]) -> set[str]:
+    """The keys of a document: its dataclass has fields of the same names."""
+    return {field.name for field in dataclasses.fields(document)}
 
 
 def test_the_handoffs_keys() -> None:
-    of_machine, of_cycle = (
-        dict_keys(next(n for n in ast.walk(facts) if isinstance(n, ast.Return)))
-        for facts in (
-            function("session/staging/describe.py", "machine_facts"),
-            function("session/staging/describe.py", "cycle_facts"),
-        )
-    )
+    of_machine = names_of(documents.MachineFacts)
+    of_cycle = names_of(documents.SaveOrder) - {"facts", "mode"}
     assert keys_in(HANDOFF, "The document") == of_machine | of_cycle
     # What a warm helper's request must have in common with its note is what is of the machine.
-    assert set(request.FIXED) == of_machine
     text = " ".join(section(HANDOFF, "A WARM HELPER").split())
     assert all(f"`{key}`" in text.partition("are not in it")[0] for key in of_cycle)
-    stage = function("session/staging/warm.py", "stage")
-    more = dict_keys(next(n for n in ast.walk(stage) if isinstance(n, ast.Dict)))
-    assert keys_in(HANDOFF, "A WARM HELPER") == more - {"mode"}
+    assert keys_in(HANDOFF, "A WARM HELPER") == names_of(documents.WarmOrder) - {"facts"}
     text = " ".join(section(HANDOFF, "THE REQUEST PAGE").split())
-    assert all(f"`{key}`" in text for key in request.FIXED)
+    assert all(f"`{key}`" in text for key in of_machine)
+    for mode in (documents.DRY_RUN, documents.WARM):
+        assert f"`{mode}`" in section(HANDOFF, "The document")
+
+
+def test_the_documents_write_the_keys_that_are_documented() -> None:
+    order = samples.order(target=replace(samples.ORDER.target, locator=0)).to_json()
+    assert set(order) == keys_in(HANDOFF, "The document")
+    target = next(row for row in cells(section(HANDOFF, "The document")) if "`target`" in row[0])
+    assert all(f"`{key}`" in target[1] for key in samples.order().target.to_json())
+    warm = samples.WARM_ORDER.to_json()
+    own = set(warm) - set(samples.FACTS.to_json())
+    assert own == keys_in(HANDOFF, "A WARM HELPER") | {"mode"}
+    assert set(samples.DESCRIPTION.to_json()) == keys_in(IMAGE, "THE DESCRIPTION")
+
+
+@pytest.mark.parametrize("key", sorted(samples.ORDER.to_json()))
+def test_the_star_marks_what_the_helper_cannot_do_without(key: str) -> None:
+    rows = cells(section(HANDOFF, "The document"))
+    starred = next(row[0].endswith("*") for row in rows if f"`{key}`" in row[0])
+    document = {name: value for name, value in samples.ORDER.to_json().items() if name != key}
+    try:
+        documents.SaveOrder.from_json(document)
+        missed = False
+    except errors.DamagedHandoff as error:
+        assert f"`{key}`" in error.what
+        missed = True
+    assert missed == starred
 
 
 def test_the_descriptions_keys() -> None:
-    describe = function("helper/copy.py", "describe")
-    kept = next(node for node in ast.walk(describe) if isinstance(node, ast.Tuple))
-    more = dict_keys(next(n for n in ast.walk(describe) if isinstance(n, ast.Return)))
-    assert keys_in(IMAGE, "THE DESCRIPTION") == names_in(kept) | more
+    own = names_of(Description) - {"facts"}
+    assert keys_in(IMAGE, "THE DESCRIPTION") == names_of(documents.MachineFacts) | own
+
+
+def test_the_reports_keys() -> None:
+    told = {
+        word
+        for row in cells(section(HANDOFF, "THE REPORT PAGE").partition("The document:")[2])
+        for word in re.findall(r"`([^`]+)`", row[0])
+    }
+    only_outcomes = {"tries", "hostname"}
+    assert told | only_outcomes == set(report.NAMES)
+    outcome = section(IMAGE, "SUPERBLOCK")
+    assert "`tries`" in outcome and "`hostname`" in outcome
 
 
 def test_the_helpers_command_line() -> None:

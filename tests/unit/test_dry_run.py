@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import signal
-import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import pytest
 
 from kjump.errors import TargetMissing
 from kjump.handoff.cell import Cell
-from kjump.handoff.note import DRY_RUN, Note
+from kjump.handoff.documents import DRY_RUN, SAVE
+from kjump.handoff.note import Note
+from kjump.handoff.report import Report
 from kjump.helper import copy, leave
 from kjump.helper.screen import Screen
 from kjump.helper.states import WINDOW, States
@@ -22,16 +24,10 @@ from kjump.image import target
 from kjump.image.device import DirectDevice
 from kjump.machine import syscalls
 
+from . import samples
+
 NONCE = bytes(range(16))
-ORDER = {
-    "cycle": str(uuid.uuid4()),
-    "window": [0x100000, 0x200000],
-    "low": [],
-    "ram": [[0, 1 << 30]],
-    "target": {"links": ["/dev/t"]},
-    "deadline": 100,
-    "mode": DRY_RUN,
-}
+ORDER = samples.order(window=(0x100000, 0x200000), ram=((0, 1 << 30),), mode=DRY_RUN)
 
 
 class Core:
@@ -54,7 +50,7 @@ def helper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(1 << 16))
     monkeypatch.setattr(copy, "Vmcore", Core)
-    monkeypatch.setattr(copy, "read_notes", lambda _core: ({}, Note(1, ORDER)))
+    monkeypatch.setattr(copy, "read_notes", lambda _core: ({}, Note(1, ORDER.to_json())))
     monkeypatch.setattr(copy, "classify", classified)
     monkeypatch.setattr(copy, "save", lambda *_: pytest.fail("it saves"))
     monkeypatch.setattr(target, "wait_for", lambda links, wait: disk)
@@ -83,9 +79,9 @@ def test_once_the_image_is_complete_no_deadline_takes_it_back(
     def off() -> None:
         raise Off
 
-    order = {key: value for key, value in ORDER.items() if key != "mode"}
+    order = replace(ORDER, mode=SAVE).to_json()
     monkeypatch.setattr(copy, "read_notes", lambda _core: ({}, Note(1, order)))
-    monkeypatch.setattr(copy, "save", lambda *_: {"image": {"size": 1}})
+    monkeypatch.setattr(copy, "save", lambda *_: Report(image={"size": 1}))
     monkeypatch.setattr(syscalls, "power_off", off)
     watch = Watch()
     with pytest.raises(Off):
@@ -94,14 +90,14 @@ def test_once_the_image_is_complete_no_deadline_takes_it_back(
     assert left == ["begun", 0.0]
 
 
-def run() -> dict[str, Any]:
+def run() -> Report:
     return copy.run(Cell(0, NONCE, 0x100000, 0x100000), copy.Clock(), Watch(), Screen([]))
 
 
 def test_it_tells_what_would_be_saved_and_writes_nothing(helper: Path) -> None:
     figures = run()
-    assert figures["pages"]["data"] == 744 and figures["pages"]["window"] == 256
-    assert figures["map"]["cell_pages"] == 8
+    assert figures.pages["data"] == 744 and figures.pages["window"] == 256
+    assert figures.map["cell_pages"] == 8
     assert helper.read_bytes() == bytes(1 << 16)
 
 
@@ -122,14 +118,16 @@ def test_a_target_that_the_helper_cannot_open_or_read_is_found_out(
 
 
 def test_the_figures_reach_the_session(helper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[dict[str, Any]] = []
+    told: list[Report | str] = []
     monkeypatch.setattr(Path, "read_text", lambda *_: "quiet")
     cell = Cell(0, NONCE, 0x100000, 0x100000)
     monkeypatch.setattr(leave, "find_cell", lambda: cell)
-    monkeypatch.setattr(leave, "tell", lambda _cell, report: told.append(report))
-    monkeypatch.setattr(leave, "jump_back", lambda _cell: told.append({"jumped": True}))
+    monkeypatch.setattr(leave, "write_report", lambda _cell, report: told.append(report))
+    monkeypatch.setattr(leave, "jump_back", lambda _cell: told.append("jumped"))
     monkeypatch.setattr(copy, "own_memory", lambda: {"available": 1})
     copy.main()
-    assert told[-1] == {"jumped": True}
-    assert (told[0]["by"], told[0]["result"]) == ("helper", "returned")
-    assert told[0]["pages"]["data"] == 744 and {"scan", "find target"} <= set(told[0]["phases"])
+    assert told[-1] == "jumped"
+    report = told[0]
+    assert isinstance(report, Report)
+    assert (report.by, report.result) == ("helper", "returned")
+    assert report.pages["data"] == 744 and {"scan", "find target"} <= set(report.phases)

@@ -11,14 +11,15 @@ import shutil
 import stat
 import subprocess
 import uuid
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from kjump.cli.main import main as kjumpctl
 from kjump.errors import ExportFailed, ImageDamaged, ImageIncomplete, NoImage, TargetMissing
 from kjump.image import export, prepare, superblocks
+from kjump.image.description import Description
 from kjump.image.device import DirectDevice
 from kjump.image.layout import SPENT, ZERO, Extent
 from kjump.image.read import Image
@@ -27,17 +28,18 @@ from kjump.machine import elf
 from kjump.machine.elf import iterate_notes
 from kjump.machine.ranges import PAGE
 
-from . import imaging
+from . import imaging, samples
 
 OFFSET = 0xFFFF888000000000
 VMCOREINFO = "OSRELEASE=6.12.0\nPAGESIZE=4096\n"
-DESCRIPTION: dict[str, Any] = {
-    "ram": [[0x1000, 0x9F000], [0x100000, 0x400000]],
-    "low": [[0x1000, 0x9F000]],
-    "window": [0x200000, 0x300000],
-    "page_offset": OFFSET,
-    "vmcoreinfo": VMCOREINFO,
-}
+DESCRIPTION = samples.description(
+    ram=((0x1000, 0x9F000), (0x100000, 0x400000)),
+    low=((0x1000, 0x9F000),),
+    window=(0x200000, 0x300000),
+    page_offset=OFFSET,
+    vmcoreinfo=VMCOREINFO,
+    jump_back=0,
+)
 RNG = random.Random(9)
 DATA = {0x110: RNG.randbytes(3 * PAGE), 0x300: b"known string".ljust(PAGE, b".")}
 
@@ -52,7 +54,7 @@ def disk(tmp_path: Path) -> Path:
     return path
 
 
-def write(path: Path, description: dict[str, Any]) -> None:
+def write(path: Path, description: Description) -> None:
     with DirectDevice(path, writable=True) as device:
         zeros = [Extent(0x120, 4, ZERO)]
         imaging.fill(device, DATA.items(), zeros, description=description)
@@ -115,11 +117,8 @@ def test_what_the_session_had_in_the_window_is_put_back(
         second: b"".join(word.to_bytes(8, "little") for word in two),
         **kept,
     }
-    described = {
-        **DESCRIPTION,
-        "ram": [[0x1000, 0x9F000], [0x100000, 0x600000]],
-        "jump_back": (control << 12) + 0x1A4,
-    }
+    facts = replace(DESCRIPTION.facts, ram=((0x1000, 0x9F000), (0x100000, 0x600000)))
+    described = replace(DESCRIPTION, facts=facts, jump_back=(control << 12) + 0x1A4)
     prepare.prepare_target(disk, cycle_id=uuid.UUID(int=2), hostname="h")
     with DirectDevice(disk, writable=True) as device:
         pages = [(pfn, data.ljust(PAGE, b"\0")) for pfn, data in memory.items()]
@@ -239,6 +238,7 @@ def test_verify(disk: Path) -> None:
 
 def test_pages_outside_ram_are_refused(disk: Path, tmp_path: Path) -> None:
     prepare.prepare_target(disk, cycle_id=uuid.UUID(int=2), hostname="h")
-    write(disk, {**DESCRIPTION, "ram": [[0x100000, 0x112000]]})
+    facts = replace(DESCRIPTION.facts, ram=((0x100000, 0x112000),))
+    write(disk, replace(DESCRIPTION, facts=facts))
     with DirectDevice(disk) as device, pytest.raises(ImageDamaged):
         export.export(Image(device), tmp_path / "core")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from kjump.errors import DamagedHandoff, WrongHandoffVersion
 from kjump.handoff import cell, note, report
+from kjump.handoff.report import Report
 from kjump.machine import elf
 
 DOCUMENTS = st.dictionaries(
@@ -95,9 +96,9 @@ def test_cell_round_trip_and_damage(
 
 def test_report_page_is_only_for_its_nonce() -> None:
     nonce, other = uuid.uuid4().bytes, uuid.uuid4().bytes
-    page = report.pack(nonce, {"by": "helper", "result": "ok"})
+    page = report.pack(nonce, Report("helper", "ok"))
     assert len(page) == report.SIZE
-    assert report.unpack(page, nonce) == {"by": "helper", "result": "ok"}
+    assert report.unpack(page, nonce) == Report("helper", "ok")
     assert report.unpack(page, other) is None
     assert report.unpack(report.blank(nonce), nonce) is None
     assert report.is_for(report.blank(nonce), nonce)
@@ -109,18 +110,18 @@ def test_a_long_report_keeps_its_error() -> None:
     found = report.unpack(
         report.pack(
             nonce,
-            {"by": "helper", "result": "failed", "error": "X", "what": "y" * 9000, "todo": "z"},
+            Report("helper", "failed", "X", "y" * 9000, "z"),
         ),
         nonce,
     )
     assert found is not None
-    assert found["error"] == "X" and found["shortened"]
+    assert found.error == "X" and found.shortened
 
 
 @given(st.integers(40, 4095), st.integers(0, 7))
 def test_a_damaged_report_is_no_report(at: int, bit: int) -> None:
     nonce = bytes(16)
-    page = bytearray(report.pack(nonce, {"what": "w" * (report.ROOM - 20)}))
+    page = bytearray(report.pack(nonce, Report(what="w" * (report.ROOM - 20))))
     page[at] ^= 1 << bit
     found = report.unpack(bytes(page), nonce)
-    assert found is None or found == {"what": "w" * (report.ROOM - 20)}
+    assert found is None or found == Report(what="w" * (report.ROOM - 20))

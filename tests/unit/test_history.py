@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from kjump import errors
+from kjump.handoff import report as reports
+from kjump.handoff.report import Report
 from kjump.session import mark
 from kjump.session.cycle import recovery
 from kjump.session.cycle.history import History
@@ -73,17 +75,19 @@ def test_the_mark(tmp_path: Path) -> None:
 def test_what_an_image_at_start_means(
     state: str, skipped: bool, error: type[errors.KjumpError]
 ) -> None:
-    after = afterlife(state, {"hostname": "h"}, known=False, skipped=skipped)
+    after = afterlife(state, Report(hostname="h"), known=False, skipped=skipped)
     assert type(after.error) is error
     assert after.retire
     # Told once, but never left usable.
-    assert afterlife(state, {}, known=True, skipped=skipped) == recovery.Afterlife(None, True)
+    assert afterlife(state, Report(), known=True, skipped=skipped) == recovery.Afterlife(None, True)
 
 
 def test_a_reason_on_the_image_is_the_reason() -> None:
-    reason = errors.MemoryMapChanged("It changed.").report()
+    reason = reports.failed("resume", errors.MemoryMapChanged("It changed."))
     after = afterlife("spent", reason, known=False, skipped=False)
     assert isinstance(after.error, errors.MemoryMapChanged)
     assert not after.retire
     assert afterlife("spent", reason, known=True, skipped=False).error is None
-    assert afterlife("spent", {}, known=False, skipped=False) == recovery.Afterlife(None, False)
+    assert afterlife("spent", Report(), known=False, skipped=False) == recovery.Afterlife(
+        None, False
+    )

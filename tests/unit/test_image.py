@@ -7,7 +7,6 @@ import random
 import uuid
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -23,7 +22,10 @@ from kjump.errors import (
     TargetTooSmall,
     TargetWriteFailed,
 )
+from kjump.handoff.documents import COMPRESSIONS
+from kjump.handoff.report import Report
 from kjump.image import prepare, superblocks, target
+from kjump.image.description import Description
 from kjump.image.device import DirectDevice
 from kjump.image.extents import Extents
 from kjump.image.layout import (
@@ -45,10 +47,9 @@ from kjump.image.layout import (
     unpack_superblock,
 )
 from kjump.image.read import Image
-from kjump.image.write import COMPRESSIONS
 from kjump.machine.ranges import PAGE
 
-from . import imaging
+from . import imaging, samples
 
 SIZE = 32 << 20
 CYCLE = uuid.UUID(int=7)
@@ -74,7 +75,7 @@ def write(
         imaging.fill(device, pages, zeros or [], compression=compression)
 
 
-def read(path: Path) -> tuple[dict[str, Any], Extents, dict[int, bytes]]:
+def read(path: Path) -> tuple[Description, Extents, dict[int, bytes]]:
     with DirectDevice(path) as device:
         image = Image(device)
         image.require_complete()
@@ -101,7 +102,7 @@ def test_round_trip(
     zeros = [Extent(pfn + 1, 5, ZERO)]
     write(disk, pages, zeros, compression=compression)
     description, index, found = read(disk)
-    assert description == {"hostname": "h"}
+    assert description == samples.DESCRIPTION
     assert [e for e in index if e.kind == ZERO] == zeros
     assert found == {
         pfn + i: data[i * PAGE : (i + 1) * PAGE]
@@ -341,9 +342,9 @@ def test_newest_generation_counts() -> None:
 
 def test_an_outcome_too_long_is_shortened_and_still_read() -> None:
     found = unpack_superblock(
-        Superblock(SPENT, 1, CYCLE, outcome={"error": "E", "what": "w" * 9000}).pack()
+        Superblock(SPENT, 1, CYCLE, outcome=Report(error="E", what="w" * 9000)).pack()
     )
-    assert found is not None and found.outcome["error"] == "E"
+    assert found is not None and found.outcome.error == "E"
 
 
 def test_target_too_small_is_told_before_anything_beyond_it_is_written(tmp_path: Path) -> None:
@@ -367,12 +368,12 @@ def test_retire_marks_any_image_spent_with_the_reason_and_only_its_own(disk: Pat
     before = prepare.retire_image(disk, ImageDamaged("hurt"), cycle_id=CYCLE)
     assert before is not None and before.state == "complete"
     found = target.examine(disk)
-    assert found is not None and found.state == "spent" and found.reason["error"] == "ImageDamaged"
+    assert found is not None and found.state == "spent" and found.reason.error == "ImageDamaged"
 
 
 def test_another_machines_saved_session_is_recognised(disk: Path) -> None:
     with DirectDevice(disk, writable=True) as device:
-        imaging.fill(device, [], description={"hostname": "other", "machine": "m1"})
+        imaging.fill(device, [], description=samples.description(hostname="other", machine="m1"))
     examined = target.examine(disk)
     assert examined is not None
     assert examined.is_session_of_another("m2") and not examined.is_session_of_another("m1")

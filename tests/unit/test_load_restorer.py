@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import random
 import uuid
 from collections.abc import Iterator
@@ -17,8 +18,10 @@ from kjump.console import prompt
 from kjump.console.keys import ESC
 from kjump.errors import ImageDamaged, RestoreFailed, ResumeSkipped, TargetTooSmall
 from kjump.handoff import window_layout
+from kjump.handoff.report import IN_PLACE, SNAPSHOT, Report
 from kjump.helper import restore_in_place
-from kjump.image import prepare, skip, superblocks
+from kjump.helper.screen import Screen
+from kjump.image import prepare, superblocks, target
 from kjump.image.device import DirectDevice
 from kjump.image.extents import Extents
 from kjump.image.layout import COMPLETE, RESTORING, ZERO, Extent
@@ -27,7 +30,8 @@ from kjump.machine import memory, pages, syscalls
 from kjump.machine.ranges import PAGE
 from kjump.resume import load_restorer
 
-from . import imaging
+from . import imaging, samples
+from .test_machine import fake_bzimage
 
 MIB = 1 << 20
 
@@ -35,12 +39,12 @@ MIB = 1 << 20
 @pytest.mark.parametrize(
     ("words", "pages", "available", "restorer", "way"),
     [
-        ([], 1000, 200 * MIB, True, load_restorer.SNAPSHOT),
-        ([], 100_000, 200 * MIB, True, load_restorer.IN_PLACE),
-        ([], 100_000, 200 * MIB, False, load_restorer.SNAPSHOT),
-        ([], 40_000, 200 * MIB, True, load_restorer.IN_PLACE),  # the margin counts
-        (["kjump.restore=in-place"], 1, 200 * MIB, True, load_restorer.IN_PLACE),
-        (["kjump.restore=snapshot"], 100_000, 200 * MIB, True, load_restorer.SNAPSHOT),
+        ([], 1000, 200 * MIB, True, SNAPSHOT),
+        ([], 100_000, 200 * MIB, True, IN_PLACE),
+        ([], 100_000, 200 * MIB, False, SNAPSHOT),
+        ([], 40_000, 200 * MIB, True, IN_PLACE),  # the margin counts
+        (["kjump.restore=in-place"], 1, 200 * MIB, True, IN_PLACE),
+        (["kjump.restore=snapshot"], 100_000, 200 * MIB, True, SNAPSHOT),
     ],
 )
 def test_the_way_is_chosen_by_what_fits(
@@ -156,8 +160,8 @@ def test_what_the_restorer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(window_layout, "place", place)
     monkeypatch.setattr(syscalls, "kexec_load", lambda *_, **__: None)
     with DirectDevice(disk) as device:
-        window = {"window": [64 * MIB, 192 * MIB], "low": []}
-        load_restorer.load(Image(device), window, "console=ttyS0 kjump.noresume", 2.5)
+        about = samples.description(window=(64 * MIB, 192 * MIB))
+        load_restorer.load(Image(device), about, "console=ttyS0 kjump.noresume", 2.5)
     words = restore_in_place.words_of(" ".join(told))
     assert words == {
         "kjump.restore": str(cycle),
@@ -187,7 +191,7 @@ class Keyboard:
         if seconds > 10:  # the question stands
             found = superblocks.load(self.image.device)
             assert found is not None
-            self.states.append((found.state, skip.tries(found.outcome)))
+            self.states.append((found.state, found.outcome.tries))
         key = self.presses.pop(0) if self.presses else ""
         return [key] if key else []
 
@@ -204,18 +208,16 @@ def saved(tmp_path: Path) -> Iterator[Image]:
     with path.open("wb") as file:
         file.truncate(64 << 20)
     prepare.prepare_target(path, cycle_id=uuid.UUID(int=1), hostname="h")
-    description = {
-        "ram": [[0, RAM * PAGE]],
-        "window": [3584 * PAGE, 4096 * PAGE],
-        "low": [],
-        "report_page": 3000 * PAGE,
-        "nonce": "00" * 16,
-        "jump_back": 0x1000,
-    }
+    description = samples.description(
+        ram=((0, RAM * PAGE),),
+        window=(3584 * PAGE, 4096 * PAGE),
+        report_page=3000 * PAGE,
+        jump_back=0x1000,
+    )
     parts = [(at, rng.randbytes(256 * PAGE)) for at in range(256, 2560, 256)]
     with DirectDevice(path, writable=True) as device:
         done = imaging.fill(device, parts, [Extent(2600, 7)], description=description)
-        superblocks.store(device, done, outcome={"by": "helper", "tries": 1})
+        superblocks.store(device, done, outcome=Report("helper", tries=1))
         yield Image(device)
 
 
@@ -251,7 +253,7 @@ def test_who_asks_and_resumes_gets_every_page(
     assert keyboard.states == [(COMPLETE, 0)] * presses.count("r")
     # Before the jump, nothing may use it again.
     after = superblocks.load(saved.device)
-    assert after is not None and (after.state, skip.tries(after.outcome)) == (RESTORING, 1)
+    assert after is not None and (after.state, after.outcome.tries) == (RESTORING, 1)
     count = 0
     for pfn, page in imaging.content(saved, saved.index()):
         assert physical.memory[pfn * PAGE : (pfn + 1) * PAGE] == page
@@ -272,3 +274,74 @@ def test_who_gives_it_up_in_the_restorer_gets_another_boot(
 def test_the_time_for_the_key_comes_from_the_boot_kernel() -> None:
     assert restore_in_place._seconds({"kjump.skip-wait": "2.5"}) == 2.5
     assert restore_in_place._seconds({}) == restore_in_place._seconds({"kjump.skip-wait": "x"}) == 0
+
+
+def test_a_target_that_cannot_be_used_restarts_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(restore_in_place, "say", said.append)
+    monkeypatch.setattr(restore_in_place, "Screen", lambda: Screen([]))
+    monkeypatch.setattr(syscalls, "restart", lambda: said.append("restarted"))
+    restore_in_place.main(f"kjump.restore={uuid.UUID(int=1)} kjump.target=/dev/{'x' * 300}")
+    assert said[0].startswith("not resumed: the target cannot be used: File name too long")
+    assert said[1:] == ["restarting", "restarted"]
+
+
+def test_in_the_restorer_a_target_that_fails_hides_no_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, said = imaging.prepared(tmp_path / "target", 16 * MIB), list[str]()
+    cycle = uuid.UUID(int=1)
+    prepare.prepare_target(path, cycle_id=cycle, hostname="h")
+    with DirectDevice(path, writable=True) as device:
+        imaging.fill(device, [])
+
+    nothing = os.open("/dev/null", os.O_RDONLY)
+
+    def fail(image: Image, *_: object) -> None:
+        os.dup2(nothing, image.device.fd)  # it is gone
+        raise RestoreFailed("It broke.")
+
+    monkeypatch.setattr(target, "parse_location", lambda _: (path, None))
+    monkeypatch.setattr(restore_in_place, "put_back", fail)
+    monkeypatch.setattr(restore_in_place, "say", said.append)
+    monkeypatch.setattr(restore_in_place, "Screen", lambda: Screen([]))
+    monkeypatch.setattr(syscalls, "restart", lambda: said.append("restarted"))
+    restore_in_place.main(f"kjump.restore={cycle}")
+    os.close(nothing)
+    (line,) = (text for text in said if text.startswith("not resumed"))
+    assert "It broke." in line and "could not be marked" in line
+    assert said[-1] == "restarted"
+
+
+# -- a restorer that does not fit
+
+
+@pytest.mark.parametrize(
+    ("window", "cmdline", "kernel", "advice"),
+    [
+        ((64 * MIB, 68 * MIB), "console=ttyS0", fake_bzimage(), "WindowSizeMiB="),
+        (
+            (64 * MIB, 192 * MIB),
+            "console=" + "x" * 5000,
+            fake_bzimage(),
+            "command line of the boot",
+        ),
+        ((64 * MIB, 192 * MIB), "console=ttyS0", b"no kernel" * 700, "kjumpctl update-initrd"),
+    ],
+)
+def test_what_does_not_fit_in_the_boot_kernel_is_a_failed_restore(
+    tmp_path: Path, window: tuple[int, int], cmdline: str, kernel: bytes, advice: str
+) -> None:
+    """The session that would take other advice is gone; nothing is staged here."""
+    disk, kernel_file, initrd = (tmp_path / name for name in ("disk", "kernel", "initrd"))
+    imaging.prepared(disk, 32 * MIB)
+    kernel_file.write_bytes(kernel)
+    initrd.write_bytes(bytes(MIB))
+    prepare.prepare_target(
+        disk, cycle_id=uuid.UUID(int=1), hostname="h", restorer=(kernel_file, initrd)
+    )
+    with DirectDevice(disk) as device, pytest.raises(RestoreFailed) as raised:
+        load_restorer.load(Image(device), samples.description(window=window), cmdline, 0)
+    assert advice in raised.value.todo

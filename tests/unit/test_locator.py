@@ -26,6 +26,8 @@ from kjump.errors import (
     TargetTooSmall,
     TargetWriteFailed,
 )
+from kjump.handoff import report as reports
+from kjump.handoff.report import Report
 from kjump.image import locator, prepare, superblocks, target
 from kjump.image.device import ByteSpan, DirectDevice, Spans
 from kjump.image.layout import BLOCK, COMPLETE, SPENT
@@ -33,7 +35,7 @@ from kjump.image.locator import ENTRIES, FILE, SWAP, Locator
 from kjump.image.read import Image, describe
 from kjump.image.target import Area, format_location, open_image, parse_location
 
-from . import imaging
+from . import imaging, samples
 
 CYCLE = uuid.UUID(int=7)
 SIZE = 9 << 20
@@ -164,7 +166,7 @@ def written(disk: Path, area: Area = AREA) -> Locator:
     with open_image(disk, area.locator, writable=True) as device:
         located = locator.read(DirectDevice(disk), area.locator)[1]
         assert located is not None
-        imaging.fill(device, [(100, PAGES)], description={"machine": "me", "hostname": "h"})
+        imaging.fill(device, [(100, PAGES)], description=samples.DESCRIPTION)
         return located
 
 
@@ -270,13 +272,15 @@ def test_the_reason_outlives_swapon(disk: Path) -> None:
     with open_image(disk, writable=True) as device:
         superblock = superblocks.load(device)
         assert superblock is not None
-        target.pass_over(device, superblock, MemoryMapChanged("It changed.").report())
+        target.pass_over(
+            device, superblock, reports.failed("resume", MemoryMapChanged("It changed."))
+        )
     with disk.open("r+b") as file:  # swap is used
         file.seek(BLOCK)
         file.write(random.Random(9).randbytes(SIZE - BLOCK))
     examined = target.examine(disk)
     assert examined is not None
-    assert (examined.state, examined.reason["error"]) == ("spent", "MemoryMapChanged")
+    assert (examined.state, examined.reason.error) == ("spent", "MemoryMapChanged")
     assert (examined.cycle_id, examined.area) == (CYCLE, SWAP)
     prepare.remove_locator(disk, 0)
     assert disk.read_bytes()[:BLOCK] == SWAP_HEADER
@@ -291,19 +295,25 @@ def test_an_image_that_was_swapped_over_is_found_damaged(disk: Path) -> None:
     with pytest.raises(ImageDamaged):
         open_image(disk)
     examined = target.examine(disk)
-    assert examined is not None and examined.reason["error"] == "ImageDamaged"
+    assert examined is not None and examined.reason.error == "ImageDamaged"
     target.leave_reason(disk, 0, ImageDamaged("swapped over"))
     examined = target.examine(disk)
     assert examined is not None
-    assert (examined.state, examined.reason["what"]) == ("spent", "swapped over")
+    assert (examined.state, examined.reason.what) == ("spent", "swapped over")
 
 
 def test_an_outcome_that_is_too_long_is_cut() -> None:
-    packed = Locator(CYCLE, FILE, outcome={"error": "X", "what": "y" * 5000, "z": 1}).pack()
+    packed = Locator(CYCLE, FILE, outcome=Report(error="X", what="y" * 5000, tries=1)).pack()
     assert len(packed) == locator.SIZE
     found = locator.unpack(packed.ljust(BLOCK, b"\0"))
     assert found is not None
-    assert found.outcome == {"error": "X", "what": "y" * 100}
+    assert (found.outcome.error, found.outcome.tries) == ("X", 1)
+    assert found.outcome.what == "y" * len(found.outcome.what)
+    assert len(found.outcome.what) > locator.OUTCOME_ROOM - 80
+
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=5)
+OUTCOMES = st.builds(Report, by=TEXT, result=TEXT, error=TEXT, what=TEXT, tries=st.integers(0, 9))
 
 
 @given(
@@ -315,7 +325,9 @@ def test_an_outcome_that_is_too_long_is_cut() -> None:
         size=st.integers(0, 1 << 60),
         blocks=st.integers(0, 1 << 31),
         changed=st.floats(0, 1e10),
-        outcome=st.dictionaries(st.text(max_size=5), st.integers(), max_size=5),
+        outcome=st.builds(
+            Report, by=TEXT, result=TEXT, error=TEXT, what=TEXT, tries=st.integers(0, 9)
+        ),
     ),
     st.binary(min_size=BLOCK - 1034, max_size=BLOCK - 1034),
 )

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kjump.errors import MemoryUnreadable
-from kjump.helper.copy import gatherer
+from kjump.helper.session_memory import gatherer
 from kjump.helper.states import PageSpan
 from kjump.machine import maps, pages
 from kjump.machine.maps import Maps

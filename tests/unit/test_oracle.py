@@ -18,6 +18,7 @@ from kjump.machine.ranges import PAGE
 
 from ..vm import oracle
 from ..vm.guest import GuestError
+from . import samples
 from .imaging import fill, prepared
 
 RNG = random.Random(5)
@@ -61,7 +62,12 @@ def test_what_an_image_holds(tmp_path: Path) -> None:
     prepare.prepare_target(path, cycle_id=uuid.UUID(int=1), hostname="h")
     data = RNG.randbytes(3 * PAGE)
     with DirectDevice(path, writable=True) as device:
-        fill(device, [(5, data)], [Extent(9, 2, ZERO)], description={"vmcoreinfo": "A=1\n"})
+        fill(
+            device,
+            [(5, data)],
+            [Extent(9, 2, ZERO)],
+            description=samples.description(vmcoreinfo="A=1\n"),
+        )
     saved = oracle.Saved.of(path)
     assert saved.kinds == bytes([0] * 5 + [oracle.STORED] * 3 + [0] + [oracle.ZEROS] * 2)
     assert saved.pfns(oracle.STORED) == {5, 6, 7} and saved.vmcoreinfo == "A=1\n"

@@ -242,7 +242,9 @@ def test_the_coarse_map_says_where_pages_of_each_kind_lie() -> None:
     found = states.coarse(10)
     assert found.keys() == {"cell_pages", "data", "zero", "window"}
     assert found["cell_pages"] == 40
-    shares = {name: [SHARES.index(c) for c in found[name]] for name in ("data", "zero", "window")}
+    shares = {
+        name: [SHARES.index(c) for c in str(found[name])] for name in ("data", "zero", "window")
+    }
     assert shares["data"] == [46, 0, 31, 0, 0, 61, 61, 61, 61, 60]
     assert shares["window"] == [0, 0, 31, 61, 61, 0, 0, 0, 0, 0]
     # A single page of a kind is seen, and the page that carries the report has room for it all.

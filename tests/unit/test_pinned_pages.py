@@ -29,8 +29,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
 def test_a_report_is_read_once_it_is_there() -> None:
     page = ReportPage()
     assert page.read() is None and page.range == (page.physical, page.physical + PAGE)
-    page._page.memory[:] = report.pack(page.nonce, {"by": "helper"})
-    assert page.read() == {"by": "helper"}
+    page._page.memory[:] = report.pack(page.nonce, report.Report("helper"))
+    assert page.read() == report.Report("helper")
     page.blank()
     assert page.read() is None
     page.close()

@@ -27,7 +27,7 @@ from kjump.image.prepare import prepare_target
 from kjump.image.read import Image
 from kjump.image.target import Area
 
-from . import imaging
+from . import imaging, samples
 
 MIB = 1 << 20
 SIZE = 2 * MIB
@@ -135,7 +135,7 @@ def is_whole(device: DirectDevice) -> bool:
         return False
     found = dict(imaging.content(image, image.index()))
     assert b"".join(found[pfn] for pfn in sorted(found)) == b"".join(data for _, data in PAGES)
-    assert image.description() == {"hostname": "h"}
+    assert image.description() == samples.DESCRIPTION
     assert image.restorer() == RESTORER[image.superblock.cycle]
     return True
 

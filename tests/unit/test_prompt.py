@@ -13,6 +13,7 @@ import pytest
 from kjump.console import prompt, splash
 from kjump.console.keys import ESC, POWER
 from kjump.errors import ResumeSkipped
+from kjump.handoff.report import Report
 from kjump.image import prepare, skip, superblocks
 from kjump.image.device import DirectDevice
 from kjump.image.extents import Extents
@@ -21,7 +22,7 @@ from kjump.image.read import Image
 from kjump.machine import syscalls
 from kjump.resume import restore, snapshot
 
-from . import imaging
+from . import imaging, samples
 
 
 class Hand:
@@ -102,14 +103,14 @@ def image(tmp_path: Path) -> Iterator[Image]:
         file.truncate(16 << 20)
     prepare.prepare_target(path, cycle_id=uuid.UUID(int=1), hostname="h")
     with DirectDevice(path, writable=True) as device:
-        done = imaging.fill(device, [(0x200, b"page" * 4096)], description={})
-        superblocks.store(device, done, outcome={"by": "helper"})
+        done = imaging.fill(device, [(0x200, b"page" * 4096)], description=samples.DESCRIPTION)
+        superblocks.store(device, done, outcome=Report("helper"))
         yield Image(device)
 
 
 def begin(image: Image) -> None:
     image.superblock = superblocks.store(
-        image.device, image.superblock, outcome={"by": "helper", "phases": {}, "tries": 2}
+        image.device, image.superblock, outcome=Report("helper", tries=2)
     )
 
 
@@ -117,7 +118,7 @@ def on_disk(image: Image) -> tuple[int, int]:
     """State, and how often a resume was begun."""
     found = superblocks.load(image.device)
     assert found is not None
-    return found.state, skip.tries(found.outcome)
+    return found.state, found.outcome.tries
 
 
 class Off(Exception):
@@ -260,7 +261,7 @@ def test_nobody_has_the_terminal_when_the_memory_is_put_back(
         Extents.of([]),
         snapshot.plan(Extents.of([]), []),
         0,
-        {"window": [1 << 30, 0]},
+        samples.DESCRIPTION,
         skip.ResumeAttempt(image, asks),
     )
     assert at[0][-2:] == ["hide-splash|", "deactivate|"]
@@ -285,4 +286,4 @@ def test_a_splash_screen_that_hangs_is_done_without(
     [({}, 0), ({"tries": 2}, 2), ({"tries": -1}, 0), ({"tries": "2"}, 0), ({"tries": None}, 0)],
 )
 def test_tries_that_are_no_number_are_none(outcome: dict[str, object], found: int) -> None:
-    assert skip.tries(outcome) == found
+    assert Report.from_json(outcome).tries == found

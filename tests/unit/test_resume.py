@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -20,25 +20,28 @@ from kjump.errors import (
     PagingModeDiffers,
     RestoreFailed,
 )
+from kjump.handoff.report import Report
+from kjump.image.description import Description
 from kjump.image.extents import Extents
 from kjump.image.layout import DATA, EXTENT, ZERO, Extent
-from kjump.image.place import check_pages
 from kjump.machine import code
 from kjump.machine.memory import Entry
 from kjump.machine.ranges import PAGE
 from kjump.resume import restore, snapshot
 from kjump.resume.snapshot import END, Insert
 
+from . import samples
+
 MACHINE = restore.Machine("id", [Entry(0, 0x9FC00, 1), Entry(0x100000, 0x8000000, 1)], 32000, 5)
-DESCRIPTION = {
-    "machine": "id",
-    "firmware_map": [[0, 0x9FC00, 1], [0x100000, 0x8000000, 1]],
-    "page_count": 32000,
-    "levels": 5,
-    "ram": [[0x1000, 0x9F000], [0x100000, 0x8000000]],
-    "window": [0x4000000, 0x6000000],
-    "low": [[0x1000, 0x9F000]],
-}
+DESCRIPTION = samples.description(
+    machine="id",
+    firmware_map=(Entry(0, 0x9FC00, 1), Entry(0x100000, 0x8000000, 1)),
+    page_count=32000,
+    levels=5,
+    ram=((0x1000, 0x9F000), (0x100000, 0x8000000)),
+    window=(0x4000000, 0x6000000),
+    low=((0x1000, 0x9F000),),
+)
 
 
 def test_the_same_machine_is_accepted() -> None:
@@ -59,7 +62,8 @@ def test_what_differs_is_refused_by_name(
     change: dict[str, object], error: type[KjumpError]
 ) -> None:
     with pytest.raises(error):
-        restore.check({**DESCRIPTION, **change}, MACHINE)
+        document = {**DESCRIPTION.to_json(), **change}
+        restore.check(Description.from_json(document), MACHINE)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +73,8 @@ def test_what_differs_is_refused_by_name(
 def test_pages_outside_ram_or_in_the_window_are_refused(extent: Extent) -> None:
     # The kernel would write them wherever they point.
     with pytest.raises(ImageDamaged):
-        check_pages(Extents.of([extent]), DESCRIPTION)
-    check_pages(Extents.of([Extent(0x100, 10), Extent(0x6000, 0x2000)]), DESCRIPTION)
+        DESCRIPTION.check_pages(Extents.of([extent]))
+    DESCRIPTION.check_pages(Extents.of([Extent(0x100, 10), Extent(0x6000, 0x2000)]))
 
 
 INSERT = 2
@@ -141,14 +145,9 @@ def test_numbers_and_stream_agree(
 
 
 def test_pages_of_zeros_are_cleared_not_loaded() -> None:
-    description = {
-        **DESCRIPTION,
-        "report_page": 0x200000,
-        "jump_back": 0x7FFF000,
-        "nonce": "00" * 16,
-    }
+    description = replace(DESCRIPTION, jump_back=0x7FFF000)
     index = Extents.of([Extent(0x100, 4), Extent(0x104, 3, ZERO), Extent(0x200, 9, ZERO)])
-    plan, tables = restore.beside(index, description, {})
+    plan, tables = restore.beside(index, description, Report())
     # The report's page is one that is written, whatever it was.
     assert list(plan.numbers())[:5] == [0x100, 0x101, 0x102, 0x103, 0x200]
     (jump,) = [i for i in plan.inserts if i.pfn == 0x4000000 // PAGE]
@@ -159,20 +158,18 @@ def test_pages_of_zeros_are_cleared_not_loaded() -> None:
 
 
 def test_what_the_list_of_zeros_has_no_room_for_is_loaded() -> None:
-    description = {
-        **DESCRIPTION,
-        "report_page": 0x100000,
-        "jump_back": 0x7FFF000,
-        "nonce": "00" * 16,
-        "window": [0x4000000, 0x4000000 + 64 * PAGE],
-    }
+
+    def description(end: int) -> Description:
+        facts = replace(DESCRIPTION.facts, report_page=0x100000, window=(0x4000000, end))
+        return replace(DESCRIPTION, facts=facts, jump_back=0x7FFF000)
+
     zeros = [Extent(0x200 + 2 * n, 1, ZERO) for n in range(5000)]
-    plan, _tables = restore.beside(Extents.of(zeros), description, {})
+    plan, _tables = restore.beside(Extents.of(zeros), description(0x4000000 + 64 * PAGE), Report())
     kept = 64 * PAGE // restore.ZEROS_SHARE // EXTENT.size
     jump = next(i for i in plan.inserts if i.pfn == 0x4000000 // PAGE)
     assert plan.pages == 1 + jump.pages + 5000 - kept
     with pytest.raises(RestoreFailed, match="no room"):
-        restore.beside(Extents.of(zeros), {**description, "window": [0x4000000, 0x4002000]}, {})
+        restore.beside(Extents.of(zeros), description(0x4002000), Report())
 
 
 def test_header_fields() -> None:

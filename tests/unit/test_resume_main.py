@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import uuid
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ from kjump.errors import (
     RestoreNoMemory,
     ResumeSkipped,
 )
+from kjump.handoff.documents import FileSystem, TargetPlace
+from kjump.handoff.report import SNAPSHOT
 from kjump.image import fingerprint, locator, prepare, superblocks, target
+from kjump.image.description import Description, SavedFileSystem
 from kjump.image.device import DirectDevice
 from kjump.image.layout import COMPLETE, EMPTY, RESTORING, SPENT, WRITING
 from kjump.image.read import Image
@@ -35,26 +39,9 @@ from kjump.machine.ranges import PAGE
 from kjump.resume import load_restorer, main, restore, snapshot
 
 from . import imaging
+from .samples import description
 
 MACHINE = restore.Machine("me", [Entry(0x100000, 0x8000000, 1)], 32000, 4)
-
-
-def description(**changes: Any) -> dict[str, Any]:
-    return {
-        "machine": "me",
-        "hostname": "h",
-        "firmware_map": [[0x100000, 0x8000000, 1]],
-        "page_count": 32000,
-        "levels": 4,
-        "ram": [[0x100000, 0x8000000]],
-        "window": [0x4000000, 0x6000000],
-        "low": [],
-        "jump_back": 0x7000000,
-        "report_page": 0x200000,
-        "nonce": "00" * 16,
-        "file_systems": [],
-        **changes,
-    }
 
 
 @pytest.fixture
@@ -67,9 +54,9 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def write(path: Path, about: Mapping[str, Any], *, state: int = COMPLETE) -> None:
+def write(path: Path, about: Description, *, state: int = COMPLETE) -> None:
     with DirectDevice(path, writable=True) as device:
-        done = imaging.fill(device, [(0x200, b"page" * PAGE)], description=dict(about))
+        done = imaging.fill(device, [(0x200, b"page" * PAGE)], description=about)
         if state != COMPLETE:
             superblocks.store(device, done, state=state)
 
@@ -82,16 +69,16 @@ def resume(path: Path, *, skip: bool = False) -> None:
 def found(path: Path) -> tuple[str, str]:
     examined = target.examine(path)
     assert examined is not None
-    return examined.state, str(examined.reason.get("error", ""))
+    return examined.state, examined.reason.error
 
 
 @pytest.mark.parametrize(
     ("about", "error"),
     [
         ({"page_count": 1}, MemoryMapChanged),
-        ({"firmware_map": []}, MemoryMapChanged),
+        ({"firmware_map": ()}, MemoryMapChanged),
         (
-            {"file_systems": [{"type": "ext4", "links": [], "fingerprint": "f" * 64}]},
+            {"file_systems": (SavedFileSystem("ext4", (), "f" * 64),)},
             FileSystemChanged,
         ),
     ],
@@ -143,6 +130,16 @@ def test_another_machines_image_is_left_alone(disk: Path) -> None:
     assert disk.read_bytes() == before
 
 
+def test_another_machines_image_is_left_alone_also_if_only_that_machine_understands_it(
+    disk: Path,
+) -> None:
+    write(disk, description(machine="another", levels=6))
+    before = disk.read_bytes()
+    with pytest.raises(OtherMachine):
+        resume(disk)
+    assert disk.read_bytes() == before
+
+
 class PowerCut(BaseException):
     pass
 
@@ -156,7 +153,7 @@ def test_while_it_loads_the_image_is_complete_and_after_a_power_cut_it_is_tried_
     def load(image: Image, *_: object, **__: object) -> None:
         found = target.examine(disk)
         assert found is not None
-        seen.append((found.state, found.reason["tries"]))
+        seen.append((found.state, found.reason.tries))
         raise PowerCut
 
     monkeypatch.setattr(restore, "_load", load)
@@ -262,7 +259,7 @@ def test_anything_unforeseen_lets_the_boot_go_on_and_is_kept(
 def test_fingerprints_change_with_the_superblock(tmp_path: Path) -> None:
     device = tmp_path / "fs"
     device.write_bytes(bytes(1 << 20))
-    saved = fingerprint.take_all([{"type": "ext4", "links": [str(device)]}])
+    saved = fingerprint.take_all([FileSystem("ext4", (str(device),))])
     assert fingerprint.changed(saved) == []
     with device.open("r+b") as file:
         file.seek(1024 + 0x34)  # ext4's mount count
@@ -271,8 +268,8 @@ def test_fingerprints_change_with_the_superblock(tmp_path: Path) -> None:
 
 
 def test_a_device_only_the_session_opens_has_no_fingerprint(tmp_path: Path) -> None:
-    saved = fingerprint.take_all([{"type": "ext4", "links": [str(tmp_path / "mapped")]}])
-    assert saved[0]["fingerprint"] is None
+    saved = fingerprint.take_all([FileSystem("ext4", (str(tmp_path / "mapped"),))])
+    assert saved[0].fingerprint is None
     assert fingerprint.changed(saved) == []
 
 
@@ -306,7 +303,7 @@ def test_no_memory_beside_the_boot_kernel_is_no_end_where_a_restorer_lies_with_t
     monkeypatch.setattr(restore, "_load", load)
     monkeypatch.setattr(load_restorer, "load", lambda *_: done.append("load"))
     monkeypatch.setattr(load_restorer, "jump", jump)
-    monkeypatch.setattr(load_restorer, "choose", lambda *_, **__: load_restorer.SNAPSHOT)
+    monkeypatch.setattr(load_restorer, "choose", lambda *_, **__: SNAPSHOT)
     write(disk, description())
     with pytest.raises(RestoreFailed if restorer else RestoreNoMemory):
         resume(disk)
@@ -338,7 +335,7 @@ def test_the_reason_is_put_into_the_locator_too(swap: Path) -> None:
     assert found(swap) == ("spent", "ImageIncomplete")
     with DirectDevice(swap) as device:
         block, located = locator.read(device, 0)
-    assert located is not None and located.outcome["error"] == "ImageIncomplete"
+    assert located is not None and located.outcome.error == "ImageIncomplete"
     assert block[1024:] == SWAP_HEADER[1024:]
     look(swap)  # and the next boot says nothing more
 
@@ -368,14 +365,18 @@ def test_a_place_that_holds_something_else_is_left_alone(tmp_path: Path) -> None
 
 
 def test_where_to_look() -> None:
-    recorded = {"spec": "/img", "links": ["/dev/disk/by-partuuid/ab"], "locator": 8192}
+    recorded = TargetPlace("/img", ("/dev/disk/by-partuuid/ab",), 0, 8192)
     there = [Path("/dev/disk/by-partuuid/ab")]
     assert main.place_to_look([], "/img", recorded) == (there, 8192)
     assert main.place_to_look([], "PARTUUID=ab", recorded) == (there, None)
     words = ["quiet", "kjump.target=/dev/sda1:4096"]
     assert main.place_to_look(words, "/img", recorded) == ([Path("/dev/sda1")], 4096)
     assert main.place_to_look(words, "", None) == ([Path("/dev/sda1")], 4096)
-    for spec, known in (("/other", recorded), ("/img", None), ("/img", {"spec": "/img"})):
+    for spec, known in (
+        ("/other", recorded),
+        ("/img", None),
+        ("/img", replace(recorded, locator=None)),
+    ):
         with pytest.raises(NoTarget):
             main.place_to_look([], spec, known)
 
@@ -398,3 +399,60 @@ def test_started_early_it_waits_for_the_word(
     word.touch()
     assert asked.wait(10)
     thread.join()
+
+
+# -- a target that fails ---------------------------------------------------------------------------
+
+
+def boot(monkeypatch: pytest.MonkeyPatch, path: Path) -> tuple[int, list[str]]:
+    """The exit code, and the lines on the console."""
+    configured = replace(settings.Settings(), target=replace(settings.Settings().target, path="x"))
+    said: list[str] = []
+    monkeypatch.setattr(settings, "load", lambda: configured)
+    monkeypatch.setattr(main, "place_to_look", lambda *_: ([path], None))
+    monkeypatch.setattr(main, "say", said.append)
+    return main.main(), said
+
+
+@pytest.mark.parametrize("kind", ["disk", "swap"])
+def test_a_target_that_fails_as_it_is_marked_hides_no_reason(
+    kind: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """The boot goes on, with one line on the console."""
+    path: Path = request.getfixturevalue(kind)
+    if kind == "disk":
+        write(path, description())
+    else:
+        with target.open_image(path, writable=True) as device:
+            imaging.fill(device, [(0x200, b"page" * PAGE)], description=description())
+    failing = False
+    read = DirectDevice.read
+
+    def reading(device: DirectDevice, offset: int, length: int) -> bytes:
+        if failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(device, offset, length)
+
+    def check(*_: object) -> None:
+        nonlocal failing
+        failing = True
+        raise MemoryMapChanged("It changed.")
+
+    monkeypatch.setattr(DirectDevice, "read", reading)
+    monkeypatch.setattr(restore, "check", check)
+    code, said = boot(monkeypatch, path)
+    failing = False
+    assert code == MemoryMapChanged.exit_code
+    (line,) = said
+    assert line.startswith("not resumed: It changed.")
+    assert ("could not be marked" in line) == (kind == "swap")  # its locator has to be read
+    assert found(path) == ("spent", "MemoryMapChanged")
+
+
+def test_a_target_that_cannot_even_be_looked_for_lets_the_boot_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code, said = boot(monkeypatch, Path("/dev", "x" * 300))
+    assert code != 0
+    (line,) = said
+    assert line.startswith("not resumed: The target cannot be used: File name too long.")

@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from kjump.errors import StagingFailed
+from kjump.handoff import note
+from kjump.handoff.documents import FileSystem
 from kjump.machine import elf
 from kjump.machine.ranges import MIB
 from kjump.session.staging import describe, load
 from kjump.session.staging import window as windows
 from kjump.session.staging.sizing import Sizing, splash_size, window_parts
 from kjump.settings import Settings
+
+from . import samples
 
 TEXT = (0xFFFFFFFF9C000000, 0x2B000000)
 RAM = (0xFFFF8E3D00001000, 0x1000)
@@ -123,3 +128,11 @@ def test_the_window_is_chosen_by_where_memory_is_taken_from(
     with capture_logs() as lines, pytest.raises(Sampled, match=r"\[\]"):
         load.choose_window(sizing, [])
     assert "Cannot allocate memory" in lines[0]["event"]
+
+
+def test_a_handoff_that_is_too_long_is_not_staged() -> None:
+    links = tuple(f"/dev/disk/by-id/{n:0200}" for n in range(1000))
+    order = samples.order(file_systems=(FileSystem("ext4", links),))
+    with pytest.raises(StagingFailed, match="handoff note has no room"):
+        load.packed_note(order)
+    assert load.packed_note(samples.ORDER) == note.pack(samples.ORDER.to_json())

@@ -7,7 +7,7 @@ import signal
 import struct
 import uuid
 import zlib
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from kjump.errors import (
     WrongHandoffVersion,
     WrongTarget,
 )
-from kjump.handoff import note, request
+from kjump.handoff import documents, note, request
 from kjump.handoff.cell import Cell
+from kjump.handoff.documents import FileSystem, MachineFacts, SaveOrder, TargetPlace
 from kjump.handoff.note import Note
 from kjump.helper import copy
 from kjump.helper import warm as rests
@@ -36,11 +37,25 @@ from kjump.machine.ranges import PAGE
 from kjump.session.staging import warm
 from kjump.session.staging.warm import Disk, Seen
 
+from . import samples
+
 NONCE = bytes(range(16))
 WINDOW = (0x10000000, 0x18000000)
 ADDRESSES = st.integers(1, 2**40 // PAGE).map(lambda pfn: pfn * PAGE)
 OUTSIDE = ADDRESSES.filter(lambda at: at + PAGE <= WINDOW[0] or at >= WINDOW[1])
-MACHINE: dict[str, Any] = {key: f"<{key}>" for key in request.FIXED}
+OTHER = MachineFacts(
+    machine="another",
+    release="another",
+    levels=5,
+    window=(0x1000, 0x2000),
+    low=((0x1000, 0x2000),),
+    ram=(),
+    firmware_map=(),
+    page_count=1,
+    page_offset=1,
+    report_page=0x1000,
+    nonce=bytes([1]) * 16,
+)
 REFUSED = (DamagedHandoff, WrongHandoffVersion)
 
 
@@ -134,29 +149,32 @@ def test_a_request_that_is_too_long_is_not_made() -> None:
         request.pack_page(NONCE, [PAGE] * (request.PAGES + 1), 1)
 
 
-@pytest.mark.parametrize("key", request.FIXED)
+@pytest.mark.parametrize("key", [field.name for field in fields(MachineFacts)])
 def test_a_request_for_another_machine_is_stale(key: str) -> None:
-    request.check(MACHINE, MACHINE | {"cycle": "x"})
-    for other in (MACHINE | {key: "other"}, {k: v for k, v in MACHINE.items() if k != key}):
-        with pytest.raises(StaleHelper, match=key):
-            request.check(MACHINE, other)
+    request.check(samples.FACTS, samples.order(cycle=uuid.UUID(int=2)).facts)
+    other = replace(samples.FACTS, **{key: getattr(OTHER, key)})
+    with pytest.raises(StaleHelper, match=key):
+        request.check(samples.FACTS, other)
 
 
 # -- in the helper
 
 
 def test_orders() -> None:
-    found = rests.orders({"request_page": 0x5000, "devices": ["/dev/disk/by-partuuid/x"]})
-    assert found == rests.Orders(0x5000, (Path("/dev/disk/by-partuuid/x"),))
+    document = samples.WARM_ORDER.to_json()
+    assert documents.read(document) == samples.WARM_ORDER
+    assert document["mode"] == "warm" and document["devices"] == ["/dev/disk/by-partuuid/x"]
+    del document["request_page"]
+    with pytest.raises(DamagedHandoff, match="request_page"):
+        documents.read(document)
     for bad in (
-        {},
         {"request_page": "x", "devices": []},
         {"request_page": 0, "devices": []},
         {"request_page": 0x5001, "devices": []},
         {"request_page": PAGE, "devices": 3},
     ):
         with pytest.raises(DamagedHandoff):
-            rests.orders(bad)
+            documents.read({**document, **bad})
 
 
 @pytest.mark.parametrize(
@@ -169,9 +187,8 @@ def test_processors_that_would_wait_with_mwait(flags: str, online: int, bad: boo
 
 def test_a_warm_note_is_none_that_a_helper_before_could_save_with() -> None:
     """Version 1.0 knew no mode but dry-run: it must not take this for an order to save."""
-    document = MACHINE | {"mode": "warm", "request_page": PAGE, "devices": []}
     with pytest.raises(DamagedHandoff):
-        copy.Handoff(Note(1, document))
+        SaveOrder.from_json(samples.WARM_ORDER.to_json())
 
 
 def test_the_clock_of_a_second_entry_forgets_the_boot(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,18 +234,16 @@ def test_what_a_warm_helper_cannot_see_makes_it_stale(
     monkeypatch: pytest.MonkeyPatch, error: type[KjumpError], phase: str, is_warm: bool
 ) -> None:
     """Before anything is written, another helper can take over; later, or cold, it is an error."""
-    order = MACHINE | {
-        "cycle": str(uuid.uuid4()),
-        "window": WINDOW,
-        "low": [],
-        "ram": [[0, 1 << 30]],
-        "target": {"links": []},
-        "deadline": 100,
-    }
-    noted = {"mode": "warm", "request_page": PAGE, "devices": []} if is_warm else order
+    order = samples.order(window=WINDOW)
+    noted = (samples.WARM_ORDER if is_warm else order).to_json()
 
     def fail(
-        _core: object, _facts: object, _handoff: object, clock: copy.Clock, _watch: object
+        _core: object,
+        _info: object,
+        _order: object,
+        _jump_back: object,
+        clock: copy.Clock,
+        _watch: object,
     ) -> None:
         clock.phase(phase)
         raise error("It is so.")
@@ -237,7 +252,7 @@ def test_what_a_warm_helper_cannot_see_makes_it_stale(
     monkeypatch.setattr(copy, "read_notes", lambda _core: ({}, Note(1, noted)))
     monkeypatch.setattr(rests, "prepare", lambda *_: None)
     monkeypatch.setattr(rests, "rest", lambda *_: None)
-    monkeypatch.setattr(rests, "asked", lambda *_: Note(1, order))
+    monkeypatch.setattr(rests, "asked", lambda *_: order)
     monkeypatch.setattr(copy, "save", fail)
     stale = is_warm and phase != "copy" and error is not TargetWriteFailed
     try:
@@ -251,15 +266,7 @@ def test_what_a_warm_helper_cannot_see_makes_it_stale(
 
 
 def test_an_unknown_mode_is_no_order_to_save(monkeypatch: pytest.MonkeyPatch) -> None:
-    order = {
-        "cycle": str(uuid.uuid4()),
-        "window": WINDOW,
-        "low": [],
-        "ram": [[0, 1 << 30]],
-        "target": {"links": []},
-        "deadline": 100,
-        "mode": "hot",
-    }
+    order = samples.order(mode="hot").to_json()
     monkeypatch.setattr(copy, "Vmcore", Core)
     monkeypatch.setattr(copy, "read_notes", lambda _core: ({}, Note(1, order)))
     monkeypatch.setattr(copy, "save", lambda *_: pytest.fail("it saves"))
@@ -275,7 +282,7 @@ def test_an_unknown_mode_is_no_order_to_save(monkeypatch: pytest.MonkeyPatch) ->
 
 ROOT = Disk(2048, 4096, frozenset({"/dev/disk/by-partuuid/root"}))
 TARGET = Disk(8192, 4096, frozenset({"/dev/disk/by-partuuid/t", "/dev/disk/by-path/t"}))
-SEEN = Seen(("kernel", "initrd"), MACHINE, "0-1", {"8:1": ROOT, "8:2": TARGET})
+SEEN = Seen(("kernel", "initrd"), samples.FACTS, "0-1", {"8:1": ROOT, "8:2": TARGET})
 
 
 def test_a_machine_that_is_the_same_fits() -> None:
@@ -288,8 +295,8 @@ def test_a_machine_that_is_the_same_fits() -> None:
     ("now", "word"),
     [
         (replace(SEEN, made_of=("kernel", "newer")), "initrd"),
-        (replace(SEEN, machine=MACHINE | {"ram": "more"}), "ram"),
-        (replace(SEEN, machine=MACHINE | {"report_page": 1}), "report_page"),
+        (replace(SEEN, machine=samples.order(ram=((0, PAGE),)).facts), "ram"),
+        (replace(SEEN, machine=samples.order(report_page=PAGE).facts), "report_page"),
         (replace(SEEN, processors="0-3"), "processors"),
         (replace(SEEN, disks={"8:2": replace(TARGET, start=1)}), "by-part"),
         (replace(SEEN, disks={"8:2": replace(TARGET, size=1)}), "by-part"),
@@ -303,13 +310,12 @@ def test_what_makes_a_helper_stale(now: Seen, word: str) -> None:
 
 
 def test_what_is_needed_is_what_the_helper_opens() -> None:
-    document = {
-        "target": {"links": ["/dev/disk/by-path/t"]},
-        "file_systems": [{"type": "ext4", "links": ["/dev/disk/by-partuuid/root"]}],
-    }
-    assert warm.needed(SEEN.disks, warm.links_of(document)) == SEEN.disks
-    del document["file_systems"]
-    assert warm.needed(SEEN.disks, warm.links_of(document)) == {"8:2": TARGET}
+    order = samples.order(
+        target=TargetPlace("", ("/dev/disk/by-path/t",), 0),
+        file_systems=(FileSystem("ext4", ("/dev/disk/by-partuuid/root",)),),
+    )
+    assert warm.needed(SEEN.disks, order.links) == SEEN.disks
+    assert warm.needed(SEEN.disks, replace(order, file_systems=()).links) == {"8:2": TARGET}
 
 
 def test_reading_the_disks(tmp_path: Path) -> None:

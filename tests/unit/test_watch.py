@@ -15,8 +15,10 @@ import pytest
 
 from kjump.console.keys import ESC, POWER
 from kjump.errors import Cancelled, HelperHung, KjumpError, TargetWriteFailed
+from kjump.handoff import report as reports
 from kjump.handoff.cell import Cell
-from kjump.helper import copy, leave, watch, watchdog
+from kjump.handoff.report import Report
+from kjump.helper import copy, watch, watchdog
 from kjump.helper.screen import Screen
 from kjump.helper.watch import Watch
 
@@ -219,16 +221,15 @@ def test_whatever_comes_after_the_copy_is_not_raised(monkeypatch: pytest.MonkeyP
         looks.begin(0)
         raise TargetWriteFailed("It broke.")
 
-    def failure(error: KjumpError) -> dict[str, object]:
+    def failed(by: str, error: KjumpError) -> Report:
         FakeKeys.waiting = [ESC]
         until(lambda: looks._error)
-        return {"error": error.name}
+        return Report(by, error=error.name)
 
     monkeypatch.setattr(copy, "run", fail)
-    monkeypatch.setattr(leave, "failure", failure)
-    assert copy.attempt(Cell(0, bytes(16), 0, 0), copy.Clock(), looks, Screen([])) == {
-        "error": "TargetWriteFailed"
-    }
+    monkeypatch.setattr(reports, "failed", failed)
+    found = copy.attempt(Cell(0, bytes(16), 0, 0), copy.Clock(), looks, Screen([]))
+    assert found == Report("helper", error="TargetWriteFailed")
     looks.end()
 
 

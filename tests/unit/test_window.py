@@ -81,14 +81,14 @@ def test_what_came_into_the_window_is_told_from_what_kexec_put_there() -> None:
         window.came_in(own, own[8:])
 
 
-def test_last_immovable() -> None:
-    assert window.last_immovable(struct.pack("<4Q", 0, 1 << 26, 1, 0)) == 1
-    assert window.last_immovable(struct.pack("<2Q", 1, 1 << 10)) is None
-    # While a helper rests, page tables of new processes come into its window; nothing else may.
+def test_while_a_helper_rests_page_tables_may_come_into_its_window() -> None:
+    """Those of new processes; nothing else that must not lie there may."""
     for flag in range(64):
         page = struct.pack("<Q", 1 << flag)
-        fits = window.last_immovable(page, window.RESTING) is None
-        assert fits == (window.last_immovable(page) is None or flag == window.KPF_PGTABLE)
+        movable = not window.came_in(bytes(8), page, window.IMMOVABLE)
+        fits = not window.came_in(bytes(8), page)
+        assert fits == (movable or flag == window.KPF_PGTABLE)
+    assert window.came_in(bytes(8), struct.pack("<Q", 1 << 26), window.IMMOVABLE)
 
 
 def test_the_best_window_has_the_fewest_pages_that_are_given_out_next() -> None:

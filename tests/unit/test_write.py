@@ -23,7 +23,7 @@ from kjump.image.write import Writer
 from kjump.machine.pages import Bundle
 from kjump.machine.ranges import PAGE
 
-from . import imaging
+from . import imaging, samples
 
 RNG = random.Random(5)
 CYCLE = uuid.UUID(int=9)
@@ -40,7 +40,7 @@ def writer(opened: DirectDevice, compression: str = "auto") -> Writer:
     found = superblocks.load(opened)
     assert found is not None
     made = Writer(opened, found, compression=compression)
-    made.begin({"hostname": "h"})
+    made.begin(samples.DESCRIPTION)
     return made
 
 

@@ -18,15 +18,15 @@ import re
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from kjump.handoff.report import Report
 from kjump.image import export
+from kjump.image.description import Description
 from kjump.image.device import DirectDevice
 from kjump.image.extents import DATA, Extents
-from kjump.image.place import pieces
 from kjump.image.read import Image as SavedImage
 from kjump.machine.ranges import PAGE, Range, intersect, merge, whole_pages
 
@@ -64,8 +64,8 @@ class Saved:
     """What an image holds of the session's memory."""
 
     path: Path
-    description: Mapping[str, Any]
-    report: Mapping[str, Any]
+    description: Description
+    report: Report
     extents: Extents
     kinds: bytes
     """`NOWHERE`, `STORED` or `ZEROS` for each pfn; what is behind the end is `NOWHERE`."""
@@ -84,11 +84,11 @@ class Saved:
     @property
     def ranges(self) -> list[Range]:
         """Pfns the image can cover: RAM without the window and the low pages."""
-        return pieces(self.description)
+        return self.description.pieces
 
     @property
     def vmcoreinfo(self) -> str:
-        return str(self.description["vmcoreinfo"])
+        return self.description.vmcoreinfo
 
     def pfns(self, kind: int) -> set[int]:
         """The pages of a kind, as pfns."""
@@ -150,7 +150,7 @@ def core(
 
     ``memory``: a file as `physical_memory` makes it; ``ranges``: in pfns; ``page_offset``: virtual
     address of physical 0.  For the memory of an image's session: ``saved.ranges``,
-    ``saved.vmcoreinfo`` and ``saved.description["page_offset"]``.
+    ``saved.vmcoreinfo`` and ``saved.description.facts.page_offset``.
     """
     wanted = list(ranges)
     head, offsets = export.headers(wanted, vmcoreinfo.encode(), page_offset)

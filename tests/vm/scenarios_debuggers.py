@@ -13,8 +13,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kjump.image.place import pieces
-
 from . import oracle
 from .debuggers import (
     Crash,
@@ -151,9 +149,9 @@ def pages_left_out(vmlinux: Path, memory: Path, target: Path) -> None:
     say is free, and what is broken or offline, is what the image does not have; all else it has."""
     saved = oracle.Saved.of(target)
     described = saved.description
-    ranges = pieces(described)
+    ranges = described.pieces
     core = oracle.core(
-        memory, ranges, saved.vmcoreinfo, int(described["page_offset"]), memory.with_name("seen")
+        memory, ranges, saved.vmcoreinfo, described.facts.page_offset, memory.with_name("seen")
     )
     drgn = Drgn(vmlinux, core)
     free, broken, offline = drgn.free(), set[int](), set[int]()

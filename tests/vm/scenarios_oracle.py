@@ -65,13 +65,11 @@ def compare(saved: Saved, kept: bytes, present: bytes, zeros_are_free: bool) -> 
     covered = bytes(oracle.in_ranges(saved.ranges, count))
     hidden = bytes(
         oracle.in_ranges(
-            oracle.whole(
-                [tuple(saved.description["window"]), *map(tuple, saved.description["low"])]
-            ),
+            oracle.whole([saved.description.facts.window, *saved.description.facts.low]),
             count,
         )
     )
-    ram = bytes(oracle.in_ranges(oracle.whole(map(tuple, saved.description["ram"])), count))
+    ram = bytes(oracle.in_ranges(oracle.whole(saved.description.facts.ram), count))
     stored = oracle.select(saved.kinds, [STORED], count)
     ours = oracle.select(saved.kinds, [STORED, ZEROS], count)
 
@@ -112,7 +110,7 @@ def same_content(saved: Saved, memory: Path) -> Counter[str]:
 
     Raises GuestError with the pages that differ, the report page excepted.
     """
-    report = int(saved.description.get("report_page") or 0) // PAGE
+    report = saved.description.facts.report_page // PAGE
     counts: Counter[str] = Counter()
     wrong: list[int] = []
     with memory.open("rb") as file:
@@ -175,7 +173,7 @@ def oracle_agrees(
                 memory,
                 saved.ranges,
                 saved.vmcoreinfo,
-                int(saved.description["page_offset"]),
+                saved.description.facts.page_offset,
                 folder / "core",
             )
             kept = oracle.dumped(core, ZERO_PAGES + FREE_PAGES)
@@ -183,7 +181,7 @@ def oracle_agrees(
             core.unlink()
             counts = compare(saved, kept, present, zeros_are_free)
             counts |= {f"content: {name}": n for name, n in same_content(saved, memory).items()}
-            pages = saved.report["pages"]
+            pages = saved.report.pages
             for name, number in counts.items():
                 print(f"{number:10}  {name}", flush=True)
             print(f"the helper: {pages}", flush=True)
@@ -230,7 +228,7 @@ def scan_is_linear(image: Image) -> None:
         with at_work(image, Shape(memory=memory), memory // 4, deadline=400) as guest:
             hibernate(guest)
             saved = Saved.of(oracle.target_of(guest, guest.folder / "target"))
-            took[memory] = scan_cost(memory, saved.report["phases"])
+            took[memory] = scan_cost(memory, dict(saved.report.phases))
     # Beside what grows with memory there is a little that does not.
     for memory in (2048, 4096):
         require("linear", took[memory] <= 1.5 * memory / 1024 * took[1024] + 0.05, took)

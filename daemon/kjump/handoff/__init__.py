@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What one kernel tells the next: the ``KJUMP`` note, the return cell, the report page."""
+"""What one kernel passes to the next: the ``KJUMP`` note, the return cell, the report page."""

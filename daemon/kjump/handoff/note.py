@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The ``KJUMP`` note: what the session tells the helper.
+"""The ``KJUMP`` note, which carries the session's order to the helper.
 
 An ELF note in the core header (``elfcorehdr=``), so the helper finds it in ``/proc/vmcore``
 beside VMCOREINFO.  Its descriptor is a fixed header and a JSON document, little-endian:
@@ -25,11 +25,10 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from kjump.errors import DamagedHandoff, WrongHandoffVersion
+from kjump.handoff.fields import JsonObject, decode
 from kjump.machine.elf import pack_note
 
 OWNER = b"KJUMP"
@@ -39,8 +38,6 @@ MAJOR, MINOR = 1, 1
 HEADER = struct.Struct("<8sHHIQI4x")
 JUMP_BACK_OFFSET = 16
 """Offset of the jump-back address in the descriptor: where the entry stub writes."""
-DRY_RUN = "dry-run"
-"""The document's ``mode`` where nothing is to be written, and the helper is to come back."""
 CHECKED = 16
 """The checksum covers this many bytes of the header."""
 LARGEST = 128 << 10
@@ -49,14 +46,15 @@ LARGEST = 128 << 10
 
 @dataclass(frozen=True)
 class Note:
-    """A note that was read: the jump-back address (physical) and the JSON document."""
+    """A note that was read: the jump-back address (physical) and the JSON document, whose fields
+    are not checked yet (`kjump.handoff.documents`)."""
 
     jump_back: int
-    document: dict[str, Any]
+    document: JsonObject
 
 
-def descriptor(document: Mapping[str, Any]) -> bytes:
-    """A descriptor with jump-back address 0.  Raises ValueError where it would be too long."""
+def descriptor(document: JsonObject) -> bytes:
+    """A descriptor with jump-back address 0.  Raises ValueError if it would be too long."""
     text = json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
     if HEADER.size + len(text) > LARGEST:
         raise ValueError(f"handoff of {len(text)} bytes")
@@ -66,7 +64,7 @@ def descriptor(document: Mapping[str, Any]) -> bytes:
     return head + text
 
 
-def pack(document: Mapping[str, Any]) -> bytes:
+def pack(document: JsonObject) -> bytes:
     """The whole note with jump-back address 0, ready for the core header."""
     return pack_note(OWNER, TYPE, descriptor(document))
 
@@ -90,10 +88,4 @@ def unpack(descriptor: bytes) -> Note:
         raise DamagedHandoff("The handoff note is cut short.")
     if zlib.crc32(text, zlib.crc32(descriptor[:CHECKED])) != checksum:
         raise DamagedHandoff("The handoff note's checksum is wrong.")
-    try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise DamagedHandoff("The handoff note holds no JSON.") from error
-    if not isinstance(document, dict):
-        raise DamagedHandoff("The handoff note holds no JSON object.")
-    return Note(jump_back, document)
+    return Note(jump_back, decode(text, "handoff note", DamagedHandoff))

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The report page: what the helper and the boot side tell the session.
+"""What a kernel reports, and the report page that carries it to the session.
 
-A page of the session's memory, locked by `kjump.session`, whose physical address and nonce go
-with the handoff.  The helper writes its report there; the boot side replaces the page in the
-restored memory.  Little-endian:
+Runs in all three kernels.  Pure.  The helper writes its report to the report page; the boot side
+replaces that page in the restored memory.  The outcome of an image, in its superblock and its
+locator, is a report as well.  Nothing here decides what a report means.
+
+The report page is a page of the session's memory that stays where it is; its physical address and
+its nonce go with the handoff.  Little-endian:
 
 ====== ==== =====================================================
 offset size field
@@ -14,31 +17,303 @@ offset size field
 16     16   nonce, chosen by the session for this cycle
 32     4    CRC-32 of the JSON document
 36     4    zero
-40     ..   JSON document, UTF-8, one object
+40     ..   JSON document, UTF-8, one object: a `Report`
 ====== ==== =====================================================
 
 A writer checks magic, version and nonce first, and leaves a page that differs alone.
-The document: ``by`` ("helper" or "resume"), ``result`` ("ok" or "failed"), on failure ``error``,
-``what``, ``todo`` (see `kjump.errors`), ``phases`` (name to seconds), and figures: `FIGURES`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import struct
+import time
 import zlib
+from bisect import bisect_right
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import TypeGuard
+
+from kjump.errors import DamagedHandoff, KjumpError, from_report
+from kjump.handoff.documents import NONCE_SIZE
+from kjump.handoff.fields import (
+    U64,
+    JsonObject,
+    clean,
+    decode,
+    is_integer,
+    is_text,
+    plain,
+)
 
 SIZE = 4096
 MAGIC = b"KJUMPREP"
 VERSION = 1
-NONCE_SIZE = 16
-HEADER = struct.Struct("<8sII16sI4x")
+HEADER = struct.Struct(f"<8sII{NONCE_SIZE}sI4x")
 ROOM = SIZE - HEADER.size
 """Largest JSON document, bytes."""
+
+HELPER, RESUME = "helper", "resume"
+"""Who reports."""
+OK, RETURNED, RESTING, FAILED = "ok", "returned", "warm", "failed"
+"""What came of it; ``ok`` from `RESUME`: the session was restored."""
+SNAPSHOT, IN_PLACE = "snapshot", "in-place"
+"""The ways of restoring: beside the boot kernel, through /dev/snapshot, or in place."""
+
+Counts = Mapping[str, int]
+Seconds = Mapping[str, float]
+
 FIGURES = ("pages", "image", "memory", "map", "codecs", "profile")
-"""What the helper found out about the copy, and the boot side hands on: each an object."""
+"""What the helper found out about the copy, and the boot side passes on: each an object."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report, or an image's outcome.  What is not known has its default and is not written."""
+
+    by: str = ""
+    result: str = ""
+    error: str = ""
+    """Name of the error, see `kjump.errors`; empty: none."""
+    what: str = ""
+    todo: str | None = None
+    tries: int = 0
+    """How often a resume was begun that did not come to its end; only in an outcome."""
+    hostname: str = ""
+    """Whose session the image is; only in the outcome of one that is empty yet."""
+    phases: Seconds = field(default_factory=dict)
+    pages: Counts = field(default_factory=dict)
+    """By kind."""
+    map: Mapping[str, int | str] = field(default_factory=dict)
+    """See `kjump.helper.states.States.coarse`."""
+    image: Counts = field(default_factory=dict)
+    """Bytes: ``size`` on the target, ``data`` of memory."""
+    memory: Counts = field(default_factory=dict)
+    """The helper's own, bytes."""
+    processors: int = 0
+    codecs: Counts = field(default_factory=dict)
+    """Chunks for which each compression was chosen."""
+    profile: Seconds = field(default_factory=dict)
+    """Of each step of the copy, all threads together."""
+    rate: int = 0
+    """Bytes of memory that the helper saved in a second."""
+    jump_back: int = 0
+    """The session's jump-back address; only of a helper that rests."""
+    way: str = ""
+    """How the session was restored: ``snapshot`` or ``in-place``."""
+    saved: float = 0.0
+    """Seconds since 1970, as ``resumed``."""
+    resumed: float = 0.0
+    boot_memory: Counts = field(default_factory=dict)
+    """The boot kernel's, bytes."""
+    shortened: bool = False
+    """Whether something was left out so that it fits its room."""
+    others: JsonObject = field(default_factory=dict)
+    """What another version of kjump wrote besides: for the history."""
+
+    def to_json(self) -> dict[str, object]:
+        own = {name: getattr(self, name) for name in NAMES}
+        return {
+            **{
+                name: value for name, value in own.items() if value or (name, value) == ("todo", "")
+            },
+            **self.others,
+        }
+
+    @classmethod
+    def from_json(cls, document: object) -> Report:
+        """Raises `DamagedHandoff`, which names the field, if a text is none.
+
+        Figures that make no sense are left out: the reason must not be lost with them.
+        """
+        if not isinstance(document, Mapping):
+            raise DamagedHandoff("The report is not a JSON object.")
+        known: dict[str, object] = {}
+        others: dict[str, object] = {}
+        for name, value in document.items():
+            if name not in NAMES:
+                if is_text(name):
+                    others[name] = plain(value)
+                continue
+            sane = _sane(name, value)
+            if sane is not None:
+                known[name] = sane
+        return cls(others=others, **known)  # type: ignore[arg-type]
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it says nothing."""
+        return self == Report()
+
+    @property
+    def cause(self) -> KjumpError:
+        """The error that it reports."""
+        return from_report(self.to_json())
+
+    @property
+    def figures(self) -> dict[str, Mapping[str, object]]:
+        """What there is of `FIGURES`."""
+        found = {name: getattr(self, name) for name in FIGURES}
+        return {name: value for name, value in found.items() if value}
+
+    @property
+    def more(self) -> dict[str, object]:
+        """What the history keeps besides the result, the error, the phases and the figures."""
+        usual = (*FIGURES, "by", "result", "error", "what", "todo", "phases", "window")
+        return {name: value for name, value in self.to_json().items() if name not in usual}
+
+    def passed_on(self) -> Report:
+        """Its phases and figures alone, for another report of the same session."""
+        return Report(phases=self.phases, **self.figures)  # type: ignore[arg-type]
+
+
+NAMES = tuple(f.name for f in fields(Report) if f.name != "others")
+_TEXTS = ("by", "result", "error", "what", "todo", "hostname", "way")
+_COUNTS = ("tries", "processors", "rate", "jump_back")
+_TIMES = ("saved", "resumed")
+MOST = 64
+"""Bytes that a name (of an error, say) takes at the most; longer ones are cut."""
+
+
+def _sane(name: str, value: object) -> object:
+    """A field's value as a report may have it; None: leave it out."""
+    if name in _TEXTS:
+        if not isinstance(value, str):
+            raise DamagedHandoff(f"In the report, `{name}` is no text.")
+        return clean(value) if name in TEXTS else cut(clean(value), MOST)
+    if name in _COUNTS:
+        return value if _is_count(value) else None
+    if name in _TIMES:
+        return float(value) if _is_number(value) and value >= 0 else None
+    if name == "shortened":
+        return value is True
+    if not isinstance(value, Mapping):
+        return None
+    entries = {key: x for key, x in value.items() if is_text(key)}
+    if name in ("phases", "profile"):
+        return {key: float(x) for key, x in entries.items() if _is_number(x)}
+    if name == "map":
+        return {key: x for key, x in entries.items() if is_text(x) or _is_count(x)}
+    return {key: x for key, x in entries.items() if _is_count(x)}
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return is_integer(value) and 0 <= value <= U64
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    if is_integer(value):
+        return -U64 <= value <= U64
+    return isinstance(value, float) and math.isfinite(value)
+
+
+# -- what is reported ------------------------------------------------------------------------------
+
+
+def failed(by: str, error: KjumpError) -> Report:
+    """That it failed, and why."""
+    return Report(by, FAILED, error.name, error.what, error.todo)
+
+
+def returned(pages: Counts, map: Mapping[str, int | str], processors: int) -> Report:
+    """Of a helper that was to look at memory and target, to write nothing, and to come back."""
+    return Report(HELPER, RETURNED, pages=pages, map=map, processors=processors)
+
+
+def resting(jump_back: int, phases: Seconds, memory: Counts) -> Report:
+    """Of a warm helper that is ready and jumps back until it is asked."""
+    return Report(HELPER, RESTING, jump_back=jump_back, phases=dict(phases), memory=memory)
+
+
+def restored(
+    outcome: Report,
+    way: str,
+    saved: float,
+    phases: Seconds,
+    boot_memory: Counts | None = None,
+) -> Report:
+    """What a restored session finds: the figures of all kernels on the way.
+
+    ``outcome``: of its image; ``phases``: those that are not in it yet.
+    """
+    return replace(
+        outcome.passed_on(),
+        by=RESUME,
+        result=OK,
+        way=way,
+        saved=saved,
+        resumed=time.time(),
+        boot_memory=boot_memory or {},
+        phases={**outcome.phases, **phases},
+    )
+
+
+# -- making it fit ---------------------------------------------------------------------------------
+
+TEXTS = ("what", "todo")
+"""What is shortened, if nothing else is left."""
+KEPT = ("by", "result", "error", "tries", "jump_back", "shortened")
+"""What is never left out."""
+
+
+def encode(document: JsonObject) -> bytes:
+    """As JSON in UTF-8; a surrogate on its own becomes a question mark."""
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "replace")
+
+
+def cut(text: str, room: int) -> str:
+    """As many of its first characters as take no more than ``room`` bytes in a JSON document."""
+
+    def size(count: int) -> int:
+        return len(encode({"": text[:count]})) - len(b'{"":""}')
+
+    return text[: bisect_right(range(len(text) + 1), room, key=size) - 1]
+
+
+def fit(report: Report, room: int) -> bytes:
+    """The report as JSON of at most ``room`` bytes; it must be 400 at the least.
+
+    What is too long loses its figures first, the largest first; then its texts are cut.  Always
+    there: who reports, the result, the error's name, `Report.tries`, and as much of the texts as
+    the room has.
+    """
+    document = Report.from_json(report.to_json()).to_json()  # only what can be read again
+    text = encode(document)
+    if len(text) <= room:
+        return text
+    document["shortened"] = True
+    spare = [name for name in document if name not in (*KEPT, *TEXTS)]
+    for name in sorted(spare, key=lambda name: len(encode({name: document[name]})), reverse=True):
+        del document[name]
+        text = encode(document)
+        if len(text) <= room:
+            return text
+    texts = {name: str(document[name]) for name in TEXTS if name in document}
+    left = room - len(encode({**document, **dict.fromkeys(texts, "")}))
+    for name in sorted(texts, key=lambda name: len(encode({name: texts[name]}))):
+        # The shorter one first: what it leaves is the other's.
+        document[name] = cut(texts[name], left // len(texts))
+        left -= len(encode({"": document[name]})) - len(b'{"":""}')
+        del texts[name]
+    return encode(document)
+
+
+def read(text: bytes) -> Report:
+    """What `fit` wrote.  Raises `DamagedHandoff`."""
+    return Report.from_json(decode(text, "report", DamagedHandoff))
+
+
+def read_outcome(text: bytes) -> Report:
+    """The outcome of an image; a blank one if it cannot be read: the image counts without it."""
+    try:
+        return read(text) if text else Report()
+    except DamagedHandoff:
+        return Report()
+
+
+# -- the report page -------------------------------------------------------------------------------
 
 
 def blank(nonce: bytes) -> bytes:
@@ -46,14 +321,9 @@ def blank(nonce: bytes) -> bytes:
     return HEADER.pack(MAGIC, VERSION, 0, nonce, 0).ljust(SIZE, b"\0")
 
 
-def pack(nonce: bytes, document: Mapping[str, Any]) -> bytes:
-    """A filled page.  What does not fit is shortened: first the figures go, then the text."""
-    text = json.dumps(document, separators=(",", ":")).encode()
-    if len(text) > ROOM:
-        short = {k: document[k] for k in ("by", "result", "error", "todo") if k in document}
-        short["what"] = str(document.get("what", ""))[:1000]
-        short["shortened"] = True
-        text = json.dumps(short, separators=(",", ":")).encode()[:ROOM]
+def pack(nonce: bytes, report: Report) -> bytes:
+    """A filled page."""
+    text = fit(report, ROOM)
     head = HEADER.pack(MAGIC, VERSION, len(text), nonce, zlib.crc32(text))
     return (head + text).ljust(SIZE, b"\0")
 
@@ -66,8 +336,8 @@ def is_for(page: bytes, nonce: bytes) -> bool:
     return bool(magic == MAGIC and version == VERSION and found == nonce)
 
 
-def unpack(page: bytes, nonce: bytes) -> dict[str, Any] | None:
-    """The report on the page, or None where there is none (blank, other nonce, damaged)."""
+def unpack(page: bytes, nonce: bytes) -> Report | None:
+    """The report on the page, or None if there is none (blank, other nonce, damaged)."""
     if not is_for(page, nonce):
         return None
     _magic, _version, length, _nonce, checksum = HEADER.unpack_from(page)
@@ -75,7 +345,6 @@ def unpack(page: bytes, nonce: bytes) -> dict[str, Any] | None:
     if length == 0 or length > ROOM or zlib.crc32(text) != checksum:
         return None
     try:
-        document = json.loads(text)
-    except ValueError:
+        return read(text)
+    except DamagedHandoff:
         return None
-    return document if isinstance(document, dict) else None

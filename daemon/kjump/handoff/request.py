@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The request page: what the session asks of a helper that is already running.
 
-The note lies in the window, so it tells only what was known when the helper was started.  A warm
-helper (docs/kjump-handoff.5.md) is told the rest when it is entered again, through pages of the
+The note lies in the window, so it says only what was known when the helper was started.  A warm
+helper (docs/kjump-handoff.5.md) reads the rest when it is entered again, from pages of the
 session: one request page, whose address is in the note, lists the pages that hold the request.
 A request has the form of a note's descriptor (`kjump.handoff.note`) and is checked as one.
 The request page is little-endian, addresses are physical:
@@ -26,12 +26,13 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kjump.errors import DamagedHandoff, StaleHelper, WrongHandoffVersion
-from kjump.handoff import note
+from kjump.handoff import documents, note
+from kjump.handoff.documents import MachineFacts
+from kjump.handoff.fields import JsonObject
 from kjump.machine.ranges import PAGE, Range, overlaps
 
 MAGIC = b"KJUMPREQ"
@@ -42,22 +43,6 @@ CHECKED = 36
 PAGES = -(-note.LARGEST // PAGE)
 """Pages for the longest request."""
 
-FIXED = (
-    "machine",
-    "release",
-    "levels",
-    "window",
-    "low",
-    "ram",
-    "firmware_map",
-    "page_count",
-    "page_offset",
-    "report_page",
-    "nonce",
-)
-"""Keys that a request repeats from the note: a helper that was started for other values is of no
-use, as its core header, its memory map or its way back are wrong."""
-
 
 @dataclass(frozen=True)
 class Listing:
@@ -67,8 +52,8 @@ class Listing:
     length: int
 
 
-def pack(document: Mapping[str, Any]) -> bytes:
-    """The request itself: header and JSON document.  Raises ValueError where it is too long."""
+def pack(document: JsonObject) -> bytes:
+    """The request itself: header and JSON document.  Raises ValueError if it is too long."""
     return note.descriptor(document)
 
 
@@ -122,13 +107,12 @@ def read(page: bytes, nonce: bytes, get: Callable[[int], bytes], hidden: Iterabl
     return b"".join(get(address) for address in found.pages)[: found.length]
 
 
-def differing(noted: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Names of the keys that must be the same in note and request, and are not."""
-    return [key for key in FIXED if noted.get(key) != asked.get(key)]
+def check(noted: MachineFacts, asked: MachineFacts) -> None:
+    """A request repeats the machine's facts of the note.  A helper that was started for others is
+    of no use, as its core header, its memory map or its way back are wrong.
 
-
-def check(noted: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Raises `StaleHelper` where the helper was started for another machine than this one."""
-    names = differing(noted, asked)
+    Raises `StaleHelper`, which names them.
+    """
+    names = documents.differing(noted, asked)
     if names:
         raise StaleHelper(f"The warm helper was started with another {', '.join(names)}.")

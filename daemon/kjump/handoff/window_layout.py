@@ -24,7 +24,6 @@ import mmap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from kjump.errors import StagingFailed
 from kjump.machine import bzimage, code, memory
 from kjump.machine.memory import HEADROOM, Entry
 from kjump.machine.ranges import PAGE, Range, align_down
@@ -55,9 +54,22 @@ must be the same, what this machine needs to boot it needs again, and a display 
 leaves in the firmware's mode it could not bring back to that."""
 
 CPUS = 4
-"""Processors a kernel in the window is given at the most, where nothing else is said."""
+"""Processors that a kernel in the window gets at the most, if nothing else is configured."""
 
 Buffer = bytes | bytearray | mmap.mmap
+
+
+class DoesNotFit(Exception):
+    """What should lie in the window has no room there.  What a person can do about it differs
+    between the session and the boot kernel, so each makes an error of its own of it."""
+
+
+class WindowTooSmall(DoesNotFit):
+    """There is no room for the kernel and its initrd."""
+
+
+class CommandLineTooLong(DoesNotFit):
+    """There is no room for the kernel's command line."""
 
 
 def words(running: str, *, consoles: Iterable[str] = (), cpus: int) -> list[str]:
@@ -89,9 +101,9 @@ def words(running: str, *, consoles: Iterable[str] = (), cpus: int) -> list[str]
 
 def acpi_rsdp(running: bytes) -> int:
     """Physical address of ACPI's root pointer, 0 if the kernel will find it by itself (BIOS)."""
-    told = int.from_bytes(running[0x70:0x78], "little")
-    if told:
-        return told
+    known = int.from_bytes(running[0x70:0x78], "little")
+    if known:
+        return known
     try:
         for line in Path("/sys/firmware/efi/systab").read_text().splitlines():
             if line.startswith(("ACPI20=", "ACPI=")):
@@ -116,20 +128,22 @@ def place(
 
     ``low``: RAM below 1 MiB the kernel may use.  ``contents``: more for the window's first 2 MiB,
     by offset.  ``note_slot`` and ``cell_slot``: where the stub keeps the jump-back address.
-    Raises `StagingFailed`, `NoHelperKernel`.
+    Raises `WindowTooSmall`, `CommandLineTooLong`, and as `kjump.machine.bzimage` does.
     """
     start, end = window
     kernel = bzimage.parse(bytes(image[:PAGE]))
     kernel_at = start + HEADROOM
     initrd_at = align_down(end - len(initrd))
     if kernel_at + kernel.init_size > initrd_at:
-        raise StagingFailed(
-            f"A window of {end - start >> 20} MiB has no room for the helper's kernel and initrd.",
-            advice="Raise [Helper] WindowSizeMiB=.",
+        raise WindowTooSmall(
+            f"A window of {end - start >> 20} MiB has no room for the kernel and the initrd."
         )
     text = command_line.encode() + b"\0"
-    if len(text) > min(COMMAND_LINE_ROOM, kernel.cmdline_size):
-        raise StagingFailed("The helper's command line is too long.")
+    room = min(COMMAND_LINE_ROOM, kernel.cmdline_size)
+    if len(text) > room:
+        raise CommandLineTooLong(
+            f"The kernel command line has {len(text)} bytes, and {room} are possible."
+        )
     running = Path("/sys/kernel/boot_params/data").read_bytes()
     first = bytearray(USED)
     parts = {

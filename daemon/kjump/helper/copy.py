@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import signal
 import time
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from kjump import VERSION
 from kjump.console.lines import Progress, say
@@ -30,26 +29,27 @@ from kjump.errors import (
     NoImage,
     StaleHelper,
     TargetMissing,
-    WrongHandoffVersion,
     WrongTarget,
 )
-from kjump.handoff import note
+from kjump.handoff import documents
+from kjump.handoff import report as reports
 from kjump.handoff.cell import Cell
+from kjump.handoff.documents import SaveOrder, WarmOrder
+from kjump.handoff.report import Report
 from kjump.helper import leave, restore_in_place, warm
 from kjump.helper.screen import Screen
-from kjump.helper.states import PageSpan, classify
+from kjump.helper.session_memory import gatherer, read_notes
+from kjump.helper.states import States, classify
 from kjump.helper.watch import Watch
 from kjump.image import fingerprint, superblocks, target
+from kjump.image.description import Description, SavedFileSystem
 from kjump.image.device import DirectDevice
 from kjump.image.layout import BLOCK, EMPTY, Superblock
-from kjump.image.write import COMPRESSIONS, SPAN_PAGES, Writer
-from kjump.machine import pages, syscalls, vmcoreinfo
-from kjump.machine.maps import Maps
+from kjump.image.write import SPAN_PAGES, Writer
+from kjump.machine import syscalls, vmcoreinfo
 from kjump.machine.memory import own_memory, processors
-from kjump.machine.ranges import PAGE, Range
+from kjump.machine.ranges import PAGE
 from kjump.machine.vmcore import Vmcore
-
-Report = dict[str, Any]
 
 DEVICE_WAIT = 30.0
 """Seconds to wait for the target's driver."""
@@ -90,152 +90,89 @@ class Clock:
         self._name, self._since = name, now
 
 
-class Handoff:
-    """What the session asked for, out of the note.  Raises `DamagedHandoff` for what lacks."""
-
-    def __init__(self, found: note.Note) -> None:
-        document = found.document
-        try:
-            self.jump_back = found.jump_back
-            self.cycle = uuid.UUID(document["cycle"])
-            self.window = _range(document["window"])
-            self.low = [_range(r) for r in document["low"]]
-            self.ram = [_range(r) for r in document["ram"]]
-            self.links = [Path(str(x)) for x in document["target"]["links"]]
-            locator = document["target"].get("locator")
-            self.locator = None if locator is None else int(locator)
-            self.level = int(document.get("level", 1))
-            self.compression = str(document.get("compression", "auto"))
-            if self.compression not in COMPRESSIONS:
-                raise ValueError(f"compression {self.compression!r}")
-            self.deadline = float(document["deadline"])
-            self.watchdog = int(document.get("watchdog", 0))
-            self.free_is_zero = document.get("free_pages") == "zero"
-            self.file_systems = list(document.get("file_systems", ()))
-            self.document: Mapping[str, Any] = document
-        except (KeyError, TypeError, ValueError) as error:
-            raise DamagedHandoff(f"The handoff note lacks something: {error!r}.") from error
-
-
-def _range(pair: Any) -> Range:
-    start, end = (int(x) for x in pair)
-    if not 0 <= start < end:
-        raise ValueError(f"range {start:#x}-{end:#x}")
-    return start, end
-
-
-def read_notes(core: Vmcore) -> tuple[dict[str, str], note.Note]:
-    """VMCOREINFO and the handoff note.  Raises `DamagedHandoff`, `WrongHandoffVersion`."""
-    facts: dict[str, str] | None = None
-    found: note.Note | None = None
-    for owner, _kind, descriptor in core.notes():
-        if owner == vmcoreinfo.OWNER and facts is None:
-            facts = vmcoreinfo.parse(descriptor)
-        elif owner == note.OWNER and found is None:
-            found = note.unpack(descriptor)
-    if facts is None:
-        raise DamagedHandoff("There is no VMCOREINFO note in the core header.")
-    if found is None:
-        raise DamagedHandoff("There is no KJUMP note in the core header.")
-    return facts, found
-
-
-def open_target(handoff: Handoff) -> DirectDevice:
+def open_target(order: SaveOrder) -> DirectDevice:
     """The target, and no other device: it bears this cycle's id.
 
     Raises `TargetMissing`, `WrongTarget`.
     """
-    path = target.wait_for(handoff.links, DEVICE_WAIT)
-    if handoff.locator is None:
+    path = find_target(order)
+    if order.target.locator is None:
         device = DirectDevice(path, writable=True)
     else:
         try:
-            device = target.open_image(path, handoff.locator, writable=True)
+            device = target.open_image(path, order.target.locator, writable=True)
         except (NoImage, ImageDamaged, ImageVersion) as error:
             raise WrongTarget(f"{path} does not bear this cycle's mark: {error.what}") from error
     try:
         superblock = superblocks.load(device)
     except OSError as error:
         raise WrongTarget(f"The target {path} cannot be read: {error.strerror}.") from error
-    if superblock is None or superblock.cycle != handoff.cycle or superblock.state != EMPTY:
+    if superblock is None or superblock.cycle != order.cycle or superblock.state != EMPTY:
         raise WrongTarget(f"{path} does not bear this cycle's mark.")
     return device
 
 
-def gatherer(core: Vmcore) -> Callable[[PageSpan, pages.Bundle], None]:
-    """What brings a span's pages together out of the session's memory; for any thread."""
-    maps = Maps(core.map, core.readable())
-
-    def gather(span: PageSpan, bundle: pages.Bundle) -> None:
-        """Raises `MemoryUnreadable`, `Internal`."""
-        kinds, end = span.kinds.kinds, span.at + span.last - span.first
-        wanted = sum(kinds.count(kind, span.at, end) for kind in (pages.SAVE, pages.ZERO))
-        for pfn, count, part in maps.over(span.first, span.last):
-            at = span.at + pfn - span.first
-            looked = bundle.gather(part.view, part.at(pfn), count, span.kinds, at, pfn)
-            if looked != count:
-                raise Internal("A chunk has no room for its pages.")
-        if bundle.used + bundle.zeros != wanted:
-            raise MemoryUnreadable(
-                f"Not all pages from {span.first * PAGE:#x} on are in the session's memory."
-            )
-
-    return gather
+def find_target(order: SaveOrder) -> Path:
+    """The target's device, as soon as it is there.  Raises `TargetMissing`."""
+    return target.wait_for([Path(link) for link in order.target.links], DEVICE_WAIT)
 
 
 def describe(
-    handoff: Handoff,
-    facts: Mapping[str, str],
-    file_systems: list[dict[str, Any]],
+    order: SaveOrder,
+    jump_back: int,
+    info: Mapping[str, str],
+    file_systems: tuple[SavedFileSystem, ...],
     watchdog: str,
-) -> dict[str, Any]:
-    """The image's description: what the boot side needs and a person wants to know."""
-    keep = (
-        "cycle",
-        "hostname",
-        "machine",
-        "release",
-        "levels",
-        "window",
-        "low",
-        "ram",
-        "firmware_map",
-        "page_count",
-        "page_offset",
-        "report_page",
-        "nonce",
-        "requested",
+) -> Description:
+    """The image's description: what the boot side needs and a person wants to know.
+
+    ``jump_back``: physical address at which the session goes on; ``info``: VMCOREINFO.
+    """
+    return Description(
+        facts=order.facts,
+        jump_back=jump_back,
+        cycle=str(order.cycle),
+        hostname=order.hostname,
+        kjump=VERSION,
+        requested=order.requested,
+        saved=time.time(),
+        vmcoreinfo=vmcoreinfo.text(info),
+        watchdog_device=watchdog,
+        file_systems=file_systems,
     )
-    return {
-        **{key: handoff.document[key] for key in keep if key in handoff.document},
-        "kjump": VERSION,
-        "jump_back": handoff.jump_back,
-        "file_systems": file_systems,
-        "vmcoreinfo": vmcoreinfo.text(facts),
-        "saved": time.time(),
-        "watchdog": watchdog,
-    }
+
+
+def page_states(core: Vmcore, info: Mapping[str, str], order: SaveOrder) -> States:
+    """The states of the session's pages.  Raises `MemoryUnreadable`."""
+    states = classify(core, info, order.facts.ram, order.hidden)
+    if order.free_pages == "zero":
+        states.free_is_zero()
+    return states
 
 
 def save(
-    core: Vmcore, facts: Mapping[str, str], handoff: Handoff, clock: Clock, watch: Watch
+    core: Vmcore,
+    info: Mapping[str, str],
+    order: SaveOrder,
+    jump_back: int,
+    clock: Clock,
+    watch: Watch,
 ) -> Report:
-    """Write the image; the report.  Raises any `KjumpError`."""
+    """Write the image; the report.  Raises any `KjumpError`.
+
+    ``info``: VMCOREINFO; ``jump_back``: physical address at which the session goes on.
+    """
     clock.phase("scan")
-    states = classify(core, facts, handoff.ram, [handoff.window, *handoff.low])
-    if handoff.free_is_zero:
-        states.free_is_zero()
+    states = page_states(core, info, order)
     before = states.counts()
     clock.phase("find target")
-    with open_target(handoff) as device:
-        writer = Writer(
-            device, _prepared(device), level=handoff.level, compression=handoff.compression
-        )
-        found = fingerprint.take_all(handoff.file_systems)
-        writer.begin(describe(handoff, facts, found, watch.watchdog))
+    with open_target(order) as device:
+        writer = Writer(device, _prepared(device), level=order.level, compression=order.compression)
+        found = fingerprint.take_all(order.file_systems)
+        writer.begin(describe(order, jump_back, info, found, watch.watchdog))
         clock.phase("copy")
         say(
-            f"saving {before['data'] * PAGE >> 20} MiB of {handoff.document.get('hostname')}"
+            f"saving {before['data'] * PAGE >> 20} MiB of {order.hostname}"
             f" to {device.path}; Esc or the power button: back to the session"
         )
         threads = processors()
@@ -255,23 +192,27 @@ def save(
         available = own_memory()
         after = states.counts()
         clock.phase("commit")
-        report: Report = {
-            "by": "helper",
-            "result": "ok",
-            "phases": clock.phases,
-            "pages": after,
-            "map": states.coarse(),
-            "memory": available,
-            "processors": threads,
-            "codecs": writer.codecs,
-            "profile": {step: round(seconds, 3) for step, seconds in writer.profile.items()},
-        }
+        report = Report(
+            reports.HELPER,
+            reports.OK,
+            pages=after,
+            map=states.coarse(),
+            memory=available,
+            processors=threads,
+            codecs=writer.codecs,
+            profile={step: round(seconds, 3) for step, seconds in writer.profile.items()},
+        )
         watch.too_late()
         watch.beat()
         done = writer.commit()
         clock.phase("")
-        report["image"] = {"size": done.end, "data": done.data_pages * PAGE}
-        report["rate"] = round(done.data_pages * PAGE / max(clock.phases["copy"], 0.001))
+        saved = done.data_pages * PAGE
+        report = replace(
+            report,
+            phases=dict(clock.phases),
+            image={"size": done.end, "data": saved},
+            rate=round(saved / max(clock.phases["copy"], 0.001)),
+        )
         superblocks.store(device, done, outcome=report)
     return report
 
@@ -287,55 +228,49 @@ def _out_of_time(_signal: int, _frame: FrameType | None) -> None:
     raise HelperDeadline("The helper ran out of time.")
 
 
-def rehearse(core: Vmcore, facts: Mapping[str, str], handoff: Handoff, clock: Clock) -> Report:
+def rehearse(core: Vmcore, info: Mapping[str, str], order: SaveOrder, clock: Clock) -> Report:
     """What a dry run does: all of `save` that writes nothing.  Raises any `KjumpError`."""
     clock.phase("scan")
-    states = classify(core, facts, handoff.ram, [handoff.window, *handoff.low])
-    if handoff.free_is_zero:
-        states.free_is_zero()
+    states = page_states(core, info, order)
     clock.phase("find target")
-    path = target.wait_for(handoff.links, DEVICE_WAIT)
+    path = find_target(order)
     try:
         with DirectDevice(path) as device:
             device.read(0, BLOCK)
     except OSError as error:
         raise TargetMissing(f"The target {path} cannot be read: {error.strerror}.") from error
     say(f"a dry run: {states.counts()['data'] * PAGE >> 20} MiB would be saved to {path}")
-    return {"pages": states.counts(), "map": states.coarse(), "processors": processors()}
+    return reports.returned(states.counts(), states.coarse(), processors())
 
 
 def run(cell: Cell, clock: Clock, watch: Watch, screen: Screen) -> Report:
-    """Save and power off.  Raises any `KjumpError`; returns only in a dry run, with its figures."""
+    """Save and power off.  Raises any `KjumpError`; returns only in a dry run, with its report."""
     clock.phase("handoff")
     signal.signal(signal.SIGALRM, _out_of_time)
     with Vmcore(hidden=((cell.window_start, cell.window_start + cell.window_size),)) as core:
-        facts, found = read_notes(core)
-        mode = found.document.get("mode")
+        info, found = read_notes(core)
+        order = documents.read(found.document)
         since = 0.0  # a deadline counts from the start of this kernel ...
-        if mode == warm.MODE:
+        if isinstance(order, WarmOrder):
             signal.setitimer(signal.ITIMER_REAL, WARM_UP)
             clock.phase("warm-up")
-            wanted = warm.prepare(found, DEVICE_WAIT)
+            warm.prepare(order, DEVICE_WAIT)
             clock.phase("rest")
             signal.setitimer(signal.ITIMER_REAL, 0)
-            warm.rest(cell, found, clock.phases)
+            warm.rest(cell, found.jump_back, clock.phases)
             clock.again()
             signal.setitimer(signal.ITIMER_REAL, WARM_UP)
             since = clock.begun  # ... or from when it was entered again
             clock.phase("handoff")
-            found = warm.asked(cell, found, wanted)
-            mode = found.document.get("mode")
-        handoff = Handoff(found)
-        left = handoff.deadline + since - time.monotonic()
+            order = warm.asked(cell, order)
+        left = order.deadline + since - time.monotonic()
         signal.setitimer(signal.ITIMER_REAL, max(1.0, left))
-        if mode == note.DRY_RUN:
-            return rehearse(core, facts, handoff, clock)
-        if mode is not None:
-            raise WrongHandoffVersion(f"The handoff asks for {mode!r}, which is not known here.")
+        if order.mode == documents.DRY_RUN:
+            return rehearse(core, info, order, clock)
         screen.begin(Path("/proc/cmdline").read_text())
-        watch.begin(handoff.watchdog)
+        watch.begin(order.watchdog)
         try:
-            report = save(core, facts, handoff, clock, watch)
+            report = save(core, info, order, found.jump_back, clock, watch)
         except (MemoryUnreadable, TargetMissing, WrongTarget) as error:
             if not since or clock.name not in BEFORE_WRITING:
                 raise
@@ -343,7 +278,7 @@ def run(cell: Cell, clock: Clock, watch: Watch, screen: Screen) -> Report:
             raise StaleHelper(f"The warm helper cannot go on.  {error.what}") from error
     # The image is complete: nothing may take that back any more.
     signal.setitimer(signal.ITIMER_REAL, 0)
-    size = report["image"]["size"]
+    size = report.image["size"]
     say(f"saved: {size >> 20} MiB written in {clock.phases.get('copy', 0):.1f} s; switching off")
     screen.end()
     syscalls.power_off()
@@ -371,8 +306,7 @@ def main() -> int:
     watch.end()
     screen.end()
     clock.phase("")
-    report.update(phases=clock.phases, memory=own_memory())
-    leave.tell(cell, report)
+    leave.write_report(cell, replace(report, phases=dict(clock.phases), memory=own_memory()))
     say("jumping back to the session")
     leave.jump_back(cell)
     return None
@@ -382,15 +316,14 @@ def attempt(cell: Cell, clock: Clock, watch: Watch, screen: Screen) -> Report:
     """`run`, and the report of what it came to."""
     try:
         try:
-            found = run(cell, clock, watch, screen)
+            return run(cell, clock, watch, screen)
         finally:
             # What would be raised from here on must not keep the helper from going back.
             signal.setitimer(signal.ITIMER_REAL, 0)
             watch.deafen()
     except KjumpError as error:
         say(f"not saved: {error.sentence}")
-        return leave.failure(error)
+        return reports.failed(reports.HELPER, error)
     except Exception as error:  # anything at all must end in the session, with its reason
         say(f"not saved: {error!r}")
-        return leave.failure(Internal(f"The helper failed: {error!r}."))
-    return {"by": "helper", "result": "returned", **found}
+        return reports.failed(reports.HELPER, Internal(f"The helper failed: {error!r}."))

@@ -8,14 +8,14 @@ the copy could not even begin.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from kjump.console.lines import say
 from kjump.errors import DamagedHandoff, HelperFailed, HelperHung, KjumpError, NoWarmHelper
 from kjump.handoff import cell as cells
 from kjump.handoff import report as reports
+from kjump.handoff.report import Report
 from kjump.helper import watch, watchdog
 from kjump.machine import code, memory, syscalls
 from kjump.machine.ranges import PAGE
@@ -39,7 +39,7 @@ def find_cell(cmdline: str | None = None) -> cells.Cell:
     raise DamagedHandoff("There is no kjump.return= on the helper's command line.")
 
 
-def tell(cell: cells.Cell, document: Mapping[str, Any]) -> bool:
+def write_report(cell: cells.Cell, report: Report) -> bool:
     """Write the report into the session's report page, if that page is what it should be."""
     if not cell.report_page:
         return False
@@ -48,16 +48,11 @@ def tell(cell: cells.Cell, document: Mapping[str, Any]) -> bool:
             if not reports.is_for(physical.read(cell.report_page, PAGE), cell.nonce):
                 say("the report page is not where the handoff says; going back without a report")
                 return False
-            physical.write(cell.report_page, reports.pack(cell.nonce, document))
+            physical.write(cell.report_page, reports.pack(cell.nonce, report))
     except OSError as error:
         say(f"the report cannot be written: {error}")
         return False
     return True
-
-
-def failure(error: KjumpError, **figures: Any) -> dict[str, Any]:
-    """The report of a helper that failed."""
-    return {"by": "helper", "result": "failed", **error.report(), **figures}
 
 
 def _jump_pages(cell: cells.Cell) -> tuple[int, bytes]:
@@ -76,7 +71,7 @@ def jump_back_kept(cell: cells.Cell) -> None:
 
     The jump-back address stays what it was as long as the session keeps its staged image: it lies
     in a page that was allocated with that image (``control_code_page``, kernel/kexec.c).  Raises
-    `NoWarmHelper` where the kernel refuses, with everything as it was.
+    `NoWarmHelper` if the kernel refuses, with everything as it was.
     """
     at, pages = _jump_pages(cell)
     try:
@@ -91,7 +86,7 @@ def jump_back_kept(cell: cells.Cell) -> None:
 
 
 def jump_back(cell: cells.Cell) -> NoReturn:
-    """Jump back into the session for good.  Raises `HelperFailed` where the kernel refuses."""
+    """Jump back into the session for good.  Raises `HelperFailed` if the kernel refuses."""
     at, pages = _jump_pages(cell)
     try:
         # Plain, not preserving: it also sends the other CPUs into HLT, where the session's kernel
@@ -112,5 +107,5 @@ def main() -> int:
         error = HelperHung("The program that copies hung, and was ended.")
     if watch.ALIVE.exists():
         watchdog.stop_all()
-    tell(cell, failure(error))
+    write_report(cell, reports.failed(reports.HELPER, error))
     jump_back(cell)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from kjump.console.keys import Keys
 from kjump.console.lines import Progress, say
@@ -25,7 +24,6 @@ from kjump.helper.screen import Screen
 from kjump.image import superblocks, target
 from kjump.image.extents import Extents
 from kjump.image.layout import COMPLETE, RESTORING, Extent
-from kjump.image.place import check_pages, pieces
 from kjump.image.read import Chunk, Image
 from kjump.image.skip import ResumeAttempt
 from kjump.machine import memory, pages, syscalls
@@ -78,7 +76,7 @@ class _Asked(Exception):
 
 
 def unless_asked(chance: SkipPrompt, write: Callable[[Chunk], None]) -> Callable[[Chunk], None]:
-    """``write``, which raises `_Asked` where a key was pressed; for any number of threads."""
+    """``write``, which raises `_Asked` if a key was pressed; for any number of threads."""
     hearing = threading.Lock()
 
     def listening(chunk: Chunk) -> None:
@@ -95,16 +93,16 @@ def unless_asked(chance: SkipPrompt, write: Callable[[Chunk], None]) -> Callable
 
 def put_back(image: Image, started: float, chance: SkipPrompt) -> Cell:
     """Write all pages and the report; where to jump.  Raises any `KjumpError`, `ResumeSkipped`
-    where a person wants to boot without the session, who may have it switched off, too."""
+    if a person chooses to boot without the session; the person may also switch off."""
     description = image.description()
     extents = image.index()
-    check_pages(extents, description)
+    description.check_pages(extents)
     skippable = ResumeAttempt(image, chance)
-    title = f"resuming {description.get('hostname', '')} in place:"
+    title = f"resuming {description.hostname} in place:"
     phases = {"restorer boot": round(started, 3)}
-    ranges = pieces(description)
+    facts = description.facts
     with memory.PhysicalMemory(writable=True) as physical:
-        places = PageWriter(physical, ranges)
+        places = PageWriter(physical, description.pieces)
         while True:
             # Those of zeros are cleared in no time.
             progress = Progress(title, image.superblock.data_pages * PAGE)
@@ -122,29 +120,15 @@ def put_back(image: Image, started: float, chance: SkipPrompt) -> Cell:
         places.write(extents.zeros, None)
         phases["put back"] = round(time.monotonic() - begun, 3)
         skippable.last_look()
-        page = Extents.of([Extent(int(description["report_page"]) // PAGE, 1)])
-        document = report(description, image.superblock.outcome, phases)
-        places.write(page, reports.pack(bytes.fromhex(description["nonce"]), document))
+        page = Extents.of([Extent(facts.report_page // PAGE, 1)])
+        outcome = image.superblock.outcome
+        report = reports.restored(outcome, reports.IN_PLACE, description.saved, phases)
+        places.write(page, reports.pack(facts.nonce, report))
         places.close()
     # From here on nobody uses this image again: the session may have run.
     image.superblock = superblocks.store(image.device, image.superblock, state=RESTORING)
-    start, end = (int(x) for x in description["window"])
-    return Cell(0, bytes(16), start, end - start, int(description["jump_back"]))
-
-
-def report(
-    description: Mapping[str, Any], outcome: Mapping[str, Any], phases: Mapping[str, float]
-) -> dict[str, Any]:
-    """The document the session finds: the figures of all kernels on the way."""
-    return {
-        "by": "resume",
-        "result": "ok",
-        "way": "in-place",
-        "phases": {**dict(outcome.get("phases", {})), **phases},
-        "saved": description.get("saved"),
-        "resumed": time.time(),
-        **{key: outcome[key] for key in reports.FIGURES if key in outcome},
-    }
+    start, end = facts.window
+    return Cell(0, bytes(16), start, end - start, description.jump_back)
 
 
 def main(cmdline: str) -> int:
@@ -166,12 +150,10 @@ def main(cmdline: str) -> int:
                 say("resuming in place; Esc: boot without the saved session")
                 cell = put_back(image, started, SkipPrompt(keys, _seconds(words), screen))
             except KjumpError as error:
-                _keep(image, error)
-                raise
+                raise target.give_up(device, image.superblock, error) from error.__cause__
             except Exception as error:  # the reason must not be lost with the machine
                 wrapped = Internal(f"The restorer failed: {error!r}.")
-                _keep(image, wrapped)
-                raise wrapped from error
+                raise target.give_up(device, image.superblock, wrapped) from error
             finally:
                 keys.close()
         say("jumping into the session")
@@ -179,14 +161,11 @@ def main(cmdline: str) -> int:
         leave.jump_back(cell)
     except KjumpError as error:
         say(f"not resumed: {error.sentence}")
+    except OSError as error:
+        say(f"not resumed: the target cannot be used: {error.strerror or error}")
     say("restarting")
     syscalls.restart()
     return 1
-
-
-def _keep(image: Image, error: KjumpError) -> None:
-    outcome = {"by": "resume", "result": "failed", **error.report()}
-    target.pass_over(image.device, image.superblock, outcome)
 
 
 def _seconds(words: Mapping[str, str]) -> float:

@@ -36,8 +36,8 @@ LEAVE = 2.0
 
 def command(daemon: Path, cmdline: str) -> list[str]:
     """How plymouthd is started.  ``cmdline``: the helper's, for words to debug it with.  Pure."""
-    told = [word for word in cmdline.split() if word.startswith("plymouth.")]
-    words = " ".join([WORDS, *told])
+    given = [word for word in cmdline.split() if word.startswith("plymouth.")]
+    words = " ".join([WORDS, *given])
     return [
         str(daemon),
         "--no-daemon",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kjump.machine import pages
 from kjump.machine.ranges import PAGE, Range, intersect
@@ -60,12 +59,12 @@ class States:
                 kinds[a - start : b - start] = bytes([kind]) * (b - a)
 
     def free_is_zero(self) -> None:
-        """Where the kernel trusts free pages to hold zeros, they are to be zero after a restore."""
+        """If the kernel trusts free pages to hold zeros, they must be zero after a restore."""
         table = bytearray(range(256))
         table[pages.FREE] = pages.ZERO
         self.ranges = [(s, e, kinds.translate(table)) for s, e, kinds in self.ranges]
 
-    def coarse(self, cells: int = CELLS) -> dict[str, Any]:
+    def coarse(self, cells: int = CELLS) -> dict[str, int | str]:
         """Where in memory pages of which kind lie, coarsely.
 
         Physical memory from page 0 to the end of RAM in ``cells`` parts of ``cell_pages`` pages
@@ -81,18 +80,18 @@ class States:
             for kind, name in enumerate(NAMES)
             if any(kind in kinds for _, _, kinds in self.ranges)
         ]
-        told = {name: [0] * cells for _, name in there}
+        found = {name: [0] * cells for _, name in there}
         for first, last, kinds in self.ranges:
             for cell in range(first // size, -(-last // size)):
                 a, b = max(first, cell * size), min(last, (cell + 1) * size)
                 for kind, name in there:
-                    told[name][cell] += kinds.count(kind, a - first, b - first)
+                    found[name][cell] += kinds.count(kind, a - first, b - first)
         top = len(SHARES) - 1
         return {
             "cell_pages": size,
             **{
                 name: "".join(SHARES[-(-count * top // size)] for count in counts)
-                for name, counts in told.items()
+                for name, counts in found.items()
             },
         }
 

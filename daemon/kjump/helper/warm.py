@@ -10,43 +10,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kjump.console.lines import say
 from kjump.errors import DamagedHandoff, NoWarmHelper
 from kjump.handoff import note, request
+from kjump.handoff import report as reports
 from kjump.handoff.cell import Cell
+from kjump.handoff.documents import SaveOrder, WarmOrder
 from kjump.helper import leave
 from kjump.image import target
 from kjump.machine import memory, syscalls
 from kjump.machine.ranges import PAGE
-
-MODE = "warm"
-"""What ``mode`` in the note says."""
-
-
-@dataclass(frozen=True)
-class Orders:
-    """What the note tells a helper that is to be warm."""
-
-    page: int
-    """Physical address of the request page."""
-    devices: tuple[Path, ...]
-    """Links of the target, so that its driver is there."""
-
-
-def orders(document: Mapping[str, Any]) -> Orders:
-    """Raises `DamagedHandoff` for what lacks."""
-    try:
-        page = int(document["request_page"])
-        devices = tuple(Path(str(link)) for link in document["devices"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedHandoff(f"The handoff note lacks something: {error!r}.") from error
-    if page <= 0 or page % PAGE:
-        raise DamagedHandoff(f"The request page cannot lie at {page:#x}.")
-    return Orders(page, devices)
 
 
 def park_badly(cpuinfo: str, online: int) -> bool:
@@ -60,41 +35,36 @@ def park_badly(cpuinfo: str, online: int) -> bool:
     return online > 1 and "monitor" in flags.split()
 
 
-def prepare(noted: note.Note, wait: float) -> Orders:
+def prepare(order: WarmOrder, wait: float) -> None:
     """Do ahead what can be done ahead.  ``wait``: seconds for the target to appear.
 
-    Raises `NoWarmHelper`, `TargetMissing`, `DamagedHandoff`.
+    Raises `NoWarmHelper`, `TargetMissing`.
     """
-    wanted = orders(noted.document)
     if park_badly(Path("/proc/cpuinfo").read_text(), os.sysconf("SC_NPROCESSORS_ONLN")):
         raise NoWarmHelper("The helper's processors cannot be parked out of the session's way.")
     error = syscalls.probe_kexec_jump()
     if error is not None:
         raise NoWarmHelper(f"The helper's kernel cannot be kept running.  {error.what}")
-    if wanted.devices:
-        target.wait_for(list(wanted.devices), wait)
-    return wanted
+    if order.devices:
+        target.wait_for([Path(link) for link in order.devices], wait)
 
 
-def rest(cell: Cell, noted: note.Note, phases: Mapping[str, float]) -> None:
-    """Back to the session; returns when that comes again.  Raises `NoWarmHelper`."""
-    leave.tell(
-        cell,
-        {
-            "by": "helper",
-            "result": MODE,
-            "jump_back": noted.jump_back,
-            "phases": dict(phases),
-            "memory": memory.own_memory(),
-        },
-    )
+def rest(cell: Cell, jump_back: int, phases: Mapping[str, float]) -> None:
+    """Back to the session; returns when that comes again.  Raises `NoWarmHelper`.
+
+    ``jump_back``: the session's jump-back address, by the note.
+    """
+    leave.write_report(cell, reports.resting(jump_back, phases, memory.own_memory()))
     say("the helper is ready; back to the session until it is needed")
     leave.jump_back_kept(cell)
     say("the helper runs again")
 
 
-def asked(cell: Cell, noted: note.Note, wanted: Orders) -> note.Note:
-    """The request, with the way back that the note knows."""
+def asked(cell: Cell, order: WarmOrder) -> SaveOrder:
+    """What the session asks for now.
+
+    Raises `DamagedHandoff`, `WrongHandoffVersion`, `StaleHelper`.
+    """
     window = (cell.window_start, cell.window_start + cell.window_size)
     with memory.PhysicalMemory() as physical:
 
@@ -106,7 +76,7 @@ def asked(cell: Cell, noted: note.Note, wanted: Orders) -> note.Note:
                     f"The request cannot be read at {address:#x}: {error.strerror}."
                 ) from error
 
-        data = request.read(get(wanted.page), cell.nonce, get, (window,))
-    found = note.unpack(data)
-    request.check(noted.document, found.document)
-    return note.Note(noted.jump_back, found.document)
+        data = request.read(get(order.request_page), cell.nonce, get, (window,))
+    found = SaveOrder.from_json(note.unpack(data).document)
+    request.check(order.facts, found.facts)
+    return found

@@ -36,19 +36,19 @@ DEAF = 10.0
 SOFT_AFTER = 3.0
 """Seconds the hardware's watchdog has to appear."""
 UNKNOWN = "the first that appears"
-"""What is told of the watchdog where the copy begins before a driver has found one."""
+"""What the image says of the watchdog if the copy begins before a driver has found one."""
 ALIVE = Path("/run/kjump-alive")
 """Holds for ``kjump-return`` the seconds after which the copy has hung; touched at each sign of
 life."""
 
 
 def frozen_after(seconds: int) -> int:
-    """Seconds without a sign of life, where the copy may go without progress for so many.  Pure."""
+    """Seconds without a sign of life, if the copy may go without progress for so many.  Pure."""
     return min(seconds, FROZEN)
 
 
 def notify(text: str) -> None:
-    """Tell systemd (sd_notify(3)); nothing happens where it does not listen."""
+    """Notify systemd (sd_notify(3)); nothing happens if it does not listen."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
@@ -115,7 +115,7 @@ class Watch:
     def too_late(self) -> None:
         """The image is about to be committed: from here on it cannot be cancelled.
 
-        Raises `Cancelled` where it just was.
+        Raises `Cancelled` if it just was.
         """
         with self._deciding:
             self._late = True

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A watchdog that restarts the machine when the whole helper hangs.
 
-Runs in the helper.  A watchdog of the hardware is taken where there is one, else the kernel's own
-(softdog).  Only one that is known to stop when it is told to: one that went on ticking would
+Runs in the helper.  A watchdog of the hardware is used if there is one, else the kernel's own
+(softdog).  Only one that is known to stop on request: one that went on ticking would
 restart the session later.  What it restarts is lost; what comes before it (`kjump.helper.watch`)
 is there so that it need not.
 
@@ -31,11 +31,11 @@ SOFT = "softdog"
 
 
 def stops(node: Path) -> bool:
-    """Whether the watchdog stops when it is told to, as far as /sys tells.  ``node``: its folder in
+    """Whether the watchdog stops on request, as far as /sys shows.  ``node``: its folder in
     /sys/class/watchdog.
 
     The file is there with CONFIG_WATCHDOG_SYSFS.  Without, a module will do: modprobe.d in this
-    initrd has nowayout=0 for each driver that is in it.  Some do not tell what device they hang
+    initrd has nowayout=0 for each driver that is in it.  Some do not show what device they hang
     from (softdog, which has none, and i6300esb): there it is enough that such a module is loaded.
     """
     try:
@@ -79,7 +79,7 @@ class Watchdog:
 
 
 def take(wanted: int, least: int) -> Watchdog | None:
-    """Start a watchdog of the hardware; None where there is none of use.  Seconds."""
+    """Start a watchdog of the hardware; None if there is none of use.  Seconds."""
     for path in _nodes():
         if stops(CLASS / path.name) and (found := _start(path, wanted, least)) is not None:
             return found
@@ -87,7 +87,7 @@ def take(wanted: int, least: int) -> Watchdog | None:
 
 
 def take_soft(wanted: int, least: int) -> Watchdog | None:
-    """Load the kernel's own and start it; None where the kernel has none."""
+    """Load the kernel's own and start it; None if the kernel has none."""
     before = set(_nodes())
     command = ["modprobe", "-q", SOFT, "nowayout=0"]
     try:

@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How hard to compress, found out while the image is written.
 
-Runs in the helper; pure but for the measured times it is told.  An image is written at the pace of
-whoever is slower: the processors, which bring pages together and compress them, or the target. So
-what a byte of memory costs with a compression is the larger one of
+Runs in the helper.  Pure, but for the measured times that it is given.
+
+An image is written as fast as the slower one of two works: the processors bring pages together and
+compress them, and the target stores them.  So with a compression, a byte of memory costs the larger
+one of
 
 - the seconds of one processor for it, shared among the processors, and
-- the seconds the target takes for what is stored of it,
+- the seconds that the target takes for what is stored of it.
 
-and besides what is stored is read again at the resume, and counts as much there.  Where a
-compression keeps the processors longer than the target, only every so many chunks get it, and the
-others an easier one, so that neither waits for the other.  What costs least is chosen.  The first
-is known once a compression was used, and each is tried now and then.  The second is measured
-between the ends of two writes, where the target had something to do all the time; where it had not,
-it is taken to be ever faster, until either it always has, or the processors have nothing left to do
-less.
+What is stored is also read again at the resume, and counts as much there.  If a compression keeps
+the processors longer than the target, only some chunks get it, and the others an easier one, so
+that neither waits for the other.  The cheapest mix is chosen.
 
-Memory is a mixture, and with what nothing compresses all compressions are alike.  So only chunks
-that became smaller say what a compression is worth.
+The processors' time is known once a compression was used, and each is tried now and then.  The
+target's time is measured between the ends of two writes, if it was busy all the time.  If it was
+not, it is assumed to be ever faster, until it always is busy, or the processors cannot have less to
+do.
+
+Memory is a mixture, and all compressions are alike for pages that nothing compresses.  So only
+chunks that became smaller say what a compression is worth.
 """
 
 from __future__ import annotations
@@ -55,7 +58,7 @@ some chunks get it."""
 OWED = 2.0
 """The harder one of two is not owed more chunks than that, after many that nothing compresses."""
 TRY_AGAIN = 64
-"""Chunks after which another compression than the best one is tried again, where it did not cost
+"""Chunks after which another compression than the best one is tried again, if it did not cost
 more; one that cost so many times as much is tried so many times as rarely."""
 
 
@@ -82,7 +85,7 @@ class _Mix:
 
 
 class Choice:
-    """Asked for each chunk, told of each; for any number of threads."""
+    """Chooses for each chunk, and learns from each; for any number of threads."""
 
     def __init__(self, processors: int) -> None:
         self._processors = processors
@@ -152,7 +155,7 @@ class Choice:
         return _Mix(name, name, 1.0, max(self._seconds(name), target) + READ * target)
 
     def _balanced(self, easier: str, harder: str) -> _Mix | None:
-        """So many of each that the processors take as long as the target, where the target is
+        """So many of each that the processors take as long as the target, if the target is
         waited for with the easier one and the processors are with the harder one."""
         work, more_work = self._seconds(easier), self._seconds(harder)
         write = self._costs[easier].stored * self._target
@@ -166,7 +169,7 @@ class Choice:
         return _Mix(easier, harder, share, both + READ * both)
 
     def _worth_a_try(self, best: str, usable: tuple[str, ...]) -> str | None:
-        """The next harder one where the target is waited for, else the next easier one: it may
+        """The next harder one if the target is waited for, else the next easier one: it may
         not be what it was taken for."""
         at = usable.index(best)
         if self._target and self._waits_for_target(best):

@@ -83,7 +83,7 @@ class Packer:
         self, bundle: Bundle, codec: int, level: int, buffer: mmap.mmap, other: mmap.mmap, at: int
     ) -> Packed:
         """A chunk of the bundle's pages, which are in ``buffer`` from byte ``at`` on: around them,
-        or where they become smaller in ``other``.  It has no number yet: `seal`.
+        or if they become smaller in ``other``.  It has no number yet: `seal`.
         """
         if at < lead(bundle.data_extents) or at + bundle.used * PAGE > min(len(buffer), len(other)):
             raise ValueError("no room for a chunk")

@@ -10,16 +10,15 @@ what the session had there is in it elsewhere (see `swapped`), and is put back i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any
 
 from kjump.errors import ExportFailed, ImageDamaged, ImageIncomplete, NoImage
 from kjump.image import window_source_pages
+from kjump.image.description import Description
 from kjump.image.extents import Extents
-from kjump.image.place import check_pages, ram, window
 from kjump.image.read import Image
 from kjump.machine import elf
 from kjump.machine.elf import pack_note
@@ -81,16 +80,16 @@ class Core:
 
 
 def export(image: Image, path: Path, progress: Callable[[int], None] = lambda done: None) -> Core:
-    """Write the core to a new file that only its owner reads.  Where that fails, none is left.
+    """Write the core to a new file that only its owner reads.  If that fails, none is left.
 
     Raises `NoImage`, `ImageIncomplete`, `ImageDamaged`, `ExportFailed`, FileExistsError.
     """
     require_content(image)
     description = image.description()
-    if "vmcoreinfo" not in description:
+    if not description.vmcoreinfo:
         raise ImageDamaged("The image does not hold VMCOREINFO.")
     index = image.index()
-    check_pages(index, description)
+    description.check_pages(index)
     try:
         # All that the session's users had in memory: nobody else's to read.
         file = FileIO(path, "x+", opener=lambda name, flags: os.open(name, flags, 0o600))
@@ -119,13 +118,13 @@ def require_content(image: Image) -> None:
 def _write(
     image: Image,
     index: Extents,
-    description: Mapping[str, Any],
+    description: Description,
     file: FileIO,
     progress: Callable[[int], None],
 ) -> Core:
-    ranges = ram(description)
-    text = str(description["vmcoreinfo"]).encode()
-    head, offsets = headers(ranges, text, int(description.get("page_offset", 0)))
+    ranges = description.ram
+    text = description.vmcoreinfo.encode()
+    head, offsets = headers(ranges, text, description.facts.page_offset)
     places = [
         (start, end, offset - start * PAGE)
         for (start, end), offset in zip(ranges, offsets, strict=True)
@@ -159,18 +158,14 @@ def _put(file: FileIO, data: bytes | memoryview, offset: int) -> None:
         data, offset = data[done:], offset + done
 
 
-def _put_back(
-    file: FileIO, place: Callable[[int], int | None], description: Mapping[str, Any]
-) -> bool:
+def _put_back(file: FileIO, place: Callable[[int], int | None], description: Description) -> bool:
     """Copy what the session had in the window from where the jump put it; False: not found."""
 
     def read(pfn: int) -> bytes:
         offset = place(pfn)
         return b"" if offset is None else os.pread(file.fileno(), PAGE, offset)
 
-    found = window_source_pages.pairs(
-        read, int(description.get("jump_back", 0)), window(description)
-    )
+    found = window_source_pages.pairs(read, description.jump_back, description.window)
     if found is None:
         return False
     blank = bytes(PAGE)

@@ -86,7 +86,7 @@ class Extents(Sequence[Extent]):
 
     @property
     def end(self) -> int:
-        """The pfn behind the last page; 0 where there is none."""
+        """The pfn behind the last page; 0 if there is none."""
         if not self:
             return 0
         last = self[-1]

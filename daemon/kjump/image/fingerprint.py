@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from kjump.errors import KjumpError
+from kjump.handoff.documents import FileSystem
+from kjump.image.description import SavedFileSystem
 from kjump.image.device import DirectDevice
 
 SIZE = 72 << 10
@@ -26,28 +27,28 @@ def take(path: Path) -> str:
         return hashlib.sha256(device.read(0, SIZE)).hexdigest()
 
 
-def take_all(file_systems: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each file system's facts with its fingerprint; ``None`` where the device is not there
-    (a mapped device that only the session opens)."""
+def take_all(file_systems: Iterable[FileSystem]) -> tuple[SavedFileSystem, ...]:
+    """Each file system with its fingerprint; None if the device is not there (a mapped device that
+    only the session opens)."""
     out = []
-    for facts in file_systems:
+    for system in file_systems:
         found = None
-        for link in facts.get("links", ()):
+        for link in system.links:
             if os.path.exists(link):
                 try:
                     found = take(Path(link))
                 except (KjumpError, OSError):
                     continue
                 break
-        out.append({**facts, "fingerprint": found})
-    return out
+        out.append(SavedFileSystem(system.type, system.links, found))
+    return tuple(out)
 
 
-def changed(saved: Iterable[Mapping[str, Any]]) -> list[str]:
+def changed(saved: Sequence[SavedFileSystem]) -> list[str]:
     """Names of the file systems whose fingerprint is another one now, or cannot be taken."""
     out = []
     for before, now in zip(saved, take_all(saved), strict=True):
-        if before.get("fingerprint") and now["fingerprint"] != before["fingerprint"]:
-            links = before.get("links") or ["?"]
-            out.append(f"{links[0]} ({before.get('type', '?')})")
+        if before.fingerprint and now.fingerprint != before.fingerprint:
+            name = before.links[0] if before.links else "?"
+            out.append(f"{name} ({before.type or '?'})")
     return out

@@ -68,15 +68,15 @@ offset size field
 
 from __future__ import annotations
 
-import json
 import struct
 import uuid
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from kjump.errors import ImageDamaged, ImageVersion
+from kjump.handoff import report as reports
+from kjump.handoff.report import Report
 from kjump.machine.ranges import PAGE, align_up
 
 BLOCK = 4096
@@ -84,7 +84,7 @@ MAGIC = b"KJUMPIMG"
 VERSION = 2
 ALIKE = (1, VERSION)
 """Versions whose superblock is the same.  Version 1 had the payload right behind the extents, with
-a CRC-32: such an image can be told of, retired and replaced, but not read."""
+a CRC-32: such an image can be named, retired and replaced, but not read."""
 SLOTS = (0, BLOCK)
 DESCRIPTION_OFFSET = 2 * BLOCK
 DESCRIPTION_ROOM = 14 * BLOCK
@@ -103,7 +103,6 @@ CHUNK_PAGES = 1024
 """Pages a chunk holds at most; a reader refuses more."""
 RAW, ZSTD, LZ4 = 0, 1, 2
 DATA, ZERO = 0, 1
-MAX_PFN = 1 << 40
 
 assert SUPERBLOCK.size == OUTCOME_OFFSET
 assert CHUNK.size == 32
@@ -132,7 +131,7 @@ class Superblock:
     kernel_crc: int = 0
     initrd_length: int = 0
     initrd_crc: int = 0
-    outcome: Mapping[str, Any] = field(default_factory=dict)
+    outcome: Report = field(default_factory=Report)
     version: int = VERSION
 
     @property
@@ -149,11 +148,8 @@ class Superblock:
         return align_up(self.initrd_offset + self.initrd_length, BLOCK)
 
     def pack(self) -> bytes:
-        """The block.  An outcome that does not fit is left out but for its error name."""
-        outcome = json.dumps(dict(self.outcome), separators=(",", ":")).encode()
-        if len(outcome) > OUTCOME_ROOM:
-            short = {k: str(self.outcome[k])[:800] for k in ("error", "what") if k in self.outcome}
-            outcome = json.dumps(short, separators=(",", ":")).encode()[:OUTCOME_ROOM]
+        """The block.  An outcome that does not fit is shortened, see `kjump.handoff.report.fit`."""
+        outcome = reports.fit(self.outcome, OUTCOME_ROOM)
         head = SUPERBLOCK.pack(
             MAGIC,
             self.version,
@@ -190,7 +186,7 @@ def other_version(version: int) -> ImageVersion:
 
 
 def unpack_superblock(block: bytes) -> Superblock | None:
-    """A superblock, or None where the block is none or damaged.
+    """A superblock, or None if the block is none or damaged.
 
     Raises `ImageVersion` for a whole one of a version that is not `ALIKE`.
     """
@@ -233,10 +229,6 @@ def unpack_superblock(block: bytes) -> Superblock | None:
         or description_length > DESCRIPTION_ROOM
     ):
         return None
-    try:
-        outcome = json.loads(block[OUTCOME_OFFSET : OUTCOME_OFFSET + outcome_length] or b"{}")
-    except ValueError:
-        outcome = {}
     found = Superblock(
         state=state,
         generation=generation,
@@ -257,7 +249,7 @@ def unpack_superblock(block: bytes) -> Superblock | None:
         kernel_crc=kernel_crc,
         initrd_length=initrd_length,
         initrd_crc=initrd_crc,
-        outcome=outcome if isinstance(outcome, dict) else {},
+        outcome=reports.read_outcome(block[OUTCOME_OFFSET : OUTCOME_OFFSET + outcome_length]),
         version=version,
     )
     return found if found.chunks_offset == chunks_offset else None

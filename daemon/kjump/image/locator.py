@@ -44,16 +44,16 @@ offset size field
 
 from __future__ import annotations
 
-import json
 import struct
 import time
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from kjump.errors import ImageDamaged, ImageVersion, TargetTooSmall
+from kjump.handoff import report as reports
+from kjump.handoff.report import Report
 from kjump.image.device import ByteSpan, DirectDevice
 from kjump.image.layout import BLOCK
 
@@ -91,15 +91,12 @@ class Locator:
     size: int = 0
     blocks: int = 0
     changed: float = 0.0
-    outcome: Mapping[str, Any] = field(default_factory=dict)
+    outcome: Report = field(default_factory=Report)
 
     def pack(self) -> bytes:
-        """The 1,024 bytes.  An outcome that does not fit is cut to name and start of its text."""
-        outcome = json.dumps(dict(self.outcome), separators=(",", ":")).encode()
-        if len(outcome) > OUTCOME_ROOM:
-            short = {k: str(self.outcome[k])[:100] for k in ("error", "what") if k in self.outcome}
-            outcome = json.dumps(short, separators=(",", ":")).encode()
-            outcome = outcome if len(outcome) <= OUTCOME_ROOM else b"{}"
+        """The 1,024 bytes.  An outcome that does not fit is shortened, see
+        `kjump.handoff.report.fit`."""
+        outcome = reports.fit(self.outcome, OUTCOME_ROOM)
         head = LOCATOR.pack(
             MAGIC,
             VERSION,
@@ -135,7 +132,7 @@ def is_swap(block: bytes) -> bool:
 
 
 def unpack(block: bytes) -> Locator | None:
-    """The locator at a block's start, or None where there is none.
+    """The locator at a block's start, or None if there is none.
 
     Raises `ImageVersion`, `ImageDamaged`.
     """
@@ -162,10 +159,6 @@ def unpack(block: bytes) -> Locator | None:
         raise ImageDamaged("The image's locator makes no sense.")
     if kind == SWAP and not is_swap(block):
         raise ImageDamaged("The image's locator lies in a swap area that is none any more.")
-    try:
-        outcome = json.loads(data[OUTCOME_OFFSET : OUTCOME_OFFSET + length] or b"{}")
-    except ValueError:
-        outcome = {}
     return Locator(
         cycle=uuid.UUID(bytes=cycle),
         kind=kind,
@@ -173,7 +166,7 @@ def unpack(block: bytes) -> Locator | None:
         size=size,
         blocks=blocks,
         changed=changed,
-        outcome=outcome if isinstance(outcome, dict) else {},
+        outcome=reports.read_outcome(data[OUTCOME_OFFSET : OUTCOME_OFFSET + length]),
     )
 
 
@@ -201,7 +194,7 @@ def merged(spans: Sequence[ByteSpan]) -> list[ByteSpan]:
 def lay_out(spans: Sequence[ByteSpan]) -> tuple[list[int], list[ByteSpan]]:
     """(offsets of the map's blocks, spans of the image) in these spans; whole blocks all.
 
-    Where there are more spans than a map may have, the largest are taken.  The map lies in the
+    If there are more spans than a map may have, the largest are taken.  The map lies in the
     first blocks.  Raises `TargetTooSmall` where nothing is left.
     """
     chosen = list(spans)
@@ -329,7 +322,7 @@ def write_map(
     return written
 
 
-def leave(device: DirectDevice, at: int, locator: Locator, outcome: Mapping[str, Any]) -> None:
+def leave(device: DirectDevice, at: int, locator: Locator, outcome: Report) -> None:
     """Put an outcome into the locator: of a swap area it is all that outlives swapon.
 
     Raises `TargetWriteFailed`, OSError.

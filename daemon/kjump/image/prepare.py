@@ -16,6 +16,8 @@ from kjump.errors import (
     TargetHoldsData,
     TargetTooSmall,
 )
+from kjump.handoff import report as reports
+from kjump.handoff.report import Report
 from kjump.image import locator as locators
 from kjump.image import superblocks
 from kjump.image.device import PIECE, ByteSpan, DirectDevice
@@ -59,7 +61,7 @@ def prepare_target(
             raise TargetTooSmall(f"The target {path} has {device.size >> 20} MiB.")
         old = superblocks.load(device)
         fresh = Superblock(
-            EMPTY, old.generation if old else 0, cycle_id, outcome={"hostname": hostname}
+            EMPTY, old.generation if old else 0, cycle_id, outcome=Report(hostname=hostname)
         )
         if restorer is not None:
             kernel, initrd = restorer
@@ -137,7 +139,7 @@ def retire_image(
 
     With ``cycle_id`` only the image of that cycle.  Does nothing to a spent or absent one.
     ``area``: blocks that are the target's at this moment; an image that a locator leads to is
-    only written to where it lies in just these.  The locator of a swap area goes.
+    only written to if it lies in just these.  The locator of a swap area goes.
     """
     with DirectDevice(path, writable=True) as device:
         try:
@@ -151,7 +153,7 @@ def retire_image(
 
 
 def _lay_area(device: DirectDevice, area: Area) -> bool:
-    """Present the image in the area; False where the locator leads to something else."""
+    """Present the image in the area; False if the locator leads to something else."""
     blocks, spans = locators.lay_out(area.spans)
     _, found = locators.read(device, area.locator)
     if found is None or found.map_offset != blocks[0]:
@@ -170,9 +172,7 @@ def _spend(
         return None
     before = Found(superblock.state_name, superblock.cycle, superblock.outcome, superblock.changed)
     if superblock.state in (WRITING, COMPLETE, RESTORING, EMPTY):
-        outcome = dict(superblock.outcome)
-        if error is not None:
-            outcome = error.report()
+        outcome = superblock.outcome if error is None else reports.failed("", error)
         superblocks.store(device, superblock, state=SPENT, outcome=outcome)
     return before
 

@@ -7,17 +7,18 @@ raises an error of `kjump.errors` and allocates no more than the target's own si
 
 from __future__ import annotations
 
-import json
 import mmap
 import queue
 import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from kjump.errors import ImageDamaged, ImageIncomplete, ImageSpent, NoImage
+from kjump.handoff.fields import JsonObject
 from kjump.image import codec, superblocks
+from kjump.image import description as descriptions
+from kjump.image.description import Description, Owner
 from kjump.image.device import DirectDevice
 from kjump.image.extents import Due, Extents
 from kjump.image.layout import (
@@ -130,7 +131,7 @@ class Image:
     """An image on an open device."""
 
     def __init__(self, device: DirectDevice) -> None:
-        """Raises `NoImage` where there is none, `ImageVersion`, `ImageDamaged`."""
+        """Raises `NoImage` if there is none, `ImageVersion`, `ImageDamaged`."""
         self.device = device
         try:
             found = superblocks.load(device)
@@ -177,20 +178,21 @@ class Image:
             raise ImageSpent("An earlier resume from this image did not come to its end.")
         raise ImageSpent("The image was used already.")
 
-    def description(self) -> dict[str, Any]:
-        """The description (JSON object).  Raises `ImageDamaged`."""
+    def description(self) -> Description:
+        """The description, checked.  Raises `ImageDamaged`."""
+        return descriptions.unpack(self._description())
+
+    def owner(self) -> Owner:
+        """Whose session it is, whatever else the description says.  Raises `ImageDamaged`."""
+        return descriptions.owner(self._description())
+
+    def _description(self) -> bytes:
         text = self._read(
             DESCRIPTION_OFFSET, self.superblock.description_length, "The image's description"
         )
         if zlib.crc32(text) != self.superblock.description_crc:
             raise ImageDamaged("The image's description has a wrong checksum.")
-        try:
-            found = json.loads(text)
-        except ValueError as error:
-            raise ImageDamaged("The image's description is not JSON.") from error
-        if not isinstance(found, dict):
-            raise ImageDamaged("The image's description is not an object.")
-        return found
+        return text
 
     def index(self) -> Extents:
         """All extents, ascending.  Raises `ImageDamaged`."""
@@ -280,29 +282,32 @@ class Image:
         """
         chunks = _Chunks(self, index)
         turn = threading.Condition()
-        state: dict[str, Any] = {"next": 0, "error": None}
+        due = 0
+        failure: BaseException | None = None
 
         def check(chunk: Chunk) -> bool:
+            nonlocal due
             with turn:
-                turn.wait_for(lambda: state["error"] is not None or state["next"] == chunk.number)
-                if state["error"] is not None:
+                turn.wait_for(lambda: failure is not None or due == chunk.number)
+                if failure is not None:
                     return False
                 chunks.check(chunk.extents)
-                state["next"] += 1
+                due += 1
                 turn.notify_all()
                 return True
 
         def work() -> None:
+            nonlocal failure
             try:
                 chunk = Chunk(self.device)
-                while state["error"] is None and (taken := chunks.take()) is not None:
+                while failure is None and (taken := chunks.take()) is not None:
                     chunk.load(self, *taken)
                     if not check(chunk):
                         return
                     use(chunk)
             except BaseException as error:
                 with turn:
-                    state["error"] = state["error"] or error
+                    failure = failure or error
                     turn.notify_all()
 
         # One more than processors: while it reads, they unpack.
@@ -314,27 +319,27 @@ class Image:
             thread.start()
         for thread in threads:
             thread.join()
-        if state["error"] is not None:
-            raise state["error"]
+        if failure is not None:
+            raise failure
         chunks.end()
 
 
-def describe(path: Path, opened: DirectDevice | None = None) -> dict[str, Any]:
+def describe(path: Path, opened: DirectDevice | None = None) -> JsonObject:
     """What ``kjumpctl image info`` shows.  Raises as `Image` and `Device` do."""
     with opened or DirectDevice(path) as device:
         image = Image(device)
         s = image.superblock
-        out: dict[str, Any] = {
+        out: dict[str, object] = {
             "target": str(path),
             "state": s.state_name,
             "cycle": str(s.cycle),
             "changed": s.changed,
-            "outcome": dict(s.outcome),
+            "outcome": s.outcome.to_json(),
             "pages": {"data": s.data_pages, "zero": s.zero_pages},
             "chunks": s.chunks,
             "size": s.end,
             "target_size": device.size,
         }
         if s.description_length:
-            out["description"] = image.description()
+            out["description"] = image.description().to_json()
     return out

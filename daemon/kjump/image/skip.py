@@ -8,26 +8,20 @@ file systems go on without it; so the other way out is to switch off, which keep
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import replace
 
 from kjump.console.lines import say
 from kjump.console.prompt import GIVE_UP, SWITCH_OFF, SkipPrompt
 from kjump.errors import ResumeSkipped
+from kjump.handoff.report import Report
 from kjump.image import superblocks
 from kjump.image.read import Image
 from kjump.machine import syscalls
 
 
-def tries(outcome: Mapping[str, Any]) -> int:
-    """How often a resume was begun that did not come to its end, by an image's outcome.  Pure."""
-    found = outcome.get("tries")
-    return found if isinstance(found, int) and found > 0 else 0
-
-
 class ResumeAttempt:
-    """Asks whether to skip resuming, where a key was pressed, and does as is answered.
+    """Asks whether to skip resuming, if a key was pressed, and does what the person answers.
 
     While the question stands, the try that it interrupts is taken back: the machine works, and
     whatever happens to it meanwhile, the next boot finds the image as this one did.
@@ -38,7 +32,7 @@ class ResumeAttempt:
         self._chance = chance
 
     def look(self) -> None:
-        """Raises `ResumeSkipped`; does not return where the machine is switched off."""
+        """Raises `ResumeSkipped`; does not return if the machine is switched off."""
         if self._chance.asked():
             self.ask()
 
@@ -55,7 +49,7 @@ class ResumeAttempt:
         """Ask, whatever was pressed."""
         image = self._image
         before = image.superblock.outcome
-        self._note({**before, "tries": max(0, tries(before) - 1)})
+        self._note(replace(before, tries=max(0, before.tries - 1)))
         decided = self._chance.decide()
         if decided == GIVE_UP:
             raise ResumeSkipped("A saved session was given up at the console.")
@@ -65,6 +59,6 @@ class ResumeAttempt:
         say("resuming")
         self._note(before)
 
-    def _note(self, outcome: Mapping[str, Any]) -> None:
+    def _note(self, outcome: Report) -> None:
         image = self._image
         image.superblock = superblocks.store(image.device, image.superblock, outcome=outcome)

@@ -37,8 +37,15 @@ def store(device: DirectDevice, superblock: Superblock, **changes: Any) -> Super
 
 
 def _order(device: DirectDevice) -> tuple[int, ...]:
-    """The slots, the one that does not count first."""
-    first, second = (unpack_superblock(device.read(slot, BLOCK)) for slot in SLOTS)
+    """The slots, the one that does not count first: one that cannot be read counts for nobody."""
+    first, second = (_read(device, slot) for slot in SLOTS)
     if first is not None and (second is None or first.generation >= second.generation):
         return SLOTS[1], SLOTS[0]
     return SLOTS
+
+
+def _read(device: DirectDevice, slot: int) -> Superblock | None:
+    try:
+        return unpack_superblock(device.read(slot, BLOCK))
+    except OSError:
+        return None

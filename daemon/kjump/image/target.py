@@ -9,13 +9,10 @@ to an area but what the caller says is its own now.
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kjump.errors import (
     ImageDamaged,
@@ -24,8 +21,10 @@ from kjump.errors import (
     NoTarget,
     TargetMissing,
 )
+from kjump.handoff import report as reports
+from kjump.handoff.report import Report
+from kjump.image import description, superblocks
 from kjump.image import locator as locators
-from kjump.image import superblocks
 from kjump.image.device import ByteSpan, DirectDevice
 from kjump.image.layout import (
     BLOCK,
@@ -56,6 +55,11 @@ class Target:
     locator: int | None = None
     """Byte offset of the locator on the device; None: the target is the whole device."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Paths by which another kernel finds the device: its stable names, if it has any."""
+        return self.links or (str(self.path),)
+
 
 @dataclass(frozen=True)
 class Area:
@@ -82,13 +86,13 @@ class Found:
 
     state: str
     cycle_id: uuid.UUID
-    reason: Mapping[str, Any]
+    reason: Report
     changed: float
     machine: str = ""
-    """Identity of the machine it was saved on; empty where it does not say."""
+    """Identity of the machine it was saved on; empty if it does not say."""
     hostname: str = ""
     area: int = 0
-    """`locator.FILE` or `locator.SWAP` where a locator leads to it, else 0."""
+    """`locator.FILE` or `locator.SWAP` if a locator leads to it, else 0."""
 
     def is_session_of_another(self, machine: str) -> bool:
         """Whether another machine may still resume from it: then it is not ours to touch."""
@@ -134,7 +138,7 @@ def open_image(path: Path, locator: int | None = None, *, writable: bool = False
     """Open a target wherever its image lies: through the locator at this byte of the device.
 
     ``locator`` None: whatever is at the device's start, locator or superblock.  Raises `NoImage`
-    where there is neither, `ImageDamaged`, `ImageVersion`, `TargetMissing`.
+    if there is neither, `ImageDamaged`, `ImageVersion`, `TargetMissing`.
     """
     device = Opened(path, writable=writable)
     try:
@@ -162,7 +166,7 @@ def open_image(path: Path, locator: int | None = None, *, writable: bool = False
     return device
 
 
-def pass_over(device: DirectDevice, superblock: Superblock, outcome: Mapping[str, Any]) -> None:
+def pass_over(device: DirectDevice, superblock: Superblock, outcome: Report) -> None:
     """Mark an image spent, with the reason, where whoever starts next finds it.
 
     Raises `TargetWriteFailed`, OSError.
@@ -173,6 +177,23 @@ def pass_over(device: DirectDevice, superblock: Superblock, outcome: Mapping[str
             locators.leave(whole, device.locator_at, device.locator, outcome)
 
 
+def give_up(device: DirectDevice, superblock: Superblock, error: KjumpError) -> KjumpError:
+    """Mark an image spent because of an error; the error to report.
+
+    It is the same one.  If the mark cannot be written, it says that as well: its reason must not
+    be lost, and the boot goes on in any case.
+    """
+    try:
+        pass_over(device, superblock, reports.failed(reports.RESUME, error))
+    except (KjumpError, OSError) as failure:
+        why = failure.what if isinstance(failure, KjumpError) else f"{failure.strerror}."
+        return type(error)(
+            f"{error.what}  The image could not be marked as passed over: {why}",
+            advice=error.todo,
+        )
+    return error
+
+
 def leave_reason(path: Path, at: int, error: KjumpError) -> None:
     """Put the reason into a locator whose image cannot be reached.
 
@@ -180,8 +201,8 @@ def leave_reason(path: Path, at: int, error: KjumpError) -> None:
     """
     with DirectDevice(path, writable=True) as whole:
         _, found = locators.read(whole, at)
-        if found is not None and not found.outcome:
-            locators.leave(whole, at, found, {"by": "resume", "result": "failed", **error.report()})
+        if found is not None and found.outcome.is_blank:
+            locators.leave(whole, at, found, reports.failed(reports.RESUME, error))
 
 
 def wait_for(paths: list[Path], seconds: float) -> Path:
@@ -211,26 +232,23 @@ def examine(path: Path, locator: int | None = None) -> Found | None:
         if found is None:
             raise
         # Its superblock may be swapped memory by now; what the locator says holds all the same.
-        reason = found.outcome or error.report()
-        state = "spent" if found.outcome else "complete"
-        return Found(state, found.cycle, reason, found.changed, area=found.kind)
+        if found.outcome.is_blank:
+            reason = reports.failed(reports.RESUME, error)
+            return Found("complete", found.cycle, reason, found.changed, area=found.kind)
+        return Found("spent", found.cycle, found.outcome, found.changed, area=found.kind)
     with device:
         superblock = superblocks.load(device)
         if superblock is None:
             return None
         text = device.read(DESCRIPTION_OFFSET, superblock.description_length)
-    try:
-        description = json.loads(text)
-        machine, hostname = str(description["machine"]), str(description["hostname"])
-    except (ValueError, KeyError, TypeError):
-        machine = hostname = ""
+    owner = description.owner(text)
     return Found(
         superblock.state_name,
         superblock.cycle,
         superblock.outcome,
         superblock.changed,
-        machine,
-        hostname,
+        owner.machine,
+        owner.hostname,
         device.locator.kind if device.locator else 0,
     )
 

@@ -23,11 +23,11 @@ FLAGS = PAGE - 1
 WORDS = struct.Struct(f"<{PAGE // 8}Q")
 
 ReadPage = Callable[[int], bytes]
-"""The page of a pfn; zeros, or fewer bytes, where there is none."""
+"""The page of a pfn; zeros, or fewer bytes, if there is none."""
 
 
 def pairs(read: ReadPage, jump_back: int, wanted: Iterable[Range]) -> dict[int, int] | None:
-    """Source pfn of each destination pfn, or None where no list is found.
+    """Source pfn of each destination pfn, or None if no list is found.
 
     ``read``: memory as it is in the image; ``jump_back``: physical address at which the session
     goes on; ``wanted``: the destinations, in pfns.

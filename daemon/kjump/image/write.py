@@ -12,18 +12,19 @@ How hard to compress is found out as it goes: `kjump.image.choice`.
 
 from __future__ import annotations
 
-import json
 import mmap
 import queue
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from kjump.errors import HelperFailed, KjumpError, TargetTooSmall
+from kjump.handoff.report import Report
 from kjump.image import choice, codec, superblocks
+from kjump.image.description import Description
 from kjump.image.device import DirectDevice
 from kjump.image.extents import Extents
 from kjump.image.layout import (
@@ -51,7 +52,6 @@ is what a full machine has to spare."""
 LEAD = codec.lead(SPAN_PAGES)
 """Where the pages of a chunk are in a buffer: before them is room for header and extents."""
 CODECS = {choice.NONE: RAW, choice.ZSTD: ZSTD, choice.LZ4: LZ4}
-COMPRESSIONS = ("auto", *CODECS)
 STEPS = ("wait for a buffer", "gather", "pack", "wait for its turn", "write")
 """What a thread does with a span, one after the other."""
 
@@ -71,7 +71,7 @@ class _OrderedWork(Generic[Span]):
         self._stopped = False
 
     def take(self) -> tuple[int, Span] | None:
-        """The next span and its number; None where there is none, or the work was stopped."""
+        """The next span and its number; None if there is none, or the work was stopped."""
         with self._taking:
             if self._stopped:
                 return None
@@ -134,7 +134,7 @@ class Writer:
         compression: str = "auto",
     ) -> None:
         """``superblock``: what the session prepared; ``level``: of zstd; ``compression``: one of
-        `COMPRESSIONS`."""
+        `kjump.handoff.documents.COMPRESSIONS`."""
         self._device = device
         self._superblock = superblock
         self._level = level
@@ -146,17 +146,17 @@ class Writer:
         self._choice = choice.Choice(1)
         self._counting = threading.Lock()
         self._error: BaseException | None = None
-        self.codecs = dict.fromkeys(COMPRESSIONS[1:], 0)
+        self.codecs = dict.fromkeys(CODECS, 0)
         """Chunks for which each compression was chosen."""
         self.profile = dict.fromkeys(STEPS, 0.0)
         """Seconds of each step, those of all threads together."""
 
-    def begin(self, description: Mapping[str, Any]) -> None:
+    def begin(self, description: Description) -> None:
         """State `writing`, and the description, on the medium.
 
         Raises `TargetWriteFailed`, `HelperFailed` for a description that is too long.
         """
-        text = json.dumps(description, separators=(",", ":")).encode()
+        text = description.pack()
         if len(text) > DESCRIPTION_ROOM:
             raise HelperFailed(f"The image's description has {len(text)} bytes.")
         self._superblock = superblocks.store(
@@ -165,7 +165,7 @@ class Writer:
             state=WRITING,
             description_length=len(text),
             description_crc=zlib.crc32(text),
-            outcome={},
+            outcome=Report(),
         )
         self._device.write(DESCRIPTION_OFFSET, text)
 
@@ -181,9 +181,9 @@ class Writer:
         """Write the chunks of all spans, in their order.
 
         ``expected``: bytes of data in all spans, as far as known; 0: pages are only stored as they
-        are where they do not compress.
+        are if they do not compress.
         ``gather`` puts a span's pages, `SPAN_PAGES` at most, into an empty bundle; it is called in
-        several threads at once.  ``progress`` is told the pages of each span, those of zeros
+        several threads at once.  ``progress`` gets the number of pages of each span, those of zeros
         included.  Raises what ``gather`` raises, `TargetTooSmall`, `TargetWriteFailed`.
         """
         line = _OrderedWork(spans)

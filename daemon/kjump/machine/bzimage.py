@@ -35,7 +35,6 @@ from kjump.errors import NoHelperKernel, StagingFailed
 from kjump.machine.memory import Entry
 from kjump.machine.ranges import PAGE
 
-KERNEL_ALIGNMENT = 2 << 20
 ENTRY_64 = 0x200
 E820_MAX = 128
 XLF_KERNEL_64 = 1

@@ -214,26 +214,3 @@ def page_count() -> int:
         if len(words) == 2 and words[0] == "present":
             total += int(words[1])
     return total
-
-
-__all__ = [
-    "E820_RAM",
-    "E820_RESERVED",
-    "HEADROOM",
-    "PAGE",
-    "Entry",
-    "PhysicalMemory",
-    "Resource",
-    "firmware_map",
-    "has_gigabyte_pages",
-    "helper_map",
-    "iomem",
-    "is_5_level",
-    "map_checksum",
-    "meminfo",
-    "own_memory",
-    "page_count",
-    "parse_iomem",
-    "processors",
-    "system_ram",
-]

@@ -179,15 +179,6 @@ int kj_scatter(const struct extent *list, uint64_t count, uint64_t *at, uint64_t
 	return 0;
 }
 
-/* Index of the last of `count` flag words that has a bit of `mask`, or -1. */
-int64_t kj_last_flagged(const uint64_t *flags, uint64_t count, uint64_t mask)
-{
-	while (count--)
-		if (flags[count] & mask)
-			return (int64_t)count;
-	return -1;
-}
-
 /* For each block of `size` flag words: 1 in out[] if one of them has a bit of `mask`, else 0. */
 void kj_flagged_blocks(const uint64_t *flags, uint64_t blocks, uint64_t size, uint64_t mask,
 		       uint8_t *out)

@@ -64,9 +64,6 @@ _span.restype = U64
 _gather = LIBRARY.kj_gather
 _gather.argtypes = (POINTER, U64, POINTER, U64, ctypes.POINTER(_Bundle))
 _gather.restype = U64
-_last_flagged = LIBRARY.kj_last_flagged
-_last_flagged.argtypes = (POINTER, U64, U64)
-_last_flagged.restype = ctypes.c_int64
 _flagged_blocks = LIBRARY.kj_flagged_blocks
 _flagged_blocks.argtypes = (POINTER, U64, U64, U64, POINTER)
 _flagged_blocks.restype = None
@@ -117,12 +114,6 @@ class Classifier:
             self._left,
             ctypes.addressof(out) + at,
         )
-
-
-def last_flagged(flags: bytes | bytearray, mask: int) -> int | None:
-    """Index of the last word (u64) that has a bit of ``mask``, or None."""
-    found = int(_last_flagged(address_of(flags), len(flags) // 8, mask))
-    return None if found < 0 else found
 
 
 def flagged_blocks(flags: bytes | bytearray, size: int, mask: int) -> bytearray:

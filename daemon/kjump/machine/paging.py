@@ -16,7 +16,6 @@ from kjump.machine.ranges import PAGE, Range
 PRESENT, WRITABLE, ACCESSED, DIRTY, LARGE = 1 << 0, 1 << 1, 1 << 5, 1 << 6, 1 << 7
 TABLE = PRESENT | WRITABLE | ACCESSED
 LEAF = TABLE | DIRTY | LARGE
-GIB, MIB2 = 1 << 30, 1 << 21
 
 
 def identity(

@@ -9,6 +9,7 @@
  */
 #include <errno.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <sys/ioctl.h>
 
 #define PAGE 4096u
@@ -44,4 +45,45 @@ int64_t kj_take_slots(int fd, uint64_t pages, uint64_t *out, uint64_t room, uint
 		n++;
 	}
 	return (int64_t)n;
+}
+
+static int by_offset(const void *one, const void *other)
+{
+	const uint64_t *a = one, *b = other;
+
+	return (a[0] > b[0]) - (a[0] < b[0]);
+}
+
+static int longest_first(const void *one, const void *other)
+{
+	const uint64_t *a = one, *b = other;
+
+	return a[1] == b[1] ? by_offset(one, other) : (a[1] < b[1]) - (a[1] > b[1]);
+}
+
+/*
+ * The `most` longest of n (offset, length) pairs, after neighbours were joined; ascending, at the
+ * start of pairs[].  Returns how many there are.
+ */
+uint64_t kj_longest(uint64_t *pairs, uint64_t n, uint64_t most)
+{
+	uint64_t joined = 0;
+
+	qsort(pairs, n, 2 * sizeof(*pairs), by_offset);
+	for (uint64_t i = 0; i < n; i++) {
+		uint64_t offset = pairs[2 * i], length = pairs[2 * i + 1];
+
+		if (joined && pairs[2 * joined - 2] + pairs[2 * joined - 1] == offset) {
+			pairs[2 * joined - 1] += length;
+			continue;
+		}
+		pairs[2 * joined] = offset;
+		pairs[2 * joined + 1] = length;
+		joined++;
+	}
+	if (joined <= most)
+		return joined;
+	qsort(pairs, joined, 2 * sizeof(*pairs), longest_first);
+	qsort(pairs, most, 2 * sizeof(*pairs), by_offset);
+	return most;
 }

@@ -22,6 +22,7 @@ import struct
 from pathlib import Path
 
 from kjump.errors import NoSnapshotDevice, TargetInUse, TargetMissing, TargetTooSmall
+from kjump.machine.native import INT, LIBRARY, POINTER, U64, U64_OUT
 from kjump.machine.ranges import PAGE
 
 DEVICE = Path("/dev/snapshot")
@@ -31,28 +32,24 @@ SET_SWAP_AREA = 0x400C330D
 AREA = struct.Struct("<qI")
 ROOM = 1 << 20
 """Pieces of free swap that are looked at, at most: 16 MiB of memory."""
+MOST = 1 << 16
+"""Pieces that are used, at most: no more fit into the map of a target (`kjump.image.locator`).  As
+Python objects they take 160 bytes each, when memory is short."""
 
 Span = tuple[int, int]
+
+_take_slots = LIBRARY.kj_take_slots
+_take_slots.argtypes = (INT, U64, POINTER, U64, U64_OUT)
+_take_slots.restype = ctypes.c_int64
+_longest = LIBRARY.kj_longest
+_longest.argtypes = (POINTER, U64, U64)
+_longest.restype = U64
 
 
 def encoded_device(device: int) -> int:
     """A device number (st_rdev) as the ioctl wants it: new_encode_dev() of linux/kdev_t.h."""
     major, minor = os.major(device), os.minor(device)
     return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
-
-
-def _library() -> ctypes.CDLL:
-    lib = ctypes.CDLL(str(Path(__file__).with_name("built") / "libkjump.so"), use_errno=True)
-    u64 = ctypes.c_uint64
-    lib.kj_take_slots.argtypes = (
-        ctypes.c_int,
-        u64,
-        ctypes.c_void_p,
-        u64,
-        ctypes.POINTER(u64),
-    )
-    lib.kj_take_slots.restype = ctypes.c_int64
-    return lib
 
 
 class Writable:
@@ -119,10 +116,19 @@ class Slots(Writable):
     def _take(self, pages: int) -> list[Span]:
         out = (ctypes.c_uint64 * (2 * ROOM))()
         taken = ctypes.c_uint64()
-        count = _library().kj_take_slots(self._fd, pages, out, ROOM, ctypes.byref(taken))
+        count = _take_slots(self._fd, pages, out, ROOM, ctypes.byref(taken))
         if count < 0:
             raise TargetMissing(f"The kernel gives no swap: {os.strerror(-count)}.")
         if count == 0:
             raise TargetTooSmall("No swap is free.", advice="Add swap, or close programs.")
-        values = out[: 2 * count]
-        return list(zip(values[0::2], values[1::2], strict=True))
+        return longest(out, count)
+
+
+def longest(pairs: ctypes.Array[ctypes.c_uint64], count: int, most: int = MOST) -> list[Span]:
+    """The longest of so many pieces, ascending and joined: ``most`` of them at the most.
+
+    ``pairs``: offset and length of each; it is overwritten.
+    """
+    count = int(_longest(pairs, count, most))
+    values = pairs[: 2 * count]
+    return list(zip(values[0::2], values[1::2], strict=True))

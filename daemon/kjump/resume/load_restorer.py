@@ -9,19 +9,19 @@ the only limit, and this kernel needs no CONFIG_HIBERNATION.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from kjump.errors import RestoreFailed
+from kjump.errors import KjumpError, RestoreFailed
 from kjump.handoff import window_layout
 from kjump.handoff.cell import JUMP_BACK_OFFSET
+from kjump.handoff.report import IN_PLACE, SNAPSHOT
+from kjump.image.description import Description
 from kjump.image.read import Image
 from kjump.image.target import Opened, format_location
 from kjump.machine import memory, syscalls
 from kjump.machine.ranges import PAGE
 
-SNAPSHOT, IN_PLACE = "snapshot", "in-place"
 PER_PAGE = PAGE + 40
 """Bytes /dev/snapshot takes for a page: itself, its place in the lists, its bits in the maps."""
 MARGIN = 48 << 20
@@ -30,7 +30,7 @@ kernel cannot wait for memory there."""
 
 
 def choose(words: Sequence[str], *, pages: int, available: int, restorer: bool) -> str:
-    """Which way to take: beside the boot kernel where that has room, else in place.
+    """Which way to take: beside the boot kernel if that has room, else in place.
 
     ``pages``: those to be loaded; ``available``: bytes; ``restorer``: whether one lies with the
     image.  ``kjump.restore=snapshot|in-place`` among the command line's words forces it.
@@ -42,7 +42,7 @@ def choose(words: Sequence[str], *, pages: int, available: int, restorer: bool) 
     return SNAPSHOT if fits or not restorer else IN_PLACE
 
 
-def load(image: Image, description: Mapping[str, Any], cmdline: str, wait: float) -> None:
+def load(image: Image, description: Description, cmdline: str, wait: float) -> None:
     """Load the restorer.  ``wait``: seconds, at the least, in which it hears Esc.
 
     Raises `ImageDamaged`, `RestoreFailed`; nothing is touched then.
@@ -51,9 +51,9 @@ def load(image: Image, description: Mapping[str, Any], cmdline: str, wait: float
     if found is None:
         raise RestoreFailed("There is no restorer with the image.")
     kernel, initrd = (bytearray(part) for part in found)
-    start, end = (int(x) for x in description["window"])
+    facts = description.facts
     # The stub keeps its jump-back address where nobody looks: this kernel is not returned to.
-    nowhere = start + window_layout.CELL + JUMP_BACK_OFFSET
+    nowhere = facts.window[0] + window_layout.CELL + JUMP_BACK_OFFSET
     text = " ".join(
         [
             *window_layout.words(cmdline, cpus=min(memory.processors(), window_layout.CPUS)),
@@ -62,15 +62,31 @@ def load(image: Image, description: Mapping[str, Any], cmdline: str, wait: float
             f"kjump.skip-wait={wait:g}",
         ]
     )
-    entry, segments = window_layout.place(
-        (start, end),
-        [(int(a), int(b)) for a, b in description["low"]],
-        kernel,
-        initrd,
-        text,
-        note_slot=nowhere,
-        cell_slot=nowhere,
-    )
+    try:
+        entry, segments = window_layout.place(
+            facts.window,
+            facts.low,
+            kernel,
+            initrd,
+            text,
+            note_slot=nowhere,
+            cell_slot=nowhere,
+        )
+    except window_layout.WindowTooSmall as error:
+        raise RestoreFailed(
+            f"The restorer cannot be loaded.  {error}",
+            advice="Before the next hibernation, raise [Helper] WindowSizeMiB=.",
+        ) from error
+    except window_layout.CommandLineTooLong as error:
+        raise RestoreFailed(
+            f"The restorer cannot be loaded.  {error}",
+            advice="Before the next hibernation, shorten the command line of the boot.",
+        ) from error
+    except KjumpError as error:
+        raise RestoreFailed(
+            f"The restorer cannot be loaded.  {error.what}",
+            advice="Rebuild it with: kjumpctl update-initrd.",
+        ) from error
     try:
         syscalls.kexec_load(entry, segments, preserve_context=False)
     except OSError as error:

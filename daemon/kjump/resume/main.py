@@ -9,11 +9,9 @@ normal boot the file systems go on without it.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from kjump import settings as configuration
 from kjump.console import lines
@@ -32,6 +30,8 @@ from kjump.errors import (
     ResumeSkipped,
     TargetMissing,
 )
+from kjump.handoff.documents import TargetPlace
+from kjump.handoff.fields import Fields, decode
 from kjump.image import target
 from kjump.image.device import DirectDevice
 from kjump.image.layout import EMPTY, SPENT
@@ -55,7 +55,7 @@ def machine() -> restore.Machine:
 
 
 def resume(device: DirectDevice, *, started: float, skip: bool, wait: float = 0) -> None:
-    """Resume from the image on the device.  Returns where there is none to speak of.
+    """Resume from the image on the device.  Returns if there is none to resume from.
 
     ``skip``: pass it over; ``wait``: seconds, at the least, in which a key can still say so.
     Raises the `KjumpError` why not; the image is spent then.
@@ -76,42 +76,42 @@ def resume(device: DirectDevice, *, started: float, skip: bool, wait: float = 0)
         splash = Splash()
         if splash.is_there:
             lines.also.append(splash.show)
+        here = machine()
+        restore.check_owner(image.owner(), here)
         description = image.description()
-        restore.check(description, machine())
+        restore.check(description, here)
         restore.check_file_systems(description)
-        saved = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(description.get("saved", 0)))
-        # First it listens, then it tells of the key.  Who knows the key presses it while the kernel
+        saved = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(description.saved))
+        # First it listens, then it names the key.  Those who know the key press it while the kernel
         # boots.
         keys = Keys(earlier=True)
         try:
             say(
-                f"resuming the session of {description.get('hostname')}, saved {saved};"
+                f"resuming the session of {description.hostname}, saved {saved};"
                 " Esc: boot without it"
             )
             chance = SkipPrompt(keys, wait, splash)
-            restore.restore(image, description, chance, started=started, boot=started)
+            restore.restore(image, description, chance, started=started)
         finally:
             keys.close()
     except OtherMachine:
         raise  # that machine may yet resume from it
     except KjumpError as error:
-        _retire(device, image, error)
-        raise
+        raise target.give_up(device, image.superblock, error) from error.__cause__
     except Exception as error:  # whatever it is, the boot goes on and the reason is kept
         wrapped = Internal(f"Resuming failed: {error!r}.")
-        _retire(device, image, wrapped)
-        raise wrapped from error
+        raise target.give_up(device, image.superblock, wrapped) from error
 
 
 def _require_complete(image: Image) -> None:
-    """Raises `ImageIncomplete`, which tells of a watchdog that was there, `ImageSpent`."""
+    """Raises `ImageIncomplete`, which names a watchdog that was there, `ImageSpent`."""
     try:
         image.require_complete()
     except ImageIncomplete as error:
         try:
-            watchdog = image.description().get("watchdog")
+            watchdog = image.description().watchdog_device
         except KjumpError:
-            watchdog = None
+            watchdog = ""
         if not watchdog:
             raise
         raise ImageIncomplete(
@@ -119,43 +119,35 @@ def _require_complete(image: Image) -> None:
         ) from error
 
 
-def _retire(device: DirectDevice, image: Image, error: KjumpError) -> None:
-    outcome = {"by": "resume", "result": "failed", **error.report()}
-    target.pass_over(device, image.superblock, outcome)
-
-
 def place_to_look(
-    words: Sequence[str], spec: str, recorded: Mapping[str, Any] | None
+    words: Sequence[str], spec: str, recorded: TargetPlace | None
 ) -> tuple[list[Path], int | None]:
     """(device by any of these paths, byte offset of the locator or None) of the target.
 
     ``words``: of the kernel command line, where ``kjump.target=`` wins; ``spec``: as configured;
     ``recorded``: where update-initrds found the file that it names.  Raises `NoTarget`.
     """
-    told = [word.partition("=")[2] for word in words if word.startswith("kjump.target=")]
-    if told:
-        path, locator = target.parse_location(told[-1])
+    given = [word.partition("=")[2] for word in words if word.startswith("kjump.target=")]
+    if given:
+        path, locator = target.parse_location(given[-1])
         return [path], locator
     if spec.startswith("/") and not spec.startswith("/dev/"):
-        try:
-            if recorded is None or recorded["spec"] != spec:
-                raise KeyError(spec)
-            return [Path(str(x)) for x in recorded["links"]], int(recorded["locator"])
-        except (KeyError, TypeError, ValueError) as error:
+        if recorded is None or recorded.spec != spec or recorded.locator is None:
             raise NoTarget(
-                f"Where {spec} lies is not told in this initrd.",
+                f"This initrd does not say where {spec} lies.",
                 advice="Rebuild it with: kjumpctl update-initrd.",
-            ) from error
+            )
+        return [Path(link) for link in recorded.links], recorded.locator
     return [target.link(spec)], None
 
 
-def recorded_place() -> Mapping[str, Any] | None:
-    """What update-initrds put into this initrd."""
+def recorded_place() -> TargetPlace | None:
+    """What update-initrds put into this initrd, if that is whole."""
     try:
-        found = json.loads(RECORDED.read_text())
-    except (OSError, ValueError):
+        found = decode(RECORDED.read_bytes(), "record", NoTarget)
+        return TargetPlace.from_fields(Fields(found, "record", NoTarget))
+    except (OSError, NoTarget):
         return None
-    return found if isinstance(found, dict) else None
 
 
 def look(path: Path, locator: int | None, *, started: float, skip: bool, wait: float = 0) -> None:
@@ -185,8 +177,8 @@ def main(arguments: Sequence[str] = ()) -> int:
     while after is not None and not after.exists():
         time.sleep(0.01)
     started = time.monotonic()
-    told = any(word.startswith("kjump.target=") for word in words)
-    if not settings.target.path and not told:
+    given = any(word.startswith("kjump.target=") for word in words)
+    if not settings.target.path and not given:
         return 0
     try:
         paths, locator = place_to_look(words, settings.target.path, recorded_place())
@@ -199,4 +191,8 @@ def main(arguments: Sequence[str] = ()) -> int:
     except KjumpError as error:
         say(f"not resumed: {error.sentence}")
         return error.exit_code
+    except OSError as error:
+        failure = TargetMissing(f"The target cannot be used: {error.strerror or error}.")
+        say(f"not resumed: {failure.sentence}")
+        return failure.exit_code
     return 0

@@ -8,9 +8,7 @@ when it works.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from kjump.console import prompt
 from kjump.console.lines import Progress, say
@@ -24,10 +22,11 @@ from kjump.errors import (
     RestoreNoMemory,
 )
 from kjump.handoff import report as reports
+from kjump.handoff.report import Report
 from kjump.image import fingerprint, skip, superblocks
+from kjump.image.description import Description, Owner
 from kjump.image.extents import Extents
 from kjump.image.layout import COMPLETE, EXTENT, RESTORING
-from kjump.image.place import check_pages, pieces
 from kjump.image.read import Image
 from kjump.machine import code, memory
 from kjump.machine.ranges import PAGE
@@ -50,68 +49,64 @@ class Machine:
     levels: int
 
 
-def check(description: Mapping[str, Any], machine: Machine) -> None:
-    """Raises `OtherMachine`, `MemoryMapChanged`, `PagingModeDiffers`, `ImageDamaged`."""
-    try:
-        firmware = [memory.Entry(*entry) for entry in description["firmware_map"]]
-        identity, levels = description["machine"], description["levels"]
-        page_count = description["page_count"]
-    except (KeyError, TypeError) as error:
-        raise ImageDamaged(f"The image's description lacks {error}.") from error
-    if identity != machine.identity:
-        raise OtherMachine(f"The image was saved on {description.get('hostname', 'another')}.")
-    if firmware != machine.firmware_map:
+def check_owner(owner: Owner, machine: Machine) -> None:
+    """Before the description is judged: an image that is of no use here may be of use there.
+
+    Raises `OtherMachine`.
+    """
+    if owner.machine and owner.machine != machine.identity:
+        raise OtherMachine(f"The image was saved on {owner.hostname or 'another machine'}.")
+
+
+def check(description: Description, machine: Machine) -> None:
+    """Raises `OtherMachine`, `MemoryMapChanged`, `PagingModeDiffers`."""
+    facts = description.facts
+    if facts.machine != machine.identity:
+        raise OtherMachine(f"The image was saved on {description.hostname or 'another machine'}.")
+    if list(facts.firmware_map) != machine.firmware_map:
         raise MemoryMapChanged("The firmware's memory map is not the one of the saved session.")
-    if page_count != machine.page_count:
+    if facts.page_count != machine.page_count:
         raise MemoryMapChanged(
-            f"This boot has {machine.page_count} pages of memory, the session had {page_count}."
+            f"This boot has {machine.page_count} pages of memory,"
+            f" the session had {facts.page_count}."
         )
-    if levels != machine.levels:
+    if facts.levels != machine.levels:
         raise PagingModeDiffers(
-            f"The session used {levels}-level page tables, this boot {machine.levels}-level ones."
+            f"The session used {facts.levels}-level page tables,"
+            f" this boot {machine.levels}-level ones."
         )
 
 
-def check_file_systems(description: Mapping[str, Any]) -> None:
+def check_file_systems(description: Description) -> None:
     """Raises `FileSystemChanged`."""
-    changed = fingerprint.changed(description.get("file_systems", ()))
+    changed = fingerprint.changed(description.file_systems)
     if changed:
         raise FileSystemChanged(f"Changed since the session was saved: {', '.join(changed)}.")
 
 
-def report_page(description: Mapping[str, Any], outcome: Mapping[str, Any]) -> snapshot.Insert:
+def report_page(description: Description, outcome: Report) -> snapshot.Insert:
     """The page the session will find: the helper's figures and those of this boot."""
-    document = {
-        "by": "resume",
-        "result": "ok",
-        "way": load_restorer.SNAPSHOT,
-        "phases": dict(outcome.get("phases", {})),
-        "saved": description.get("saved"),
-        "resumed": time.time(),
-        "boot_memory": memory.own_memory(),
-        **{key: outcome[key] for key in reports.FIGURES if key in outcome},
-    }
-    page = reports.pack(bytes.fromhex(description["nonce"]), document)
-    return snapshot.Insert(int(description["report_page"]) // PAGE, page)
+    report = reports.restored(outcome, reports.SNAPSHOT, description.saved, {}, memory.own_memory())
+    facts = description.facts
+    return snapshot.Insert(facts.report_page // PAGE, reports.pack(facts.nonce, report))
 
 
 def restore(
     image: Image,
-    description: Mapping[str, Any],
+    description: Description,
     chance: prompt.SkipPrompt,
     *,
     started: float,
-    boot: float,
 ) -> None:
     """Load the image and jump.  Does not return when it works.
 
-    ``started``: monotonic time when this program began; ``boot``: seconds the kernel took up to
-    there.  Raises any `KjumpError` of the image and of the restore, and `ResumeSkipped`; nothing
+    ``started``: monotonic time when this program began, so also the seconds that the boot took up
+    to there.  Raises any `KjumpError` of the image and of the restore, and `ResumeSkipped`; nothing
     of the running system is touched then.
     """
     index = image.index()
-    check_pages(index, description)
-    phases = {"boot kernel": round(boot, 3), "check": round(time.monotonic() - started, 3)}
+    description.check_pages(index)
+    phases = {"boot kernel": round(started, 3), "check": round(time.monotonic() - started, 3)}
     begin(image, phases)
     skippable = skip.ResumeAttempt(image, chance)
     restorer = image.superblock.kernel_length > 0
@@ -122,7 +117,7 @@ def restore(
         available=memory.own_memory()["available"],
         restorer=restorer,
     )
-    if way == load_restorer.SNAPSHOT:
+    if way == reports.SNAPSHOT:
         try:
             _load(image, index, plan, tables, description, skippable)
         except RestoreNoMemory:
@@ -137,39 +132,37 @@ def restore(
     load_restorer.jump()
 
 
-def begin(image: Image, phases: Mapping[str, float]) -> None:
+def begin(image: Image, phases: dict[str, float]) -> None:
     """Note on the target that a resume begins, and what it took up to here.
 
     Until the jump the image stays complete: if the power goes, the next boot begins again.
-    Raises `RestoreFailed` where that was to no avail.
+    Raises `RestoreFailed` if that did not help so far.
     """
-    outcome = dict(image.superblock.outcome)
-    tries = skip.tries(outcome)
+    outcome = image.superblock.outcome
+    tries = outcome.tries
     if tries >= TRIES:
         raise RestoreFailed(f"Resuming was begun {tries} times and did not come to its end.")
-    outcome |= {"tries": tries + 1, "phases": {**dict(outcome.get("phases", {})), **phases}}
+    outcome = replace(outcome, tries=tries + 1, phases={**outcome.phases, **phases})
     image.superblock = superblocks.store(image.device, image.superblock, outcome=outcome)
 
 
-def beside(
-    index: Extents, description: Mapping[str, Any], outcome: Mapping[str, Any]
-) -> tuple[snapshot.Plan, int]:
+def beside(index: Extents, description: Description, outcome: Report) -> tuple[snapshot.Plan, int]:
     """What is loaded beside the boot kernel, and the physical address of the tables to jump with.
 
     Pages of zeros are not loaded: the code that jumps clears them, when nobody needs the memory any
     more that they would have taken here.  Raises `RestoreFailed`.
     """
     page = report_page(description, outcome)
-    start, end = (int(x) for x in description["window"])
+    start, end = description.facts.window
     most = (end - start) // ZEROS_SHARE // EXTENT.size
     zeros, rest = index.replaced(page.pfn, 1, None).split(most)
     jump = code.jump_pages(
         start,
-        int(description["jump_back"]),
-        levels=int(description["levels"]),
+        description.jump_back,
+        levels=description.facts.levels,
         gigabyte_pages=memory.has_gigabyte_pages(),
         zeros=zeros.table,
-        memory=[(a * PAGE, b * PAGE) for a, b in pieces(description)] if zeros else (),
+        memory=[(a * PAGE, b * PAGE) for a, b in description.pieces] if zeros else (),
     )
     if len(jump.data) > end - start:  # behind the window lies the session
         raise RestoreFailed("The window has no room for the code that jumps into the session.")
@@ -181,21 +174,21 @@ def _load(
     index: Extents,
     plan: snapshot.Plan,
     tables: int,
-    description: Mapping[str, Any],
+    description: Description,
     skippable: skip.ResumeAttempt,
 ) -> None:
     """Load through /dev/snapshot and jump.  Raises any `KjumpError`."""
     numbers = plan.numbers()
     meta = memoryview(numbers).cast("B")
     head = snapshot.header(
-        jump=int(description["window"][0]),
+        jump=description.facts.window[0],
         tables=tables,
         map_checksum=memory.map_checksum(memory.firmware_map()),
         page_count=memory.page_count(),
         data_pages=plan.pages,
         meta_pages=len(meta) // PAGE,
     )
-    progress = Progress(f"resuming {description.get('hostname', '')}:", plan.pages * PAGE)
+    progress = Progress(f"resuming {description.hostname}:", plan.pages * PAGE)
     with snapshot.Snapshot() as device:
         try:
             device.write_page(head)

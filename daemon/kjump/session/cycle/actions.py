@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from kjump.errors import (
     KjumpError,
     StaleHelper,
 )
+from kjump.handoff import report as reports
 from kjump.image.prepare import retire_image
 from kjump.session import mark
 from kjump.session.checks.facts import Facts, read_facts
@@ -34,10 +35,10 @@ if TYPE_CHECKING:
 class Staged(Protocol):
     """What `kjump.session.staging.load.stage` gives: an image of ours in the kernel."""
 
-    def describe(self) -> dict[str, Any]: ...
+    def describe(self) -> dict[str, int]: ...
     def check(self) -> None: ...
     def jump(self) -> None: ...
-    def report(self) -> dict[str, Any] | None: ...
+    def report(self) -> reports.Report | None: ...
     def close(self) -> None: ...
 
 
@@ -52,7 +53,7 @@ class Held(Protocol):
 class WarmHelper(Staged, Protocol):
     """What `kjump.session.staging.warm.stage` gives: a helper that rests until it is asked."""
 
-    def welcome(self, report: Mapping[str, Any]) -> None: ...
+    def welcome(self, report: reports.Report) -> None: ...
     def is_ours(self) -> bool: ...
 
 
@@ -70,11 +71,11 @@ def _stage(settings: Settings, facts: Facts, cycle: uuid.UUID) -> Staged:
 
 
 def _stage_dry(settings: Settings, facts: Facts, cycle: uuid.UUID) -> Staged:
-    from kjump.handoff import note
+    from kjump.handoff import documents
     from kjump.session.staging import load
 
     target, sizing = _target_and_sizing(settings, facts)
-    return load.stage(settings, sizing, cycle_id=cycle, target=target, mode=note.DRY_RUN)
+    return load.stage(settings, sizing, cycle_id=cycle, target=target, mode=documents.DRY_RUN)
 
 
 def _stage_warm(settings: Settings, facts: Facts) -> WarmHelper:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,6 +58,7 @@ STATES = (IDLE, CHECKING, STAGING, HOOKS, JUMPING, REPORTING)
 log = logger()
 
 Report = dict[str, Any]
+"""How an operation ended, as the history keeps it and the bus shows it."""
 
 
 @dataclass(frozen=True)
@@ -127,12 +128,12 @@ class Operation:
         self._freezing = freeze
         self._clock = _Clock()
         self._stop = threading.Event()
-        self._report: Report | None = None
+        self._report: reports.Report | None = None
         self._result = "failed"
         self._staged: Staged | None = None
         self._held: Held | None = None
         self._facts: Facts | None = None
-        self._described: dict[str, Any] = {}
+        self._described: dict[str, int] = {}
         self._unload_owed = self._post_owed = self._retire_owed = self._clear_owed = False
         self._thaw_owed = False
         self._jumped = False
@@ -308,30 +309,13 @@ class Operation:
         if error is not None:
             out |= error.report()
         if self._described:
-            out["window"] = self._described
+            out |= {"window": self._described}
         if self._facts and isinstance(self._facts.target, TargetDevice):
             out["target"] = str(self._facts.target.path)
-        for part in reports.FIGURES:
-            if report and isinstance(report.get(part), Mapping):
-                out[part] = dict(report[part])
-        if report:
-            rest = {
-                key: value
-                for key, value in report.items()
-                if key
-                not in (
-                    *reports.FIGURES,
-                    "phases",
-                    "by",
-                    "result",
-                    "error",
-                    "what",
-                    "todo",
-                    "window",
-                )
-            }
-            if rest:
-                out["more"] = rest
+        if report is not None:
+            out |= {name: dict(figures) for name, figures in report.figures.items()}
+            if report.more:
+                out["more"] = report.more
         return out
 
 
@@ -411,7 +395,7 @@ class WarmUp(Operation):
         error = self._jump(helper, warming=True)
         if error is not None:
             raise error
-        helper.welcome(self._report or {})
+        helper.welcome(self._report or reports.Report())
         self.warm, self._unload_owed = helper, False
 
 

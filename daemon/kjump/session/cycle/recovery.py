@@ -7,7 +7,7 @@ Runs in the session, when the daemon starts and ends, and before its first cycle
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from kjump.errors import (
     NoBootResume,
     RestoreFailed,
     ResumeSkipped,
-    from_report,
 )
+from kjump.handoff.report import Report
 from kjump.image import prepare
 from kjump.machine.identity import machine_identity
 from kjump.session.checks.facts import Facts
@@ -48,7 +48,7 @@ class Afterlife:
     """Whether to mark it spent: it belongs to a session that is gone."""
 
 
-def afterlife(state: str, reason: Mapping[str, object], *, known: bool, skipped: bool) -> Afterlife:
+def afterlife(state: str, reason: Report, *, known: bool, skipped: bool) -> Afterlife:
     """What an image on the target means to a daemon that starts.
 
     A daemon starts in a session that was booted, not restored, so no image on the target belongs
@@ -56,8 +56,8 @@ def afterlife(state: str, reason: Mapping[str, object], *, known: bool, skipped:
     already tells how that cycle ended; ``skipped``: the boot was told not to resume.
     """
     error: KjumpError | None
-    if reason.get("error"):
-        error = from_report(reason)
+    if reason.error:
+        error = reason.cause
     elif state == "spent":
         error = None
     elif skipped and state == "complete":

@@ -7,58 +7,47 @@ Runs in the session.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from kjump.errors import (
-    HelperSilent,
-    KjumpError,
-    from_report,
-)
+from kjump.errors import HelperSilent, KjumpError
+from kjump.handoff.report import FAILED, HELPER, OK, RESTING, RESUME, RETURNED, Report
 
 
-def verdict(
-    report: Mapping[str, Any] | None, *, warming: bool = False
-) -> tuple[str, KjumpError | None]:
+def verdict(report: Report | None, *, warming: bool = False) -> tuple[str, KjumpError | None]:
     """What the report page says about the jump: ("ok" | "returned" | "warm" | "failed", error).
 
     "ok": restored from disk.  "returned": the helper jumped back because it was told to.  "warm":
     it rests; that is an answer only where it was asked to (``warming``).
     """
     if report is None:
-        return "failed", HelperSilent("The session runs again, but nobody reported why.")
-    by, result = report.get("by"), report.get("result")
-    if result == "failed" or report.get("error"):
-        return "failed", from_report(report)
+        return FAILED, HelperSilent("The session runs again, but nobody reported why.")
+    by, result = report.by, report.result
+    if result == FAILED or report.error:
+        return FAILED, report.cause
     if warming:
-        if by == "helper" and result == "warm":
-            return "warm", None
-    elif by == "resume" and result == "ok":
-        return "ok", None
-    elif by == "helper" and result == "returned":
-        return "returned", None
-    return "failed", HelperSilent(f"The report makes no sense: by {by!r}, result {result!r}.")
+        if (by, result) == (HELPER, RESTING):
+            return RESTING, None
+    elif (by, result) in ((RESUME, OK), (HELPER, RETURNED)):
+        return result, None
+    return FAILED, HelperSilent(f"The report makes no sense: by {by!r}, result {result!r}.")
 
 
-def where(error: KjumpError | None, report: Mapping[str, Any] | None) -> str:
+def where(error: KjumpError | None, report: Report | None) -> str:
     """In which of the three kernels a cycle ended: session, helper or resume."""
-    by = str(report.get("by", "")) if report else ""
-    if by in ("helper", "resume"):
-        return by
-    return "helper" if isinstance(error, HelperSilent) else "session"
+    if report is not None and report.by in (HELPER, RESUME):
+        return report.by
+    return HELPER if isinstance(error, HelperSilent) else "session"
 
 
-def merged_phases(ours: Mapping[str, float], report: Mapping[str, Any] | None) -> dict[str, float]:
+def merged_phases(ours: Mapping[str, float], report: Report | None) -> dict[str, float]:
     """Seconds of each phase in the order in which they came: the other kernels' after the jump.
 
     A name that both have gets its place before it ("resume check").
     """
     theirs: dict[str, float] = {}
-    told = report.get("phases") if report else None
-    if report and isinstance(told, Mapping):
-        for name, seconds in told.items():
-            if isinstance(seconds, int | float):
-                place = f"{report.get('by', 'helper')} " if name in ours else ""
-                theirs[f"{place}{name}"] = round(float(seconds), 3)
+    if report is not None:
+        for name, seconds in report.phases.items():
+            place = f"{report.by or HELPER} " if name in ours else ""
+            theirs[f"{place}{name}"] = round(seconds, 3)
     out: dict[str, float] = {}
     for name, seconds in ours.items():
         out[name] = round(seconds, 3)

@@ -11,18 +11,18 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from kjump import VERSION
 from kjump.errors import (
     DamagedHandoff,
 )
+from kjump.handoff.documents import FileSystem, MachineFacts, SaveOrder, TargetPlace
 from kjump.image.target import Target
 from kjump.machine import elf, memory
 from kjump.machine.identity import machine_identity
-from kjump.machine.ranges import MIB, whole_pages
+from kjump.machine.ranges import MIB, Range, whole_pages
 from kjump.machine.structpage import START_KERNEL_MAP
 from kjump.session.staging import window as windows
 from kjump.session.staging.pinned_pages import ReportPage
@@ -32,7 +32,7 @@ from kjump.settings import Settings
 def page_offset(path: Path = Path("/proc/kcore")) -> int:
     """Virtual address of physical 0 in the running kernel's direct map; KASLR moves it.
 
-    /proc/kcore tells both addresses of each range of RAM (fs/proc/kcore.c).  0: not told.
+    /proc/kcore has both addresses of each range of RAM (fs/proc/kcore.c).  0: not known.
     """
     try:
         with path.open("rb") as file:
@@ -64,7 +64,7 @@ def free_pages_policy(cmdline: str, config: str) -> str:
 
 
 def kernel_config(release: str) -> str:
-    """The running kernel's configuration, or the empty string where it is not told."""
+    """The running kernel's configuration, or the empty string if it is not known."""
     try:
         return gzip.decompress(Path("/proc/config.gz").read_bytes()).decode()
     except OSError:
@@ -75,17 +75,17 @@ def kernel_config(release: str) -> str:
         return ""
 
 
-def deadline(settings: Settings, ram: Sequence[Sequence[int]]) -> int:
+def deadline(settings: Settings, ram: Iterable[Range]) -> int:
     """Seconds from the jump to the helper's giving up: as configured, else two minutes and what
     all of the memory takes at 10 MiB/s."""
     total = sum(end - start for start, end in ram)
     return settings.helper.deadline or 120 + total // (10 * MIB)
 
 
-def file_systems() -> list[dict[str, Any]]:
+def file_systems() -> tuple[FileSystem, ...]:
     """The block devices that are mounted, by their stable links: the helper takes their
     fingerprints, and nobody resumes when one has changed."""
-    seen: dict[str, dict[str, Any]] = {}
+    seen: dict[str, FileSystem] = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         kind, source = line.partition(" - ")[2].split()[:2]
         if not source.startswith("/dev/"):
@@ -100,52 +100,46 @@ def file_systems() -> list[dict[str, Any]]:
         if number in seen:
             continue
         links = [f"/dev/{x[2:]}" for x in facts if x.startswith("S:disk/by-")]
-        seen[number] = {
-            "type": kind,
-            "links": sorted(links, key=lambda x: ("by-partuuid" not in x, "by-id" not in x, x)),
-        }
-    return [x for x in seen.values() if x["links"]]
+        links.sort(key=lambda x: ("by-partuuid" not in x, "by-id" not in x, x))
+        seen[number] = FileSystem(kind, tuple(links))
+    return tuple(x for x in seen.values() if x.links)
 
 
-def machine_facts(window: windows.Window, page: ReportPage) -> dict[str, Any]:
-    """What the helper is told of the machine: the part of the document that a helper which is
-    already running must have been started with (`kjump.handoff.request.FIXED`)."""
-    ram = whole_pages(memory.system_ram(memory.iomem()))
-    return {
-        "machine": machine_identity(),
-        "release": os.uname().release,
-        "levels": 5 if memory.is_5_level() else 4,
-        "window": [window.start, window.end],
-        "low": [list(r) for r in window.low],
-        "ram": [list(r) for r in ram],
-        "firmware_map": [[e.start, e.end, e.kind] for e in memory.firmware_map()],
-        "page_count": memory.page_count(),
-        "page_offset": page_offset(),
-        "report_page": page.physical,
-        "nonce": page.nonce.hex(),
-    }
+def machine_facts(window: windows.Window, page: ReportPage) -> MachineFacts:
+    """The machine as it is now: what a helper that is already running must have been started
+    with."""
+    return MachineFacts(
+        machine=machine_identity(),
+        release=os.uname().release,
+        levels=5 if memory.is_5_level() else 4,
+        window=window.range,
+        low=window.low,
+        ram=tuple(whole_pages(memory.system_ram(memory.iomem()))),
+        firmware_map=tuple(memory.firmware_map()),
+        page_count=memory.page_count(),
+        page_offset=page_offset(),
+        report_page=page.physical,
+        nonce=page.nonce,
+    )
 
 
-def cycle_facts(
-    settings: Settings, facts: Mapping[str, Any], cycle_id: uuid.UUID, target: Target
-) -> dict[str, Any]:
-    """What the helper is told of the cycle.  ``facts`` are the machine's."""
+def save_order(
+    settings: Settings, facts: MachineFacts, cycle_id: uuid.UUID, target: Target, mode: str = ""
+) -> SaveOrder:
+    """What the helper is to do in a cycle.  ``mode``: see `kjump.handoff.documents`."""
     cmdline = Path("/proc/cmdline").read_text()
-    return {
-        "kjump": VERSION,
-        "cycle": str(cycle_id),
-        "requested": time.time(),
-        "hostname": socket.gethostname(),
-        "free_pages": free_pages_policy(cmdline, kernel_config(str(facts["release"]))),
-        "target": {
-            "spec": target.spec,
-            "links": [str(x) for x in target.links] or [str(target.path)],
-            "size": target.size,
-            **({} if target.locator is None else {"locator": target.locator}),
-        },
-        "level": settings.image.compression_level,
-        "compression": settings.image.compression,
-        "deadline": deadline(settings, facts["ram"]),
-        "watchdog": settings.helper.watchdog,
-        "file_systems": file_systems(),
-    }
+    return SaveOrder(
+        facts,
+        cycle=cycle_id,
+        target=TargetPlace(target.spec, target.names, target.size, target.locator),
+        deadline=deadline(settings, facts.ram),
+        watchdog=settings.helper.watchdog,
+        level=settings.image.compression_level,
+        compression=settings.image.compression,
+        free_pages=free_pages_policy(cmdline, kernel_config(facts.release)),
+        file_systems=file_systems(),
+        kjump=VERSION,
+        requested=time.time(),
+        hostname=socket.gethostname(),
+        mode=mode,
+    )

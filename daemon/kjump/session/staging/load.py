@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from kjump.errors import (
     JumpFailed,
@@ -21,6 +20,8 @@ from kjump.errors import (
 )
 from kjump.handoff import note, window_layout
 from kjump.handoff.cell import JUMP_BACK_OFFSET, Cell
+from kjump.handoff.documents import SaveOrder, WarmOrder
+from kjump.handoff.report import Report
 from kjump.image.target import Target
 from kjump.machine import elf, memory, syscalls
 from kjump.machine.ranges import Range, align_down, subtract
@@ -28,7 +29,8 @@ from kjump.machine.syscalls import Segment
 from kjump.session.log import logger
 from kjump.session.staging import reclaim
 from kjump.session.staging import window as windows
-from kjump.session.staging.describe import cycle_facts, machine_facts
+from kjump.session.staging.describe import machine_facts, save_order
+from kjump.session.staging.footprint import Footprint
 from kjump.session.staging.pinned_pages import ReportPage
 from kjump.session.staging.sizing import MARGIN, Sizing, cpu_count
 from kjump.settings import Settings
@@ -61,53 +63,65 @@ def vmcoreinfo_note() -> tuple[int, int]:
         address, size = Path("/sys/kernel/vmcoreinfo").read_text().split()
         return int(address, 16), int(size, 16)
     except (OSError, ValueError) as error:
-        raise StagingFailed("The kernel does not tell where VMCOREINFO lies.") from error
+        raise StagingFailed("The kernel does not say where VMCOREINFO lies.") from error
 
 
 class Staged:
     """A staged helper.  `close` unloads it; use it as a context manager."""
 
-    def __init__(self, window: windows.Window, page: ReportPage, document: dict[str, Any]) -> None:
+    def __init__(self, window: windows.Window, page: ReportPage, footprint: Footprint) -> None:
         self.window = window
-        self.document = document
+        self._footprint = footprint
         self._page = page
         self._loaded = True
         self.room: reclaim.Reclaimed | None = None
         """What was reclaimed to make room for it."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, int]:
         """The window in bytes (physical), and what was reclaimed for it, for status and report."""
         figures = reclaim.figures(self.room) if self.room else {}
         return {"start": self.window.start, "size": self.window.size, **figures}
 
     def check(self) -> None:
-        """Just before the jump: is the report page still where the handoff says?
+        """Just before the jump: is the report page still where the handoff says, and is what is
+        loaded still this helper?
 
         Raises `StagingFailed`.
         """
         if self._page.moved():
             raise StagingFailed("The report page was moved while staging.", advice="Try again.")
-        if not syscalls.kexec_loaded():
-            raise StagingFailed("Somebody unloaded the staged helper.", advice="Try again.")
+        if not self.is_ours():
+            raise StagingFailed(
+                "Another program unloaded the staged helper, or loaded something else.",
+                advice="Look for a hook or a service that uses kexec, then try again.",
+            )
+
+    def is_ours(self) -> bool:
+        """Whether what is loaded is still this helper."""
+        return syscalls.kexec_loaded() and self._footprint.is_there()
 
     def jump(self) -> None:
         """Jump; returns when the session runs again, one way or the other.
 
-        Raises `JumpFailed` where the kernel refused to leave.
+        Raises `JumpFailed` if the kernel refused to leave.
         """
         try:
             syscalls.reboot_kexec()
         except OSError as error:
             raise JumpFailed(f"The kernel did not jump: {error.strerror}.") from error
 
-    def report(self) -> dict[str, Any] | None:
+    def report(self) -> Report | None:
         """What helper or boot side reported, or None."""
         return self._page.read()
 
     def close(self) -> None:
-        """Unload.  After a jump the image is spent: a second jump into it would be deadly."""
+        """Unload, unless another program's image is loaded by now.
+
+        After a jump the image is spent: a second jump into it would be deadly.
+        """
         if self._loaded:
-            syscalls.kexec_unload()
+            if self.is_ours():
+                syscalls.kexec_unload()
             self._loaded = False
             self._page.close()
 
@@ -129,12 +143,8 @@ def stage(
     page = ReportPage()
     try:
         window = choose_window(sizing, [page.range])
-        document = machine_facts(window, page)
-        document |= cycle_facts(settings, document, cycle_id, target)
-        if mode:
-            document["mode"] = mode
-        load(settings, sizing, window, page, document)
-        staged = Staged(window, page, document)
+        order = save_order(settings, machine_facts(window, page), cycle_id, target, mode)
+        staged = Staged(window, page, load(settings, sizing, window, page, order))
         staged.room = room
         return staged
     except BaseException:
@@ -162,7 +172,7 @@ def choose_window(sizing: Sizing, avoid: Sequence[Range]) -> windows.Window:
         likely = windows.sample_allocations(sample) if sample else []
     except OSError as error:
         likely = []  # staging may take seconds longer without
-        log.warning(f"where the kernel takes memory from was not found out: {error.strerror}")
+        log.warning(f"cannot find out where the kernel takes memory from: {error.strerror}")
     return windows.choose(
         sizing.window_size,
         memory.iomem(),
@@ -177,20 +187,20 @@ def load(
     sizing: Sizing,
     window: windows.Window,
     page: ReportPage,
-    document: Mapping[str, Any],
+    order: SaveOrder | WarmOrder,
     words: Sequence[str] = (),
-) -> None:
-    """Lay everything out in the window and give it to the kernel.
+) -> Footprint:
+    """Lay everything out in the window and give it to the kernel; by what it is known again.
 
-    ``document``: of the handoff note.  ``words``: more for the helper's command line.  Raises
+    ``order``: what the handoff note says.  ``words``: more for the helper's command line.  Raises
     `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
     """
     cmdline = Path("/proc/cmdline").read_text()
     info = vmcoreinfo_note()
-    packed = damage(note.pack(document))
+    packed = damage(packed_note(order))
     headers = elf.build(
         [info, (window.start + window_layout.NOTE, len(packed))],
-        subtract([(a, b) for a, b in document["ram"]], [window.range, *window.low]),
+        subtract(order.facts.ram, [window.range, *window.low]),
     )
     if len(headers) > window_layout.CORE_HEADER_ROOM:
         raise StagingFailed("The memory map is too long for the core header.")
@@ -201,28 +211,48 @@ def load(
         core_header=window.start + window_layout.CORE_HEADER,
         cell=window.start + window_layout.CELL,
     )
-    entry, segments = window_layout.place(
-        window.range,
-        window.low,
-        window_layout.map_file(sizing.kernel),
-        window_layout.map_file(sizing.initrd),
-        " ".join([line, *words]),
-        note_slot=window.start + note_slot,
-        cell_slot=window.start + window_layout.CELL + JUMP_BACK_OFFSET,
-        contents={
-            window_layout.CELL: Cell(page.physical, page.nonce, window.start, window.size).pack(),
-            window_layout.CORE_HEADER: headers,
-            window_layout.NOTE: packed,
-        },
-    )
+    cell = Cell(page.physical, page.nonce, window.start, window.size)
+    try:
+        entry, segments = window_layout.place(
+            window.range,
+            window.low,
+            window_layout.map_file(sizing.kernel),
+            window_layout.map_file(sizing.initrd),
+            " ".join([line, *words]),
+            note_slot=window.start + note_slot,
+            cell_slot=window.start + window_layout.CELL + JUMP_BACK_OFFSET,
+            contents={
+                window_layout.CELL: cell.pack(),
+                window_layout.CORE_HEADER: headers,
+                window_layout.NOTE: packed,
+            },
+        )
+    except window_layout.WindowTooSmall as error:
+        raise StagingFailed(str(error), advice="Raise [Helper] WindowSizeMiB=.") from error
+    except window_layout.CommandLineTooLong as error:
+        raise StagingFailed(str(error), advice="Shorten [Helper] CommandLine=.") from error
     segments += [Segment(b"", start, end - start) for start, end in window.low]
+    footprint = Footprint(order.facts.ram)
     try:
         syscalls.kexec_load(entry, segments, preserve_context=True)
     except OSError as error:
         raise StagingFailed(f"The kernel refused the staged helper: {error.strerror}.") from error
+    footprint.settle()
     del segments  # pages that are mapped would stay
     for path in (sizing.kernel, sizing.initrd):
         reclaim.forget(path)
+    return footprint
+
+
+def packed_note(order: SaveOrder | WarmOrder) -> bytes:
+    """The handoff note.  Raises `StagingFailed` if it is too long."""
+    try:
+        return note.pack(order.to_json())
+    except ValueError as error:
+        raise StagingFailed(
+            f"The handoff note has no room for all that the helper must know: {error}.",
+            advice="Unmount file systems that are not needed, then try again.",
+        ) from error
 
 
 def damage(packed: bytes, kind: str = "damaged-handoff") -> bytes:

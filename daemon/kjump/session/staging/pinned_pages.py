@@ -13,10 +13,10 @@ import ctypes
 import mmap
 import os
 import struct
-from typing import Any
 
 from kjump.errors import StagingFailed
 from kjump.handoff import report, request
+from kjump.handoff.documents import NONCE_SIZE
 from kjump.machine.ranges import PAGE, Range
 from kjump.machine.syscalls import bpf, mlock
 
@@ -100,7 +100,7 @@ class ReportPage:
     """One page that stays, with a fresh nonce.  Close it when the report was read."""
 
     def __init__(self) -> None:
-        self.nonce = os.urandom(report.NONCE_SIZE)
+        self.nonce = os.urandom(NONCE_SIZE)
         self._page = LockedPages(1)
         self.physical = self._page.addresses[0]
         self.blank()
@@ -118,7 +118,7 @@ class ReportPage:
         """Whether it is not any more where the handoff says."""
         return self._page.moved()
 
-    def read(self) -> dict[str, Any] | None:
+    def read(self) -> report.Report | None:
         """The report that was written there, or None."""
         return report.unpack(bytes(self._page.memory), self.nonce)
 

@@ -2,10 +2,10 @@
 """The warm helper: started once ahead, and entered already running when it is needed.
 
 Runs in the session.  `Warm` is what is staged then; it says whether it still fits the machine, and
-tells the helper what a cycle wants of it.  Nothing here jumps by itself or decides to hibernate.
+asks the helper for what a cycle wants of it.  Nothing here jumps by itself or decides to hibernate.
 
 The helper saw the machine when it was started, and the session has run on since.  What it saw and
-still relies on is compared before it is used (`Seen`); where that differs, another one is started.
+still relies on is compared before it is used (`Seen`); if that differs, another one is started.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kjump.errors import StagingFailed, StaleHelper
-from kjump.handoff import request
+from kjump.handoff import documents, request
+from kjump.handoff.documents import MachineFacts, WarmOrder
+from kjump.handoff.report import Report
 from kjump.image.target import Target
 from kjump.machine import syscalls
 from kjump.machine.ranges import PAGE
 from kjump.session.staging import describe, load
 from kjump.session.staging import window as windows
+from kjump.session.staging.footprint import Footprint
 from kjump.session.staging.load import Staged
 from kjump.session.staging.pinned_pages import ReportPage, RequestPages
 from kjump.session.staging.sizing import Sizing, cpu_count
@@ -53,10 +55,9 @@ class Seen:
 
     made_of: tuple[object, ...]
     """The settings it was started with, and identity of its kernel's and initrd's files."""
-    machine: Mapping[str, Any]
-    """`kjump.session.staging.load.machine_facts`."""
+    machine: MachineFacts
     processors: str
-    """Those that are plugged in, as /sys/devices/system/cpu/present tells."""
+    """Those that are plugged in, by /sys/devices/system/cpu/present."""
     disks: Mapping[str, Disk]
     """By ``major:minor``."""
 
@@ -67,16 +68,16 @@ def difference(seen: Seen, now: Seen) -> str | None:
     Of the disks only those count that are in ``now``.
     """
     if seen.made_of != now.made_of:
-        return "its kernel, its initrd or its settings are others now"
-    names = request.differing(seen.machine, now.machine)
+        return "its kernel, its initrd or its settings have changed"
+    names = documents.differing(seen.machine, now.machine)
     if names:
-        return f"the machine has another {', '.join(names)} now"
+        return f"the machine changed: {', '.join(names)}"
     if seen.processors != now.processors:
-        return "the machine has other processors now"
+        return "the processors of the machine changed"
     for number, disk in now.disks.items():
         if seen.disks.get(number) != disk:
             name = min(disk.links, default=number)
-            return f"the disk {name} is another now, or divided otherwise"
+            return f"the disk {name} was replaced or partitioned anew"
     return None
 
 
@@ -84,14 +85,6 @@ def needed(disks: Mapping[str, Disk], links: Iterable[str]) -> dict[str, Disk]:
     """Those of the disks that one of the links names."""
     wanted = frozenset(links)
     return {number: disk for number, disk in disks.items() if disk.links & wanted}
-
-
-def links_of(document: Mapping[str, Any]) -> list[str]:
-    """Links of all devices that the helper is to open, out of a handoff document."""
-    out = [str(link) for link in document["target"]["links"]]
-    for system in document.get("file_systems", ()):
-        out += [str(link) for link in system["links"]]
-    return out
 
 
 # -- reading -------------------------------------------------------------------------------------
@@ -156,32 +149,33 @@ class Warm(Staged):
         window: windows.Window,
         page: ReportPage,
         pages: RequestPages,
-        document: dict[str, Any],
+        footprint: Footprint,
         seen: Seen,
         flags: bytes | bytearray,
     ) -> None:
         """``flags``: of the window's pages, /proc/kpageflags just after it was staged."""
-        super().__init__(window, page, document)
+        super().__init__(window, page, footprint)
         self._pages = pages
         self._seen = seen
         self._flags = flags
         self._jump_back = 0
 
-    def welcome(self, report: Mapping[str, Any]) -> None:
+    def welcome(self, report: Report) -> None:
         """The helper rests.  ``report``: what it said when it came back."""
-        self._jump_back = int(report.get("jump_back", 0))
+        self._jump_back = report.jump_back
         self._page.blank()
 
     def is_ours(self) -> bool:
-        """Whether what is staged is still this helper.
+        """Whether what is loaded is still this helper.
 
-        Its kernel keeps our way back in a page that is reserved as long as the image is loaded
-        (kernel/kexec_core.c, kimage_alloc_pages); whoever loads another image sets it free.
+        When it has been back, its kernel keeps our way back in a page that is reserved as long as
+        the image is loaded (kernel/kexec_core.c, kimage_alloc_pages); whoever loads another image
+        sets it free.
         """
-        if not syscalls.kexec_loaded():
+        if not super().is_ours():
             return False
         if not self._jump_back:
-            return True  # it has not been back yet
+            return True
         flags = int.from_bytes(windows.read_kpageflags(self._jump_back // PAGE, 1), "little")
         return bool(flags >> windows.KPF_RESERVED & 1)
 
@@ -212,9 +206,8 @@ class Warm(Staged):
     ) -> None:
         """Write down what a cycle wants.  Raises `StaleHelper`; nothing is asked then."""
         now = look(settings, sizing, self.window, self._page)
-        document = dict(now.machine)
-        document |= describe.cycle_facts(settings, document, cycle_id, target)
-        only = needed(now.disks, links_of(document))
+        order = describe.save_order(settings, now.machine, cycle_id, target)
+        only = needed(now.disks, order.links)
         stale = self._stale(
             difference(self._seen, Seen(now.made_of, now.machine, now.processors, only))
             or self._displaced()
@@ -222,12 +215,11 @@ class Warm(Staged):
         if stale is not None:
             raise stale
         try:
-            data = load.damage(request.pack(document), "damaged-request")
+            data = load.damage(request.pack(order.to_json()), "damaged-request")
         except ValueError as error:
             raise StaleHelper(f"The warm helper cannot be asked: {error}.") from error
         self._page.blank()
         self._pages.write(data)
-        self.document = document
 
     def check(self) -> None:
         """Just before the jump: is everything still where the helper knows it?
@@ -239,15 +231,10 @@ class Warm(Staged):
             raise stale
 
     def close(self) -> None:
-        """Unload, unless somebody else's image is loaded by now."""
-        if not self._loaded:
-            return
-        if self.is_ours():
+        """Unload, unless another program's image is loaded by now."""
+        if self._loaded:
             super().close()
-        else:
-            self._loaded = False
-            self._page.close()
-        self._pages.close()
+            self._pages.close()
 
 
 def stage(settings: Settings, sizing: Sizing, target: Target) -> Warm:
@@ -262,14 +249,9 @@ def stage(settings: Settings, sizing: Sizing, target: Target) -> Warm:
         try:
             window = load.choose_window(sizing, [page.range, *pages.ranges])
             seen = look(settings, sizing, window, page)
-            document = {
-                **seen.machine,
-                "mode": "warm",
-                "request_page": pages.physical,
-                "devices": [str(x) for x in target.links] or [str(target.path)],
-            }
+            order = WarmOrder(seen.machine, pages.physical, target.names)
             words = [PARKED] if cpu_count(settings) > 1 else []
-            load.load(settings, sizing, window, page, document, words)
+            footprint = load.load(settings, sizing, window, page, order, words)
             try:
                 flags = flags_of(window)
             except OSError as error:
@@ -281,6 +263,6 @@ def stage(settings: Settings, sizing: Sizing, target: Target) -> Warm:
     except BaseException:
         page.close()
         raise
-    helper = Warm(window, page, pages, document, seen, flags)
+    helper = Warm(window, page, pages, footprint, seen, flags)
     helper.room = room
     return helper

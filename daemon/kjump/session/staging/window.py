@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from kjump.errors import NoWindow
 from kjump.machine.memory import Resource, system_ram
 from kjump.machine.native import address_of
-from kjump.machine.pages import count_blocks, flagged_blocks, last_flagged
+from kjump.machine.pages import count_blocks, flagged_blocks
 from kjump.machine.ranges import (
     PAGE,
     Range,
@@ -73,12 +73,6 @@ class Window:
 def low_ranges(resources: Iterable[Resource]) -> tuple[Range, ...]:
     """Whole pages of RAM below 1 MiB: the helper needs some for its real-mode trampoline."""
     return tuple(intersect(whole_pages(system_ram(resources)), [(PAGE, LOW_END)]))
-
-
-def last_immovable(flags: bytes | bytearray, mask: int = IMMOVABLE) -> int | None:
-    """Index of the last page that must not lie in the window, or None.  ``mask``: by which of
-    its flags."""
-    return last_flagged(flags, mask)
 
 
 def came_in(before: bytes | bytearray, now: bytes | bytearray, mask: int = RESTING) -> bool:
