@@ -139,6 +139,7 @@ class Refused(Exception):
 
     def __init__(self, error: GLib.Error) -> None:
         self.name = Gio.DBusError.get_remote_error(error)
+        self.message = error.message.removeprefix(f"GDBus.Error:{self.name}: ")
         super().__init__(f"{self.name}: {error.message}")
 
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from kjump.errors import DBUS_PREFIX, Internal, KjumpError, ServiceUnreachable, table
+from kjump.errors import DBUS_PREFIX, Internal, KjumpError, ServiceUnreachable, split_message, table
 
 NAME = "org.kjump1"
 PATH = "/org/kjump1"
@@ -26,10 +26,11 @@ class RemoteError(Internal):
 
 
 def error_of(dbus_name: str, message: str) -> KjumpError:
-    """The exception a D-Bus error stands for; ``message`` is already the whole sentence."""
+    """The exception a D-Bus error stands for; ``message`` is a `KjumpError.message`."""
     if dbus_name.startswith(DBUS_PREFIX):
-        cls = table().get(dbus_name.removeprefix(DBUS_PREFIX))
-        return cls(message, advice="") if cls else RemoteError(message, advice="")
+        what, todo = split_message(message)
+        cls = table().get(dbus_name.removeprefix(DBUS_PREFIX), RemoteError)
+        return cls(what, advice=todo)
     return ServiceUnreachable(f"kjumpd does not answer: {message}.".replace("..", "."))
 
 
