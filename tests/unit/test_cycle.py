@@ -18,7 +18,8 @@ from kjump.session.checks.facts import Facts
 from kjump.session.cycle import operation as cycles
 from kjump.session.cycle.actions import Actions
 from kjump.session.cycle.history import History
-from kjump.session.cycle.operation import Cycle, DryRun, Step, WarmUp
+from kjump.session.cycle.kinds import Cycle, DryRun, WarmUp
+from kjump.session.cycle.operation import Step
 from kjump.session.cycle.recovery import CleanUpActions, LookBack, clean_up, look_back
 from kjump.session.log import set_up
 from kjump.session.mark import Mark, clear_mark, read_mark, write_mark

@@ -13,7 +13,8 @@ import pytest
 from gi.repository import GLib
 
 from kjump import errors
-from kjump.session.cycle.operation import Cycle, DryRun, Operation, Report, Step, WarmUp
+from kjump.session.cycle.kinds import Cycle, DryRun, WarmUp
+from kjump.session.cycle.operation import Operation, Report, Step
 from kjump.session.service.assessment import Assessment, LogindActions, is_possible
 from kjump.session.service.operations import Worker, later
 from kjump.settings import Helper, Settings
@@ -416,6 +417,14 @@ def test_a_machine_that_is_offered_nothing_is_looked_at_again(
     time.sleep(1.1)
     settle()
     assert machine.done.count("read") == 2
+
+
+def test_a_machine_that_could_not_be_read_is_looked_at_again(
+    worker: Worker, listener: Listener
+) -> None:
+    with NoThreads():
+        assessed(worker)
+    until(lambda: listener.assessments[-1].availability == "yes")
 
 
 def test_a_look_back_is_passed_on(machine: Machine, listener: Listener) -> None:

@@ -25,7 +25,8 @@ from kjump.errors import BadRequest, Busy, Inhibited, Internal, KjumpError, NotA
 from kjump.session.checks import doctor
 from kjump.session.cycle.actions import Actions
 from kjump.session.cycle.history import History
-from kjump.session.cycle.operation import IDLE, Cycle, DryRun, Operation, Report, Step, WarmUp
+from kjump.session.cycle.kinds import Cycle, DryRun, WarmUp
+from kjump.session.cycle.operation import IDLE, Operation, Report, Step
 from kjump.session.log import logger
 from kjump.session.service import authority as polkit
 from kjump.session.service.assessment import Assessment, LogindActions

@@ -18,15 +18,16 @@ from gi.repository import GLib
 from kjump.errors import Busy, Internal, Interrupted, KjumpError, TooLittleMemory
 from kjump.session.checks import readiness
 from kjump.session.cycle.actions import Actions, read_machine
-from kjump.session.cycle.operation import Cycle, DryRun, Operation, Report, Step, WarmUp
+from kjump.session.cycle.kinds import Cycle, DryRun, WarmUp
+from kjump.session.cycle.operation import Operation, Report, Step
 from kjump.session.log import bound, logger
 from kjump.session.service.assessment import Assessment, LogindActions, is_possible
 from kjump.session.service.warm_helper import WARM_DELAY, RestingHelper, WarmKeeper
 from kjump.settings import Settings
 
 LOOK_AGAIN = 60
-"""Seconds between looks at a machine where nothing can hibernate: logind offers nothing there, so
-that nobody asks, and not everything that may change sends word."""
+"""Seconds between looks at a machine where nothing can hibernate, or that could not be read: logind
+offers nothing there, so that nobody asks, and not every change sends an event."""
 
 T = TypeVar("T")
 Ended = Callable[[Operation, Report], None]
@@ -301,7 +302,7 @@ class Worker:
             self._keeper.look()
         if self._again:
             self.assess()
-        elif not assessment.offered:
+        elif assessment.facts is None or not assessment.offered:
             self._look_again_later()
 
     def _look_again_later(self) -> None:
