@@ -257,7 +257,7 @@ def address() -> Iterator[str]:
 
 
 class Polkit:
-    """polkit, played by dbusmock: says what it is told, and keeps what it was asked."""
+    """polkit, played by dbusmock: answers as the test says, and keeps what it was asked."""
 
     def __init__(self, address: str) -> None:
         self._client = Client(address)

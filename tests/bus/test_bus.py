@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""org.kjump1 on a bus: names, errors, who waits for whom, and what is told when."""
+"""org.kjump1 on a bus: names, errors, who waits for whom, and what is signalled when."""
 
 from __future__ import annotations
 
@@ -222,9 +222,9 @@ def test_staging_a_warm_helper_and_using_it(client: Client, daemon: Daemon) -> N
     (report,) = staged(client)
     assert report["result"] == "warm" and report["phases"]["helper boot"] == 2.5
     assert client.get("Staged") == "warm"
-    told = [arguments[1] for name, arguments in client.heard if name == "PropertiesChanged"]
-    assert {"Staged": "warm"} in [{k: c[k] for k in c if k == "Staged"} for c in told]
-    assert any(c.get("Operation") == "warm-up" for c in told)
+    changed = [arguments[1] for name, arguments in client.heard if name == "PropertiesChanged"]
+    assert {"Staged": "warm"} in [{k: c[k] for k in c if k == "Staged"} for c in changed]
+    assert any(c.get("Operation") == "warm-up" for c in changed)
     assert not [name for name, _ in client.heard if name.startswith("Cycle")]
     # It is there already: nothing is done.
     assert staged(client) == ({},)
@@ -715,7 +715,7 @@ def test_kjumpctl_without_a_daemon(
     assert kjumpctl.main(["status"]) == 69
 
 
-# -- what systemd is told
+# -- what systemd is notified of
 
 
 def test_ready_status_and_watchdog(address: str, tmp_path: Path) -> None:
@@ -737,13 +737,13 @@ def test_ready_status_and_watchdog(address: str, tmp_path: Path) -> None:
         [sys.executable, "-m", "tests.bus.server", address, str(tmp_path)], env=environment
     )
     try:
-        told = ""
-        while "READY=1" not in told or told.count("WATCHDOG=1") < 3:
-            told += listener.recv(4096).decode() + "\n"
-        assert "STATUS=" in told
+        heard = ""
+        while "READY=1" not in heard or heard.count("WATCHDOG=1") < 3:
+            heard += listener.recv(4096).decode() + "\n"
+        assert "STATUS=" in heard
         process.terminate()
-        while "STOPPING=1" not in told:
-            told += listener.recv(4096).decode() + "\n"
+        while "STOPPING=1" not in heard:
+            heard += listener.recv(4096).decode() + "\n"
         assert process.wait(20) == 0
     finally:
         if process.poll() is None:

@@ -92,7 +92,7 @@ def test_ignoring_them_takes_an_administrator(
 # -- falling back
 
 
-def test_a_request_that_wants_it_is_told_to_fall_back(client: Client, daemon: Daemon) -> None:
+def test_a_request_that_wants_it_falls_back(client: Client, daemon: Daemon) -> None:
     daemon.set("reasons", "NoKexecJump")
     daemon.set("kernel-hibernation")
     report = asked(client, fallback=True)
@@ -135,7 +135,7 @@ def test_a_warm_helper_is_unloaded_before_another_hibernation(
     assert "close" in daemon.done
 
 
-# -- what logind is told to offer
+# -- what logind offers
 
 
 def test_what_is_offered_follows_the_machine(client: Client, daemon: Daemon) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -430,10 +431,22 @@ def test_an_answer_that_does_not_fit_is_an_error(values: tuple[Any, ...]) -> Non
     assert len(caller.invocation.answers) == 1
 
 
+def test_an_error_with_a_strange_file_name_is_named() -> None:
+    caller = Caller()
+    caller.call.fail(errors.BadRequest("/media/\udcff\0 is no file."))
+    assert caller.error == "BadRequest" and caller.answer[1].startswith("/media/?? is no file.")
+
+
 def test_a_call_that_everybody_forgot_is_answered() -> None:
     caller = Caller("s")
     del caller.call
+    gc.collect()
     assert caller.error == "Internal"
+    answered = Caller("s")
+    answered.call.reply("yes")
+    del answered.call
+    gc.collect()
+    assert answered.answer == ("yes",)
 
 
 # -- logind

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Values as D-Bus has them: reports, targets and figures as ``a{sv}``.  Pure.
+"""Values as D-Bus has them: reports, targets and figures as ``a{sv}``.
 
-Runs in the session.
+Runs in the session.  Pure: nothing here reads or changes anything.
 """
 
 from __future__ import annotations
