@@ -156,6 +156,7 @@ class Machine:
             "hooks": no_hooks,
             "sync": nothing,
             "retire": nothing,
+            "is_loaded": lambda: bool(self.staged),
             "unload": lambda: self.do("unload"),
             "write_mark": mark,
             "clear_mark": lambda: self.do("clear mark"),

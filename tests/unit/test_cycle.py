@@ -19,7 +19,7 @@ from kjump.session.cycle import operation as cycles
 from kjump.session.cycle.actions import Actions
 from kjump.session.cycle.history import History
 from kjump.session.cycle.kinds import Cycle, DryRun, WarmUp
-from kjump.session.cycle.operation import Step
+from kjump.session.cycle.operation import Operation, Step
 from kjump.session.cycle.recovery import CleanUpActions, LookBack, clean_up, look_back
 from kjump.session.log import set_up
 from kjump.session.mark import Mark, clear_mark, read_mark, write_mark
@@ -169,8 +169,11 @@ class World:
         self.retired.append((path, error, cycle))
         self.do("retire")
 
+    def is_loaded(self) -> bool:
+        return self.loaded or self.foreign
+
     def unload(self) -> None:
-        self.loaded = False
+        self.loaded = self.foreign = False
         self.do("unload")
 
     def write_mark(self, mark: Mark) -> None:
@@ -628,6 +631,34 @@ def test_somebody_elses_image_stays_loaded(point: str) -> None:
     assert cycle.run()["error"] == "StagingFailed"
     assert "close" in world.done and "unload" not in world.done
     assert cycle.warm is None and world.mark is None
+
+
+@pytest.mark.parametrize("kind", ["ask", "recheck", "dry-run"])
+def test_no_helper_takes_the_place_of_somebody_elses_image(kind: str) -> None:
+    """As if it had been loaded before the checks."""
+    world = World()
+
+    def replaced() -> None:
+        world.loaded, world.foreign = False, True
+
+    if kind == "dry-run":
+        operation: Operation = world.dry_run(warm=True)
+        world.before["mark"] = replaced
+    else:
+        operation = world.cycle(warm=True)
+        world.before[kind] = replaced
+        world.fail[kind] = errors.StaleHelper("Somebody unloaded it.")
+    assert operation.run()["error"] == "ForeignKexecImage"
+    assert world.foreign and not {"stage", "stage-dry", "unload", "jump"} & set(world.done)
+    assert operation.warm is None and ("pre" in world.done) == ("post" in world.done)
+
+
+def test_a_helper_that_somebody_unloaded_is_staged_anew() -> None:
+    world = World()
+    world.before["ask"] = lambda: setattr(world, "loaded", False)
+    world.fail_once = ("ask", errors.StaleHelper("Somebody unloaded it."))
+    assert world.cycle(warm=True).run()["result"] == "ok"
+    assert world.done.count("stage") == 1
 
 
 def test_an_image_of_which_nobody_knows_whose_it_is_is_unloaded() -> None:

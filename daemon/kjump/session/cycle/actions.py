@@ -126,6 +126,7 @@ class Actions:
     lock_homes: Callable[[], None] = lambda: None
     sync: Callable[[], None] = os.sync
     retire: Callable[[Path, KjumpError | None, uuid.UUID | None], None] = _retire
+    is_loaded: Callable[[], bool] = syscalls.kexec_loaded
     unload: Callable[[], None] = unload
     write_mark: Callable[[mark.Mark], None] = mark.write_mark
     clear_mark: Callable[[], None] = mark.clear_mark

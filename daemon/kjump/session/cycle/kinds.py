@@ -66,7 +66,7 @@ class Cycle(Operation):
         if isinstance(error, StaleHelper) and self.warm is not None:
             log.warning(error.what, KJUMP_ERROR=error.name)
             clock.rename("jump", "stale jump")
-            self._unload()
+            self._unload_for_another()
             error = self._jump(self._stage(facts))
         if error is not None:
             raise error
@@ -97,7 +97,7 @@ class Cycle(Operation):
             else:
                 self._described = warm.describe()
                 return warm
-        self._unload()
+        self._unload_for_another()
         return None
 
     def _stage(self, facts: Facts) -> StagedHelper:
@@ -175,7 +175,7 @@ class DryRun(Operation):
         self._unload_owed = True
         if self.warm is not None:
             self._staged = self.warm
-            self._unload()  # there is room for one only
+            self._unload_for_another()
         with self._clock.phase("stage"):
             self._staged = staged = self._do.stage_dry(self._settings, facts, self.id)
             self._described = staged.describe()

@@ -24,11 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from kjump.errors import (
-    Internal,
-    Interrupted,
-    KjumpError,
-)
+from kjump.errors import ForeignKexecImage, Internal, Interrupted, KjumpError
 from kjump.handoff import report as reports
 from kjump.session import mark
 from kjump.session.checks import readiness
@@ -209,8 +205,19 @@ class Operation:
         self._result, error = verdict(self._report, warming=warming)
         return error
 
-    def _unload(self) -> None:
-        """Unload what is staged; an image that somebody else loaded in its place stays."""
+    def _unload_for_another(self) -> None:
+        """Unload the helper that rests: there is room for one image only.
+
+        Raises `ForeignKexecImage` if somebody loaded an image of their own in its place.
+        """
+        replaced = self._unload()
+        if replaced and self._do.is_loaded():
+            self._unload_owed = False
+            raise ForeignKexecImage("Another kexec image was loaded while a helper rested.")
+
+    def _unload(self) -> bool:
+        """Unload what is staged; whether somebody else had unloaded the helper that rested.  Then
+        whatever is loaded now stays."""
         replaced = self.warm is not None and self._is_replaced(self.warm)
         staged, self._staged, self.warm = self._staged, None, None
         with self._clock.phase("unload"):
@@ -220,6 +227,7 @@ class Operation:
                 log.warning("the warm helper was unloaded by somebody else")
             else:
                 self._attempt("unloading the kexec image", self._do.unload)
+        return replaced
 
     @staticmethod
     def _is_replaced(warm: WarmHelper) -> bool:
