@@ -41,11 +41,28 @@ class KjumpError(Exception):
     @property
     def sentence(self) -> str:
         """What happened and what to do, for a person."""
-        return f"{self.what}  {self.todo}" if self.todo else self.what
+        return sentence(self.what, self.todo)
+
+    @property
+    def message(self) -> str:
+        """The D-Bus error's message: what happened, and what to do on the lines after it."""
+        what = " ".join(self.what.splitlines())
+        return f"{what}\n{self.todo}" if self.todo else what
 
     def report(self) -> dict[str, str]:
         """The form in which the error travels between kernels and into an image."""
         return {"error": self.name, "what": self.what, "todo": self.todo}
+
+
+def sentence(what: str, todo: str) -> str:
+    """Both as one text for a person.  ``todo`` may be empty."""
+    return f"{what}  {todo}" if todo else what
+
+
+def split_message(message: str) -> tuple[str, str]:
+    """What happened and what to do, of a `KjumpError.message`; the second may be empty."""
+    what, _, todo = message.partition("\n")
+    return what, todo
 
 
 # -- asking for a cycle ---------------------------------------------------------------------

@@ -176,8 +176,14 @@ int main(int count, char **arguments)
 		const char *name = refusal.name ? refusal.name : "";
 		const char *text = refusal.message ? refusal.message : strerror(-error);
 
-		if (!strncmp(name, PREFIX, strlen(PREFIX)))
-			return end(status_of(name + strlen(PREFIX)), "%s", text);
+		if (!strncmp(name, PREFIX, strlen(PREFIX))) {
+			/* What happened, and what to do on the lines after it; the journal gets one line. */
+			const char *todo = strchr(text, '\n');
+
+			return end(status_of(name + strlen(PREFIX)), "%.*s%s%s",
+				   (int)strcspn(text, "\n"), text, todo ? "  " : "",
+				   todo ? todo + 1 : "");
+		}
 		return end(UNREACHABLE, "kjumpd does not answer: %s.", text);
 	}
 	if ((error = read_report(report, &fallback, &what)) < 0)

@@ -139,6 +139,7 @@ class Refused(Exception):
 
     def __init__(self, error: GLib.Error) -> None:
         self.name = Gio.DBusError.get_remote_error(error)
+        self.message = error.message.removeprefix(f"GDBus.Error:{self.name}: ")
         super().__init__(f"{self.name}: {error.message}")
 
 
@@ -256,7 +257,7 @@ def address() -> Iterator[str]:
 
 
 class Polkit:
-    """polkit, played by dbusmock: says what it is told, and keeps what it was asked."""
+    """polkit, played by dbusmock: answers as the test says, and keeps what it was asked."""
 
     def __init__(self, address: str) -> None:
         self._client = Client(address)

@@ -10,7 +10,7 @@ what the machine does:
 - ``stale``: a warm helper does not fit any more;
 - ``cold``: the helper cannot be kept;
 - ``inhibited``: somebody inhibits sleep; its text is the mode;
-- ``stock``: the kernel's own hibernation is possible;
+- ``kernel-hibernation``: the kernel's own hibernation is possible;
 - ``offered``: is there while hibernation is offered to logind;
 - ``slow``: while it is there, reading the machine does not return;
 - ``done``: what was done, one word a line, is written here.
@@ -36,9 +36,10 @@ from kjump.session.checks.facts import Facts
 from kjump.session.connection import connect
 from kjump.session.cycle.actions import Actions
 from kjump.session.cycle.history import History
-from kjump.session.cycle.recovery import Cleaning, clean_up
+from kjump.session.cycle.recovery import CleanUpActions, LookBack, clean_up
 from kjump.session.log import set_up
 from kjump.session.mark import Mark, clear_mark, write_mark
+from kjump.session.service.assessment import LogindActions
 from kjump.session.service.authority import Polkit
 from kjump.session.service.main import Service
 from kjump.session.service.manager import Manager
@@ -68,7 +69,7 @@ FACTS: dict[str, dict[str, Any]] = {
 class World:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.warming = self.trying = False
+        self.warming_up = self.dry = False
 
     def done(self, word: str) -> None:
         with (self.folder / "done").open("a") as stream:
@@ -96,12 +97,12 @@ class World:
 
     def stage_warm(self, *_arguments: object) -> World:
         self.done("stage-warm")
-        self.warming = True
+        self.warming_up = True
         return self
 
     def stage_dry(self, *_arguments: object) -> World:
         self.done("stage-dry")
-        self.trying = True
+        self.dry = True
         return self
 
     def welcome(self, _report: object) -> None:
@@ -126,20 +127,20 @@ class World:
 
     def jump(self) -> None:
         self.done("jump")
-        self.wait_while("warm-hold" if self.warming else "hold")
+        self.wait_while("warm-hold" if self.warming_up else "hold")
         if (self.folder / "fail").exists():
             cls = errors.table()[(self.folder / "fail").read_text().strip()]
-            raise cls("It was told to fail.")
+            raise cls("The test wants it to fail.")
 
     def report(self) -> Report:
-        if self.warming:
-            self.warming = False
+        if self.warming_up:
+            self.warming_up = False
             if (self.folder / "cold").exists():
                 error = errors.NoWarmHelper("It cannot.")
                 return reports.failed("helper", error)
             return Report("helper", "warm", phases={"helper boot": 2.5})
-        if self.trying:
-            self.trying = False
+        if self.dry:
+            self.dry = False
             return Report("helper", "returned", phases={"helper boot": 2.5})
         return REPORT
 
@@ -153,12 +154,14 @@ class World:
         self.done(when)
         return []
 
-    def stock(self) -> KernelHibernation:
-        swaps = (Swap(1 << 30, 0, "8:1"),) if self.has("stock") else ()
+    def kernel_hibernation(self) -> KernelHibernation:
+        swaps = (Swap(1 << 30, 0, "8:1"),) if self.has("kernel-hibernation") else ()
         return KernelHibernation(resume="8:1", swaps=swaps)
 
     def offer(self, possible: bool, settings: Settings) -> bool:
-        yes = kernel_hibernation.offered(possible, settings.session.fallback, self.stock())
+        yes = kernel_hibernation.offered(
+            possible, settings.session.fallback, self.kernel_hibernation()
+        )
         (self.folder / "offered").write_text("yes" if yes else "no")
         return yes
 
@@ -199,8 +202,7 @@ def main() -> int:
     def post(_seconds: float) -> list[Result]:
         return world.hooks("post")
 
-    cleaning = Cleaning(mark, world.unload, post)
-    clean_up(kept, cleaning=cleaning)
+    clean_up(kept, actions=CleanUpActions(mark, world.unload, post))
 
     def put_mark(found: Mark) -> None:
         write_mark(found, mark)
@@ -216,8 +218,9 @@ def main() -> int:
         hooks=world.hooks,
         freeze=world.freeze,
         thaw=lambda: world.done("thaw"),
-        stock=world.stock,
-        offer=world.offer,
+        read_kernel_hibernation=world.kernel_hibernation,
+        look_back=LookBack(kept, lambda *_about: world.done("look-back")),
+        record=kept.add,
         sync=lambda: world.done("sync"),
         retire=world.retire,
         unload=world.unload,
@@ -231,7 +234,7 @@ def main() -> int:
         authority=Polkit(connection.con),
         history=kept,
         actions=actions,
-        look_back=lambda facts: world.done("look-back"),
+        logind=LogindActions(offer=world.offer),
         status=manages.status,
         inhibitors=world.inhibitors,
         warm_delay=0.2,
@@ -244,7 +247,7 @@ def main() -> int:
         return 1
     GLib.unix_signal_add(GLib.PRIORITY_HIGH, signal.SIGTERM, service.stop)
     service.run(watch=False)
-    manager.close()
+    manager.worker.close()
     return 0
 
 

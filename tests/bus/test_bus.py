@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""org.kjump1 on a bus: names, errors, who waits for whom, and what is told when."""
+"""org.kjump1 on a bus: names, errors, who waits for whom, and what is signalled when."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 import pytest
 from gi.repository import Gio, GLib
 
+from kjump import errors
 from kjump.cli import main as kjumpctl
 from kjump.session.service import manager as ours
 from tests.bus.conftest import MANAGER, ROOT, Client, Daemon, Polkit, Refused
@@ -115,7 +116,7 @@ def test_a_failed_cycle_has_its_name(client: Client, daemon: Daemon) -> None:
     with pytest.raises(Refused) as refused:
         client.call("Hibernate", GLib.Variant("(a{sv})", ({},)))
     assert refused.value.name == "org.kjump1.Error.JumpFailed"
-    assert "It was told to fail." in str(refused.value)
+    assert "The test wants it to fail." in str(refused.value)
     last = client.get("LastCycle")
     assert (last["result"], last["error"], last["where"]) == ("failed", "JumpFailed", "session")
     assert daemon.done[-1] != "jump" and "post" in daemon.done and "unload" in daemon.done
@@ -131,7 +132,7 @@ def test_reasons_refuse_with_the_same_name_and_stage_nothing(
     with pytest.raises(Refused) as refused:
         client.call("Hibernate", GLib.Variant("(a{sv})", ({},)))
     assert refused.value.name == f"org.kjump1.Error.{code}"
-    assert sentence in str(refused.value)
+    assert errors.sentence(*errors.split_message(refused.value.message)) == sentence
     assert "stage" not in daemon.done and "prepare" not in daemon.done
 
 
@@ -221,9 +222,9 @@ def test_staging_a_warm_helper_and_using_it(client: Client, daemon: Daemon) -> N
     (report,) = staged(client)
     assert report["result"] == "warm" and report["phases"]["helper boot"] == 2.5
     assert client.get("Staged") == "warm"
-    told = [arguments[1] for name, arguments in client.heard if name == "PropertiesChanged"]
-    assert {"Staged": "warm"} in [{k: c[k] for k in c if k == "Staged"} for c in told]
-    assert any(c.get("Operation") == "stage" for c in told)
+    changed = [arguments[1] for name, arguments in client.heard if name == "PropertiesChanged"]
+    assert {"Staged": "warm"} in [{k: c[k] for k in c if k == "Staged"} for c in changed]
+    assert any(c.get("Operation") == "warm-up" for c in changed)
     assert not [name for name, _ in client.heard if name.startswith("Cycle")]
     # It is there already: nothing is done.
     assert staged(client) == ({},)
@@ -299,7 +300,7 @@ def test_hibernating_while_a_helper_gets_warm(client: Client, daemon: Daemon) ->
     warm = stage(client)
     client.until(lambda: "jump" in daemon.done)
     box = client.hibernate()
-    client.until(lambda: client.get("Operation") == "stage")
+    client.until(lambda: client.get("Operation") == "warm-up")
     with pytest.raises(Refused) as refused:
         client.call("Unstage")
     assert refused.value.name == "org.kjump1.Error.Busy"
@@ -608,6 +609,26 @@ def test_stopping_before_the_jump_ends_the_cycle(client: Client, daemon: Daemon)
     assert "jump" not in daemon.done
 
 
+def test_stopping_in_a_warm_up_starts_no_cycle(client: Client, daemon: Daemon) -> None:
+    """systemd stops kjumpd for an upgrade or at shutdown, and a request waits."""
+    daemon.set("warm-hold")
+    warm = stage(client)
+    client.until(lambda: "jump" in daemon.done)
+    box = client.hibernate()
+    client.get("State")
+    assert not box and daemon.process is not None
+    daemon.process.send_signal(signal.SIGTERM)
+    assert Refused(client.until(lambda: box)[0]).name == "org.kjump1.Error.Interrupted"
+    daemon.unset("warm-hold")
+    assert daemon.process.wait(20) == 0
+    assert client.until(lambda: warm)[0][0]["result"] == "warm"
+    assert words(daemon, "stage-warm", "stage", "ask", "jump", "close") == [
+        "stage-warm",
+        "jump",
+        "close",
+    ]
+
+
 def test_a_killed_daemon_leaves_nothing_staged(
     client: Client, daemon: Daemon, address: str
 ) -> None:
@@ -678,7 +699,10 @@ def test_kjumpctl(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("kjumpctl: No CONFIG_KEXEC_JUMP.  Boot a kernel")
-    assert "GDBus" not in captured.err
+    assert "GDBus" not in captured.err and len(captured.err.splitlines()) == 1
+    assert kjumpctl.main(["hibernate", "--json"]) == 21
+    document = json.loads(capsys.readouterr().err)
+    assert document["what"] == "No CONFIG_KEXEC_JUMP." and document["todo"].startswith("Boot a")
 
 
 def test_kjumpctl_without_a_daemon(
@@ -691,7 +715,7 @@ def test_kjumpctl_without_a_daemon(
     assert kjumpctl.main(["status"]) == 69
 
 
-# -- what systemd is told
+# -- what systemd is notified of
 
 
 def test_ready_status_and_watchdog(address: str, tmp_path: Path) -> None:
@@ -713,13 +737,13 @@ def test_ready_status_and_watchdog(address: str, tmp_path: Path) -> None:
         [sys.executable, "-m", "tests.bus.server", address, str(tmp_path)], env=environment
     )
     try:
-        told = ""
-        while "READY=1" not in told or told.count("WATCHDOG=1") < 3:
-            told += listener.recv(4096).decode() + "\n"
-        assert "STATUS=" in told
+        heard = ""
+        while "READY=1" not in heard or heard.count("WATCHDOG=1") < 3:
+            heard += listener.recv(4096).decode() + "\n"
+        assert "STATUS=" in heard
         process.terminate()
-        while "STOPPING=1" not in told:
-            told += listener.recv(4096).decode() + "\n"
+        while "STOPPING=1" not in heard:
+            heard += listener.recv(4096).decode() + "\n"
         assert process.wait(20) == 0
     finally:
         if process.poll() is None:

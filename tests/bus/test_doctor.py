@@ -10,7 +10,7 @@ from kjump.cli.client import watch
 from tests.bus.conftest import Client, Daemon, Refused
 
 
-def test_check_tells_every_check(client: Client, daemon: Daemon) -> None:
+def test_check_names_every_check(client: Client, daemon: Daemon) -> None:
     (found,) = client.call("Check")
     states = {name: state for name, state, _error, _sentence, _advice in found}
     assert states["machine"] == states["target-there"] == "ok"
@@ -78,7 +78,7 @@ def test_one_at_a_time(client: Client, daemon: Daemon) -> None:
     client.until(lambda: daemon.done.count("stage") == 1)
 
 
-def test_a_daemon_killed_in_a_dry_run_cleans_up_and_tells_of_no_lost_cycle(
+def test_a_daemon_killed_in_a_dry_run_cleans_up_and_records_no_lost_cycle(
     client: Client, daemon: Daemon
 ) -> None:
     daemon.set("hold")
@@ -94,13 +94,13 @@ def test_a_daemon_killed_in_a_dry_run_cleans_up_and_tells_of_no_lost_cycle(
 
 
 def test_progress_can_be_watched(client: Client, daemon: Daemon, address: str) -> None:
-    told: list[tuple[int, str]] = []
-    stop = watch(lambda percent, message: told.append((percent, message)), address)
+    heard: list[tuple[int, str]] = []
+    stop = watch(lambda percent, message: heard.append((percent, message)), address)
     try:
         client.call("DryRun")
-        client.until(lambda: any(percent >= 95 for percent, _ in told))
+        client.until(lambda: any(percent >= 95 for percent, _ in heard))
     finally:
         stop()
-    assert [percent for percent, _ in told] == sorted(percent for percent, _ in told)
-    assert any("Jumping into the helper" in message for _, message in told)
+    assert [percent for percent, _ in heard] == sorted(percent for percent, _ in heard)
+    assert any("Jumping into the helper" in message for _, message in heard)
     watch(lambda *_: None, "unix:path=/nonexistent")()  # no bus is no error

@@ -67,7 +67,7 @@ def test_who_blocks_sleep_is_heeded(client: Client, daemon: Daemon, mode: str) -
     assert "Burner (burning)" in str(found)
     assert "prepare" not in daemon.done and client.get("State") == "idle"
     # It is of who asks, not of the machine: nothing else is done instead.
-    daemon.set("stock")
+    daemon.set("kernel-hibernation")
     assert refused(client, fallback=True).name == "org.kjump1.Error.Inhibited"
 
 
@@ -92,9 +92,9 @@ def test_ignoring_them_takes_an_administrator(
 # -- falling back
 
 
-def test_a_request_that_wants_it_is_told_to_fall_back(client: Client, daemon: Daemon) -> None:
+def test_a_request_that_wants_it_falls_back(client: Client, daemon: Daemon) -> None:
     daemon.set("reasons", "NoKexecJump")
-    daemon.set("stock")
+    daemon.set("kernel-hibernation")
     report = asked(client, fallback=True)
     assert (report["result"], report["error"]) == ("failed", "NoKexecJump")
     assert report["fallback"] == "stock"
@@ -109,7 +109,7 @@ def test_where_neither_works_the_error_is_named(client: Client, daemon: Daemon) 
     daemon.set("reasons", "NoKexecJump")
     assert refused(client, fallback=True).name == "org.kjump1.Error.NoKexecJump"
     assert client.get("LastCycle")["no_fallback"] == "No swap is in use."
-    daemon.set("stock")
+    daemon.set("kernel-hibernation")
     daemon.set("kjump.conf", "[Target]\nPath=/dev/vda3\n[Session]\nFallback=none\n")
     client.call("Reload")
     assert refused(client, fallback=True).name == "org.kjump1.Error.NoKexecJump"
@@ -117,7 +117,7 @@ def test_where_neither_works_the_error_is_named(client: Client, daemon: Daemon) 
 
 
 def test_after_a_jump_nothing_is_done_instead(client: Client, daemon: Daemon) -> None:
-    daemon.set("stock")
+    daemon.set("kernel-hibernation")
     daemon.set("fail", "JumpFailed")
     assert refused(client, fallback=True).name == "org.kjump1.Error.JumpFailed"
     assert "fallback" not in client.get("LastCycle")
@@ -129,13 +129,13 @@ def test_a_warm_helper_is_unloaded_before_another_hibernation(
     box = client.start("Stage", GLib.Variant("(a{sv})", ({"warm": GLib.Variant("b", True)},)))
     client.until(lambda: box)
     daemon.set("reasons", "NoTarget")
-    daemon.set("stock")
+    daemon.set("kernel-hibernation")
     assert asked(client, fallback=True)["fallback"] == "stock"
     assert client.get("Staged") == "no" and daemon.done[-1] != "ask"
     assert "close" in daemon.done
 
 
-# -- what logind is told to offer
+# -- what logind offers
 
 
 def test_what_is_offered_follows_the_machine(client: Client, daemon: Daemon) -> None:
@@ -151,9 +151,9 @@ def test_what_is_offered_follows_the_machine(client: Client, daemon: Daemon) -> 
     offers("yes")
     daemon.set("reasons", "NoTarget")
     offers("no")
-    daemon.set("stock")
+    daemon.set("kernel-hibernation")
     offers("yes")
-    daemon.unset("stock")
+    daemon.unset("kernel-hibernation")
     offers("no")
     daemon.unset("reasons")
     offers("yes")

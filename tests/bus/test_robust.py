@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import subprocess
@@ -14,9 +13,7 @@ from typing import Any
 import pytest
 from gi.repository import Gio, GLib
 
-from kjump.errors import BadRequest
 from kjump.session.connection import connect
-from kjump.session.service import calls
 from tests.bus.conftest import MANAGER, Client, Daemon, Refused
 
 PROPERTIES = "org.freedesktop.DBus.Properties"
@@ -248,59 +245,3 @@ def test_descriptors_that_come_along_are_closed(
     assert set(found) <= {"fd ok", "fd org.freedesktop.DBus.Error.LimitsExceeded"}
     assert found["fd ok"] > 50
     client.until(lambda: descriptors(daemon) <= before)
-
-
-# -- answers that cannot be given
-
-
-class Invocation:
-    """A `Gio.DBusMethodInvocation` that keeps what it is answered."""
-
-    __grefcount__ = 1
-
-    def __init__(self) -> None:
-        self.answers: list[Any] = []
-
-    def get_message(self) -> Gio.DBusMessage:
-        return Gio.DBusMessage()
-
-    def return_value(self, value: Any) -> None:
-        self.answers.append(value.unpack())
-
-    def return_dbus_error(self, name: str, sentence: str) -> None:
-        sentence.encode()
-        self.answers.append((name, sentence))
-
-
-@pytest.mark.parametrize("values", [("\udcff",), (1,), (), ("a", "b")])
-def test_an_answer_that_does_not_fit_is_an_error(values: tuple[Any, ...]) -> None:
-    invocation = Invocation()
-    call = calls.Call(invocation, ":1.1", "s")
-    call.reply(*values)
-    ((name, _),) = invocation.answers
-    assert name == "org.kjump1.Error.Internal"
-    call.reply("again")
-    assert len(invocation.answers) == 1
-
-
-def test_an_error_with_a_strange_file_name_is_told() -> None:
-    invocation = Invocation()
-    calls.Call(invocation, ":1.1", "").fail(BadRequest("/media/\udcff\0 is no file."))
-    ((name, sentence),) = invocation.answers
-    assert name == "org.kjump1.Error.BadRequest"
-    assert sentence.startswith("/media/?? is no file.")
-
-
-def test_a_call_that_everybody_forgot_is_answered() -> None:
-    invocation = Invocation()
-    call = calls.Call(invocation, ":1.1", "s")
-    del call
-    gc.collect()
-    ((name, _),) = invocation.answers
-    assert name == "org.kjump1.Error.Internal"
-    answered = Invocation()
-    call = calls.Call(answered, ":1.1", "s")
-    call.reply("yes")
-    del call
-    gc.collect()
-    assert answered.answers == [("yes",)]

@@ -109,7 +109,11 @@ def test_history(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_remote_errors_become_ours() -> None:
     error = error_of("org.kjump1.Error.Busy", "A cycle is running.  Wait.")
     assert type(error) is errors.Busy and error.sentence == "A cycle is running.  Wait."
-    assert error_of("org.kjump1.Error.New", "x").exit_code == 1
+    # What happened and what to do stay apart, as in an error of our own.
+    ours = errors.TargetTooSmall("The target has 1 MiB.")
+    assert error_of(ours.dbus_name, ours.message).report() == ours.report()
+    new = error_of("org.kjump1.Error.New", "x\ny")
+    assert (new.exit_code, new.what, new.todo) == (1, "x", "y")
     unreachable = error_of("org.freedesktop.DBus.Error.ServiceUnknown", "No such name")
     assert isinstance(unreachable, errors.ServiceUnreachable)
 

@@ -18,13 +18,14 @@ from kjump.image.prepare import prepare_target, retire_image
 from kjump.session.checks.facts import Facts
 from kjump.session.cycle import operation as cycles
 from kjump.session.cycle.actions import Actions
-from kjump.session.cycle.history import History
-from kjump.session.cycle.operation import Cycle, DryRun, Operation, Step, WarmUp
-from kjump.session.cycle.recovery import Cleaning, clean_up, look_back
+from kjump.session.cycle.history import CycleReport, History
+from kjump.session.cycle.kinds import Cycle, DryRun, WarmUp
+from kjump.session.cycle.operation import Operation, Step
+from kjump.session.cycle.recovery import CleanUpActions, LookBack, clean_up, look_back
 from kjump.session.log import set_up
 from kjump.session.mark import Mark, clear_mark, read_mark, write_mark
 from kjump.session.systemd import hooks
-from kjump.session.systemd.kernel_hibernation import KernelHibernation
+from kjump.session.systemd.kernel_hibernation import KernelHibernation, Swap
 from kjump.settings import Settings
 from tests.unit.test_readiness import DISK, READY
 
@@ -46,22 +47,28 @@ def plain_log() -> None:
 
 
 class World:
-    """A machine that notes what is done to it, and fails where it is told to."""
+    """A machine that notes what is done to it, and fails as the test says."""
 
     def __init__(self, report: dict[str, Any] | None = RESTORED) -> None:
         self.done: list[str] = []
         self.fail: dict[str, Exception] = {}
         self.fail_once: tuple[str, Exception] | None = None
+        self.before: dict[str, Callable[[], None]] = {}
+        self.foreign = False
+        """Somebody else's image is loaded."""
         self.jumped: Callable[[], None] = lambda: None
         self.answer = report
         self.facts: Facts = READY
         self.loaded = False
+        self.kernel = KernelHibernation()
         self.mark: Mark | None = None
         self.retired: list[tuple[Path, errors.KjumpError | None, uuid.UUID | None]] = []
         self.steps: list[Step] = []
 
     def do(self, name: str) -> None:
         self.done.append(name)
+        if name in self.before:
+            self.before[name]()
         if self.fail_once and self.fail_once[0] == name:
             error, self.fail_once = self.fail_once[1], None
             raise error
@@ -73,7 +80,9 @@ class World:
         self.do("welcome")
 
     def is_ours(self) -> bool:
-        return self.loaded
+        if self.foreign and "whose" in self.fail:
+            raise self.fail["whose"]
+        return self.loaded and not self.foreign
 
     # what staging gives
     def describe(self) -> dict[str, Any]:
@@ -111,7 +120,7 @@ class World:
         return self
 
     def stage_warm(self, _settings: Settings, _facts: Facts) -> World:
-        assert self.mark is not None and self.mark.kind == "warm"
+        assert self.mark is not None and self.mark.kind == "warm-up"
         self.loaded = True
         self.do("stage-warm")
         return self
@@ -140,15 +149,15 @@ class World:
     def lock_homes(self) -> None:
         self.do("lock")
 
-    def stock(self) -> KernelHibernation:
-        return KernelHibernation()
+    def read_kernel_hibernation(self) -> KernelHibernation:
+        return self.kernel
 
-    def record(self, _operation: Operation, report: dict[str, Any]) -> None:
+    def look_back(self, _facts: Facts) -> bool:
+        return False
+
+    def record(self, report: CycleReport) -> None:
         self.do("record")
         self.recorded = dict(report)
-
-    def offer(self, possible: bool, _settings: Settings) -> bool:
-        return possible
 
     def hooks(self, when: str, _seconds: float) -> list[hooks.Result]:
         self.do(when)
@@ -161,8 +170,11 @@ class World:
         self.retired.append((path, error, cycle))
         self.do("retire")
 
+    def is_loaded(self) -> bool:
+        return self.loaded or self.foreign
+
     def unload(self) -> None:
-        self.loaded = False
+        self.loaded = self.foreign = False
         self.do("unload")
 
     def write_mark(self, mark: Mark) -> None:
@@ -176,28 +188,24 @@ class World:
     def actions(self) -> Actions:
         return Actions(**{name: getattr(self, name) for name in Actions.__dataclass_fields__})
 
-    def cycle(self, *, warm: bool = False) -> Cycle:
-        self.loaded = warm
-        return Cycle(
+    def cycle(self, *, warm: bool = False, may_fall_back: bool = False) -> Cycle:
+        cycle = Cycle(
             Settings(),
             actions=self.actions(),
-            tell=self.steps.append,
+            notify=self.steps.append,
             cycle_id=ID,
-            warm=self if warm else None,
+            may_fall_back=may_fall_back,
         )
+        self.loaded, cycle.warm = warm, self if warm else None
+        return cycle
 
-    def trial(self, *, warm: bool = False) -> DryRun:
-        self.loaded = warm
-        return DryRun(
-            Settings(),
-            actions=self.actions(),
-            tell=self.steps.append,
-            cycle_id=ID,
-            warm=self if warm else None,
-        )
+    def dry_run(self, *, warm: bool = False) -> DryRun:
+        dry_run = DryRun(Settings(), actions=self.actions(), notify=self.steps.append, cycle_id=ID)
+        self.loaded, dry_run.warm = warm, self if warm else None
+        return dry_run
 
-    def warming(self) -> WarmUp:
-        return WarmUp(Settings(), actions=self.actions(), tell=self.steps.append, cycle_id=ID)
+    def warm_up(self) -> WarmUp:
+        return WarmUp(Settings(), actions=self.actions(), notify=self.steps.append, cycle_id=ID)
 
 
 RETURNED = {
@@ -210,9 +218,9 @@ RETURNED = {
 
 def test_a_dry_run_touches_no_target_and_leaves_nothing() -> None:
     world = World(RETURNED)
-    trial = world.trial()
-    report = trial.run()
-    assert trial.error is None and report["result"] == "returned"
+    dry_run = world.dry_run()
+    report = dry_run.run()
+    assert dry_run.error is None and report["result"] == "returned"
     assert report["phases"]["helper boot"] == 2.0 and report["map"] == RETURNED["map"]
     assert world.done == [
         "read",
@@ -228,35 +236,34 @@ def test_a_dry_run_touches_no_target_and_leaves_nothing() -> None:
         "unload",
         "post",
         "mark",
-        "record",
         "clear",
     ]
-    assert not world.retired and not world.loaded and trial.warm is None
+    assert not world.retired and not world.loaded and dry_run.warm is None
 
 
 def test_a_dry_run_takes_the_place_of_a_warm_helper() -> None:
     world = World(RETURNED)
-    trial = world.trial(warm=True)
-    assert trial.run()["result"] == "returned"
+    dry_run = world.dry_run(warm=True)
+    assert dry_run.run()["result"] == "returned"
     assert world.done.index("close") < world.done.index("stage-dry")
-    assert trial.warm is None and not world.loaded
+    assert dry_run.warm is None and not world.loaded
 
 
 @pytest.mark.parametrize("name", ["read", "stage-dry", "pre", "recheck", "jump", "report"])
 def test_a_dry_run_that_fails_gives_back_what_it_owes(name: str) -> None:
     world = World(RETURNED)
     world.fail[name] = errors.JumpFailed("no")
-    trial = world.trial()
-    report = trial.run()
-    assert isinstance(trial.error, errors.JumpFailed) and report["error"] == "JumpFailed"
+    dry_run = world.dry_run()
+    report = dry_run.run()
+    assert isinstance(dry_run.error, errors.JumpFailed) and report["error"] == "JumpFailed"
     assert not world.loaded and world.mark is None and not world.retired
     assert ("post" in world.done) == ("pre" in world.done)
 
 
 def test_a_dry_run_that_saved_is_no_success() -> None:
-    trial = World(RESTORED).trial()
-    assert trial.run()["result"] == "failed"
-    assert isinstance(trial.error, errors.HelperSilent)
+    dry_run = World(RESTORED).dry_run()
+    assert dry_run.run()["result"] == "failed"
+    assert isinstance(dry_run.error, errors.HelperSilent)
 
 
 def test_a_restored_cycle() -> None:
@@ -430,9 +437,13 @@ def test_a_reason_of_the_checks_stages_nothing() -> None:
 def test_reports_of_failure(report: dict[str, Any] | None, error: str, where: str) -> None:
     world = World(report)
     cycle = world.cycle()
-    told = cycle.run()
+    report_of_it = cycle.run()
     assert cycle.error is not None and cycle.error.name == error
-    assert (told["result"], told["error"], told["where"]) == ("failed", error, where)
+    assert (report_of_it["result"], report_of_it["error"], report_of_it["where"]) == (
+        "failed",
+        error,
+        where,
+    )
     assert world.retired == [(DISK.path, cycle.error, ID)]
     assert "post" in world.done and not world.loaded
 
@@ -441,11 +452,11 @@ def test_reports_of_failure(report: dict[str, Any] | None, error: str, where: st
 def test_an_interrupted_cycle_gives_back(state: str) -> None:
     world = World()
 
-    def tell(step: Step) -> None:
+    def notify(step: Step) -> None:
         if step.state == state:
             cycle.interrupt()
 
-    cycle = Cycle(Settings(), actions=world.actions(), tell=tell, cycle_id=ID)
+    cycle = Cycle(Settings(), actions=world.actions(), notify=notify, cycle_id=ID)
     cycle.run()
     assert isinstance(cycle.error, errors.Interrupted)
     assert "jump" not in world.done and not world.loaded and world.mark is None
@@ -461,8 +472,8 @@ def test_an_interruption_after_the_jump_changes_nothing() -> None:
 
 def test_strange_figures_do_no_harm() -> None:
     report = {"by": "resume", "result": "ok", "phases": {"a": "long", "b": 1}, "pages": 7}
-    told = World(report).cycle().run()
-    assert told["phases"]["b"] == 1.0 and "a" not in told["phases"] and "pages" not in told
+    ours = World(report).cycle().run()
+    assert ours["phases"]["b"] == 1.0 and "a" not in ours["phases"] and "pages" not in ours
 
 
 # -- a helper that rests
@@ -473,9 +484,9 @@ STALE = {"by": "helper", "result": "failed", **errors.StaleHelper("It is.").repo
 
 def test_getting_warm() -> None:
     world = World(WARM)
-    warming = world.warming()
-    report = warming.run()
-    assert warming.error is None and warming.warm is world and world.loaded
+    warm_up = world.warm_up()
+    report = warm_up.run()
+    assert warm_up.error is None and warm_up.warm is world and world.loaded
     assert world.done == [
         "read",
         "mark",
@@ -489,10 +500,9 @@ def test_getting_warm() -> None:
         "welcome",
         "post",
         "mark",
-        "record",
     ]
     # A daemon that is killed from now on leaves a mark by which it is unloaded, and nothing more.
-    assert world.mark == Mark(str(ID), "/dev/vda3", hooks=False, kind="warm")
+    assert world.mark == Mark(str(ID), "/dev/vda3", hooks=False, kind="warm-up")
     assert (report["result"], report["phases"]["helper boot"]) == ("warm", 3.0)
     assert world.retired == []
 
@@ -503,9 +513,9 @@ def test_getting_warm() -> None:
 def test_failing_to_get_warm_leaves_nothing(point: str) -> None:
     world = World(WARM)
     world.fail[point] = errors.StagingFailed("It broke.")
-    warming = world.warming()
-    report = warming.run()
-    assert warming.warm is None and not world.loaded and world.mark is None
+    warm_up = world.warm_up()
+    report = warm_up.run()
+    assert warm_up.warm is None and not world.loaded and world.mark is None
     assert report["error"] == "StagingFailed"
     assert ("pre" in world.done) == ("post" in world.done)
     assert world.retired == []
@@ -522,7 +532,7 @@ def test_failing_to_get_warm_leaves_nothing(point: str) -> None:
 )
 def test_a_helper_that_does_not_get_warm(report: dict[str, Any] | None, error: str) -> None:
     world = World(report)
-    assert world.warming().run()["error"] == error
+    assert world.warm_up().run()["error"] == error
     assert not world.loaded and world.mark is None
 
 
@@ -608,6 +618,61 @@ def test_a_stale_helper_is_replaced_in_the_middle(point: str) -> None:
         assert list(report["phases"]).index("stale jump") < list(report["phases"]).index("jump")
 
 
+@pytest.mark.parametrize("point", ["ask", "recheck"])
+def test_somebody_elses_image_stays_loaded(point: str) -> None:
+    """Whoever loads an image while a helper rests has unloaded ours with it."""
+    world = World()
+
+    def replaced() -> None:
+        world.foreign = True
+
+    world.fail[point] = errors.StagingFailed("It broke.")
+    cycle = world.cycle(warm=True)
+    world.before[point] = replaced
+    assert cycle.run()["error"] == "StagingFailed"
+    assert "close" in world.done and "unload" not in world.done
+    assert cycle.warm is None and world.mark is None
+
+
+@pytest.mark.parametrize("kind", ["ask", "recheck", "dry-run"])
+def test_no_helper_takes_the_place_of_somebody_elses_image(kind: str) -> None:
+    """As if it had been loaded before the checks."""
+    world = World()
+
+    def replaced() -> None:
+        world.loaded, world.foreign = False, True
+
+    if kind == "dry-run":
+        operation: Operation = world.dry_run(warm=True)
+        world.before["mark"] = replaced
+    else:
+        operation = world.cycle(warm=True)
+        world.before[kind] = replaced
+        world.fail[kind] = errors.StaleHelper("Somebody unloaded it.")
+    assert operation.run()["error"] == "ForeignKexecImage"
+    assert world.foreign and not {"stage", "stage-dry", "unload", "jump"} & set(world.done)
+    assert operation.warm is None and ("pre" in world.done) == ("post" in world.done)
+
+
+def test_a_helper_that_somebody_unloaded_is_staged_anew() -> None:
+    world = World()
+    world.before["ask"] = lambda: setattr(world, "loaded", False)
+    world.fail_once = ("ask", errors.StaleHelper("Somebody unloaded it."))
+    assert world.cycle(warm=True).run()["result"] == "ok"
+    assert world.done.count("stage") == 1
+
+
+def test_an_image_of_which_nobody_knows_whose_it_is_is_unloaded() -> None:
+    """It would turn a reboot into a jump."""
+    world = World()
+    cycle = world.cycle(warm=True)
+    world.fail["whose"] = OSError(5, "I/O error")
+    world.fail["ask"] = errors.StagingFailed("It broke.")
+    world.before["ask"] = lambda: setattr(world, "foreign", True)
+    cycle.run()
+    assert "unload" in world.done
+
+
 def test_stale_is_said_once() -> None:
     """A helper that was started a moment ago cannot be stale; if it says so, that is the end."""
     world = World(STALE)
@@ -674,7 +739,7 @@ def test_a_killed_daemon_leaves_nothing(tmp_path: Path, at: str, after: bool) ->
         world.mark = mark
         write_mark(mark, path)
 
-    def record(operation: Operation, report: dict[str, Any]) -> None:
+    def record(report: CycleReport) -> None:
         if not after:
             world.do("record")
         kept.add(report)
@@ -705,17 +770,17 @@ def test_a_killed_daemon_leaves_nothing(tmp_path: Path, at: str, after: bool) ->
     def thaw() -> None:
         world.frozen = False
 
-    cleaning = Cleaning(path, unload, post, thaw)
+    cleaning = CleanUpActions(path, unload, post, thaw)
     had_mark = path.exists()
-    assert clean_up(kept, cleaning=cleaning) is had_mark
+    assert clean_up(kept, actions=cleaning) is had_mark
     assert not world.loaded and not world.frozen and not path.exists()
     if "pre" in world.done:
         assert "post" in world.done
-    told = [entry for entry in kept.entries() if entry["cycle"] == str(ID)]
-    # Before the mark nothing was begun: there is nothing to tell.
-    assert len(told) == (0 if at == "read" else 1), told
+    recorded = [entry for entry in kept.entries() if entry["cycle"] == str(ID)]
+    # Before the mark nothing was begun: there is nothing to record.
+    assert len(recorded) == (0 if at == "read" else 1), recorded
     if at not in ("record", "clear", "read"):
-        assert told[0]["error"] == "Interrupted"
+        assert recorded[0]["error"] == "Interrupted"
 
 
 # -- sessions of users
@@ -761,7 +826,7 @@ def test_sessions_are_left_alone_where_that_is_wanted() -> None:
     cycle = Cycle(Settings(), actions=replace(world.actions(), freeze=None), cycle_id=ID)
     assert cycle.run()["result"] == "ok" and "thaw" not in world.done
     world = World({"by": "helper", "result": "warm"})
-    world.warming().run()
+    world.warm_up().run()
     assert "jump" in world.done and not {"freeze", "thaw", "lock"} & set(world.done)
 
 
@@ -783,6 +848,54 @@ def test_how_far_it_came() -> None:
         assert cycle.jumped is jumped, fails
 
 
+# -- the kernel's own hibernation instead
+
+POSSIBLE = KernelHibernation(resume="8:1", swaps=(Swap(1 << 30, 0, "8:1"),))
+
+
+def test_a_request_that_may_falls_back() -> None:
+    world = World()
+    world.facts = replace(READY, boot=None)
+    world.kernel = POSSIBLE
+    cycle = world.cycle(may_fall_back=True)
+    report = cycle.run()
+    assert cycle.falls_back and report["fallback"] == "stock"
+    assert world.recorded["fallback"] == "stock"  # the history says so, too
+    cycle = world.cycle()
+    assert "fallback" not in cycle.run() and not cycle.falls_back
+
+
+def test_a_request_that_cannot_fall_back_says_why() -> None:
+    world = World()
+    world.facts = replace(READY, boot=None)
+    cycle = world.cycle(may_fall_back=True)
+    assert cycle.run()["no_fallback"] == "No swap is in use." and not cycle.falls_back
+    # After the jump there is nothing to explain: it is not a question any more.
+    world = World()
+    world.kernel = POSSIBLE
+    world.fail["jump"] = errors.JumpFailed("No.")
+    assert not {"fallback", "no_fallback"} & world.cycle(may_fall_back=True).run().keys()
+
+
+def test_the_kernels_own_hibernation_finds_no_warm_helper() -> None:
+    world = World()
+    world.facts = replace(READY, boot=None)
+    world.kernel = POSSIBLE
+    cycle = world.cycle(warm=True, may_fall_back=True)
+    assert cycle.run()["fallback"] == "stock"
+    assert world.done == ["read", "close", "unload", "record", "clear"]
+    assert cycle.warm is None and not world.loaded
+
+
+def test_a_failure_to_decide_or_to_record_is_only_logged() -> None:
+    world = World()
+    world.facts = replace(READY, boot=None)
+    world.fail["record"] = OSError(28, "No space left on device")
+    world.kernel = None  # type: ignore[assignment]
+    assert world.cycle(may_fall_back=True).run()["error"] == "NoBootResume"
+    assert world.done == ["read", "record"]
+
+
 # -- after a daemon that was killed
 
 
@@ -797,48 +910,48 @@ def done() -> list[str]:
 
 
 @pytest.fixture
-def cleaning(tmp_path: Path, done: list[str]) -> Iterator[Cleaning]:
+def cleaning(tmp_path: Path, done: list[str]) -> Iterator[CleanUpActions]:
     def post(_seconds: float) -> list[hooks.Result]:
         done.append("post")
         return []
 
-    yield Cleaning(tmp_path / "staged", lambda: done.append("unload"), post)
+    yield CleanUpActions(tmp_path / "staged", lambda: done.append("unload"), post)
 
 
 def test_cleaning_up_where_nothing_is_owed(
-    kept: History, cleaning: Cleaning, done: list[str]
+    kept: History, cleaning: CleanUpActions, done: list[str]
 ) -> None:
     """Somebody else's kexec image stays."""
-    assert not clean_up(kept, cleaning=cleaning)
+    assert not clean_up(kept, actions=cleaning)
     assert done == [] and kept.last() is None
 
 
 @pytest.mark.parametrize("owed", [False, True])
 def test_cleaning_up_after_a_killed_daemon(
-    kept: History, cleaning: Cleaning, done: list[str], owed: bool
+    kept: History, cleaning: CleanUpActions, done: list[str], owed: bool
 ) -> None:
     write_mark(Mark(str(ID), "/dev/vda3", owed), cleaning.mark)
-    assert clean_up(kept, cleaning=cleaning)
+    assert clean_up(kept, actions=cleaning)
     assert done == (["unload", "post"] if owed else ["unload"])
     last = kept.last()
     assert last is not None
     assert (last["cycle"], last["result"], last["error"]) == (str(ID), "failed", "Interrupted")
-    assert not clean_up(kept, cleaning=cleaning)
+    assert not clean_up(kept, actions=cleaning)
 
 
 @pytest.mark.parametrize("owed", [False, True])
 def test_cleaning_up_a_warm_helper(
-    kept: History, cleaning: Cleaning, done: list[str], owed: bool
+    kept: History, cleaning: CleanUpActions, done: list[str], owed: bool
 ) -> None:
-    """It is unloaded; no cycle was lost with it, so the history has nothing to tell."""
-    write_mark(Mark(str(ID), "", owed, "warm"), cleaning.mark)
-    assert clean_up(kept, cleaning=cleaning)
+    """It is unloaded; no cycle was lost with it, so the history gets no entry."""
+    write_mark(Mark(str(ID), "", owed, "warm-up"), cleaning.mark)
+    assert clean_up(kept, actions=cleaning)
     assert done == (["unload", "post"] if owed else ["unload"])
     assert kept.last() is None and read_mark(cleaning.mark) is None
 
 
 def test_cleaning_up_lets_sessions_go_on(
-    kept: History, cleaning: Cleaning, done: list[str]
+    kept: History, cleaning: CleanUpActions, done: list[str]
 ) -> None:
     def post(_seconds: float) -> list[hooks.Result]:
         done.append("post")
@@ -846,25 +959,65 @@ def test_cleaning_up_lets_sessions_go_on(
 
     frozen = replace(cleaning, post_hooks=post, thaw=lambda: done.append("thaw"))
     write_mark(Mark(str(ID), "/dev/vda3", hooks=True, frozen=True), frozen.mark)
-    assert clean_up(kept, cleaning=frozen)
+    assert clean_up(kept, actions=frozen)
     assert done == ["unload", "post", "thaw"]
     assert read_mark(frozen.mark) is None
     # A mark that cannot be read owes everything.
     frozen.mark.write_text("{")
-    assert clean_up(kept, cleaning=frozen) and done[-1] == "thaw"
+    assert clean_up(kept, actions=frozen) and done[-1] == "thaw"
 
 
 def test_cleaning_up_is_tried_again_where_unloading_failed(
-    kept: History, cleaning: Cleaning
+    kept: History, cleaning: CleanUpActions
 ) -> None:
     def refuse() -> None:
         raise OSError(1, "no")
 
     write_mark(Mark(str(ID)), cleaning.mark)
-    assert clean_up(kept, cleaning=replace(cleaning, unload=refuse))
+    assert clean_up(kept, actions=replace(cleaning, unload=refuse))
     assert read_mark(cleaning.mark) is not None
-    assert clean_up(kept, cleaning=cleaning)
+    assert clean_up(kept, actions=cleaning)
     assert read_mark(cleaning.mark) is None
+
+
+def test_whatever_fails_in_cleaning_up_the_rest_is_given_back(
+    kept: History, cleaning: CleanUpActions, done: list[str]
+) -> None:
+    """An image that the kernel does not unload at once leaves nobody with frozen sessions."""
+
+    def fail(what: str) -> None:
+        done.append(what)
+        raise OSError(16, "Device or resource busy")
+
+    failing = replace(cleaning, unload=lambda: fail("unload"), thaw=lambda: done.append("thaw"))
+    write_mark(Mark(str(ID), "/dev/vda3", hooks=True, frozen=True), cleaning.mark)
+    assert clean_up(kept, actions=failing)
+    assert done == ["unload", "post", "thaw"]
+    # Only what is still owed is tried again, and the cycle is recorded once.
+    assert read_mark(cleaning.mark) == Mark(str(ID), "/dev/vda3")
+    assert clean_up(kept, actions=replace(cleaning, thaw=lambda: done.append("thaw")))
+    assert done == ["unload", "post", "thaw", "unload"]
+    assert read_mark(cleaning.mark) is None and len(kept.entries()) == 1
+
+    write_mark(Mark(str(ID), "/dev/vda3", hooks=True, frozen=True), cleaning.mark)
+    assert clean_up(kept, actions=replace(cleaning, thaw=lambda: fail("thaw")))
+    assert read_mark(cleaning.mark) == Mark(str(ID), "/dev/vda3", frozen=True)
+
+
+def test_a_history_that_cannot_be_read_stops_no_cleaning_up(
+    cleaning: CleanUpActions, done: list[str], tmp_path: Path
+) -> None:
+    write_mark(Mark(str(ID)), cleaning.mark)
+    assert clean_up(History(tmp_path), actions=cleaning)  # a folder
+    assert done == ["unload"] and read_mark(cleaning.mark) is None
+
+
+def test_a_look_back_is_made_once_as_soon_as_the_target_is_there(kept: History) -> None:
+    looks: list[object] = []
+    look_back_once = LookBack(kept, lambda *about: looks.append(about))
+    assert not look_back_once(replace(READY, target=errors.TargetMissing("It is not there.")))
+    assert look_back_once(READY) and not look_back_once(READY)
+    assert looks == [(kept, READY)]
 
 
 class Hold:
@@ -943,7 +1096,9 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def test_an_image_of_an_earlier_boot_is_told_once_and_retired(kept: History, image: Path) -> None:
+def test_an_image_of_an_earlier_boot_is_recorded_once_and_retired(
+    kept: History, image: Path
+) -> None:
     from kjump.image import target
 
     facts = replace(READY, target=replace(DISK, path=image))
@@ -959,7 +1114,7 @@ def test_an_image_of_an_earlier_boot_is_told_once_and_retired(kept: History, ima
     assert len(kept.entries()) == 1
 
 
-def test_a_failed_resume_is_told_after_the_boot(kept: History, image: Path) -> None:
+def test_a_failed_resume_is_recorded_after_the_boot(kept: History, image: Path) -> None:
 
     prepare_target(image, cycle_id=ID, hostname="h")
     retire_image(image, errors.MemoryMapChanged("It changed."))
@@ -1012,7 +1167,7 @@ def test_a_locator_in_the_swap_goes_and_its_slots_are_not_written_to(
     assert held == [(os.stat(image).st_rdev, 0), "closed"]
 
 
-def test_the_reason_is_told_also_where_the_locator_cannot_be_taken_away(
+def test_the_reason_is_recorded_even_if_the_locator_cannot_be_removed(
     kept: History, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kjump.image import locator, target

@@ -30,6 +30,12 @@ def test_an_error_travels() -> None:
     assert again.sentence == "The target has 1 MiB.  Buy another."
 
 
+def test_a_message_is_split_into_what_it_was_made_of() -> None:
+    error = errors.TargetTooSmall("The target\nhas 1 MiB.", advice="Buy another.\nOr two.")
+    assert errors.split_message(error.message) == ("The target has 1 MiB.", "Buy another.\nOr two.")
+    assert errors.split_message(errors.NoImage("None.").message) == ("None.", "")
+
+
 def test_an_unknown_error_keeps_its_name() -> None:
     error = errors.from_report({"error": "FluxGone", "what": "No flux."})
     assert isinstance(error, errors.HelperFailed)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kjump import errors
+from kjump.session.cycle.history import History
 from kjump.session.log import set_up
 from kjump.session.service import main
 from kjump.session.systemd import kernel_hibernation, sleep, systemd_bus
@@ -154,9 +155,9 @@ def test_sessions_are_frozen_where_systemd_does_it_and_nobody_says_no(
 ) -> None:
     monkeypatch.delenv(systemd_bus.FREEZE_VARIABLE, raising=False)
     monkeypatch.setattr(systemd_bus, "freezes_sessions", lambda: True)
-    assert sleep.freezes() and main.actions_by(None).freeze is not None
+    assert sleep.freezes() and main.actions_by(None, History()).freeze is not None
     monkeypatch.setenv(systemd_bus.FREEZE_VARIABLE, "0")
-    assert not sleep.freezes() and main.actions_by(None).freeze is None
+    assert not sleep.freezes() and main.actions_by(None, History()).freeze is None
     monkeypatch.delenv(systemd_bus.FREEZE_VARIABLE)
     monkeypatch.setattr(systemd_bus, "freezes_sessions", lambda: False)
     assert not sleep.freezes()

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kjump.errors import DBUS_PREFIX, Internal, KjumpError, ServiceUnreachable, table
+from kjump.errors import DBUS_PREFIX, Internal, KjumpError, ServiceUnreachable, split_message, table
 from kjump.names import BUS_NAME, INTERFACE, OBJECT_PATH
 
 
@@ -24,10 +24,11 @@ class RemoteError(Internal):
 
 
 def error_of(dbus_name: str, message: str) -> KjumpError:
-    """The exception that a D-Bus error stands for; ``message`` is already the whole sentence."""
+    """The exception a D-Bus error stands for; ``message`` is a `KjumpError.message`."""
     if dbus_name.startswith(DBUS_PREFIX):
-        cls = table().get(dbus_name.removeprefix(DBUS_PREFIX))
-        return cls(message, advice="") if cls else RemoteError(message, advice="")
+        what, todo = split_message(message)
+        cls = table().get(dbus_name.removeprefix(DBUS_PREFIX), RemoteError)
+        return cls(what, advice=todo)
     return ServiceUnreachable(f"kjumpd does not answer: {message}.".replace("..", "."))
 
 

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What happened: all cycles in a file, and the mark of the cycle that runs.
+"""What happened: the reports of all cycles, in a file.
 
-Runs in the session.  It never decides anything about a cycle, and never raises into one: what
-cannot be kept is logged by the caller, the cycle goes on.
+Runs in the session, in the daemon and in kjumpctl.  It never decides anything about a cycle; if a
+report cannot be written, the caller logs that and the cycle goes on.
 
 ``/var/lib/kjump/history.jsonl`` holds one report a line, oldest first, the last `KEEP` of them.
-``/run/kjump/staged`` exists from before staging until after unloading and `post` hooks, and as long
-as a warm helper rests; where a daemon finds it at its start, an earlier one was killed meanwhile.
 """
 
 from __future__ import annotations
@@ -17,10 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kjump import atomic
+
 HISTORY = Path("/var/lib/kjump/history.jsonl")
 KEEP = 200
 
-Report = dict[str, Any]
+CycleReport = dict[str, Any]
+"""How an operation ended, as the history and the bus have it: JSON, with the keys of LastCycle in
+org.kjump1(5).  Open: entries of other versions are kept as they are."""
 
 
 class History:
@@ -30,13 +32,13 @@ class History:
         self.path = path
         self.keep = keep
 
-    def entries(self) -> list[Report]:
+    def entries(self) -> list[CycleReport]:
         """All reports, oldest first; torn or foreign lines are left out."""
         try:
             text = self.path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return []
-        found: list[Report] = []
+        found: list[CycleReport] = []
         for line in text.splitlines():
             try:
                 entry = json.loads(line)
@@ -46,7 +48,7 @@ class History:
                 found.append(entry)
         return found[-self.keep :]
 
-    def last(self) -> Report | None:
+    def last(self) -> CycleReport | None:
         """The newest report."""
         entries = self.entries()
         return entries[-1] if entries else None
@@ -75,21 +77,10 @@ class History:
             return False
 
     def _trim(self) -> None:
-        """Keep the last `keep` lines; rewritten beside the file and renamed, now and then."""
+        """Keep the last `keep` lines; the file is only rewritten now and then."""
         with self.path.open("rb") as stream:
             lines = stream.readlines()
         if len(lines) <= self.keep + self.keep // 4:
             return
-        fresh = self.path.with_suffix(".new")
-        with fresh.open("wb") as out:
+        with atomic.replacing(self.path) as out:
             out.writelines(lines[-self.keep :])
-            out.flush()
-            os.fchmod(out.fileno(), 0o644)
-            os.fsync(out.fileno())
-        fresh.replace(self.path)
-
-
-# -- the mark of the running cycle ---------------------------------------------------------------
-
-
-# -- what a target tells about an earlier boot ----------------------------------------------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One cycle, from the request to the report: the state machine around the jump.
+"""One operation, from the request to the report: the state machine around the jump.
 
 Runs in the session, in a thread of its own, never on the main loop.  It knows nothing of D-Bus.
 What it does to the machine stands in `Actions`, so that each failure can be played in a test.
@@ -8,13 +8,10 @@ What it does to the machine stands in `Actions`, so that each failure can be pla
 
     idle -> checking -> staging -> hooks -> jumping -> reporting -> idle
 
-Whatever fails, and wherever: what is staged is unloaded, hooks that had their ``pre`` get their
-``post``, the target is marked spent with the reason, and the report names the error.
+Whatever fails, and at whatever point: what is staged is unloaded, hooks that had their ``pre`` get
+their ``post``, the target is marked spent with the reason, and the report names the error.
 
-`Cycle` hibernates.  `Warming` goes the same way as far as into the helper and back, so that a later
-cycle finds the helper running (`kjump.session.staging.warm`); a helper that does not fit any more
-is replaced by a new one in the middle of the cycle.  `Trial`, a dry run, goes into the helper and
-back, too, and leaves nothing behind.
+`Operation` is what all have in common; `kjump.session.cycle.kinds` has the three there are.
 """
 
 from __future__ import annotations
@@ -22,26 +19,22 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import ClassVar
 
-from kjump.errors import (
-    HelperSilent,
-    Internal,
-    Interrupted,
-    KjumpError,
-    StaleHelper,
-)
+from kjump.errors import ForeignKexecImage, Internal, Interrupted, KjumpError
 from kjump.handoff import report as reports
 from kjump.session import mark
 from kjump.session.checks import readiness
 from kjump.session.checks.facts import Facts
-from kjump.session.cycle.actions import Actions, Held, Staged, WarmHelper
+from kjump.session.cycle.actions import Actions, StagedHelper, WarmHelper, read_machine
+from kjump.session.cycle.history import CycleReport
 from kjump.session.cycle.verdict import merged_phases, verdict, where
 from kjump.session.log import bound, logger
 from kjump.session.systemd import hooks
+from kjump.session.target.claim import Claim
 from kjump.session.target.devices import TargetDevice
 from kjump.settings import Settings
 
@@ -55,25 +48,20 @@ IDLE, CHECKING, STAGING, HOOKS, JUMPING, REPORTING = (
 )
 STATES = (IDLE, CHECKING, STAGING, HOOKS, JUMPING, REPORTING)
 
-log = logger()
+# systemd's message ids (sd-messages.h), so that tools that look for sleep find ours too.
+SLEEP_START = "6bbd95ee977941e497c48be27c254128"
+SLEEP_STOP = "8811e6df2a8e40f58a94cea26f8ebf14"
 
-Report = dict[str, Any]
-"""How an operation ended, as the history keeps it and the bus shows it."""
+log = logger()
 
 
 @dataclass(frozen=True)
 class Step:
-    """What the world is told while a cycle runs."""
+    """How far an operation is: its state, per cent of its steps, and a sentence."""
 
     state: str
     percent: int
     message: str
-
-
-# -- deciding ------------------------------------------------------------------------------------
-
-
-# -- acting --------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -101,47 +89,45 @@ class _Clock:
 
 
 class Operation:
-    """What a cycle and getting warm have in common.  `run` does it all and never raises."""
+    """What cycles, warm-ups and dry runs have in common.  `run` does it all and never raises."""
 
-    kind = "cycle"
+    kind: ClassVar[str]
     """As the mark has it."""
+    title: ClassVar[str]
+    """For the journal."""
+    locks_homes: ClassVar[bool] = False
+    """Whether encrypted home directories are locked meanwhile."""
 
     def __init__(
         self,
         settings: Settings,
         *,
         actions: Actions | None = None,
-        tell: Callable[[Step], None] = lambda step: None,
+        notify: Callable[[Step], None] = lambda step: None,
         cycle_id: uuid.UUID | None = None,
-        warm: WarmHelper | None = None,
-        freeze: bool = True,
     ) -> None:
-        """``warm``: a helper that rests; it is this operation's from now on.  ``freeze``: whether
-        sessions may be stopped."""
+        """``notify`` is called at each step, in the operation's thread."""
         self.id = cycle_id or uuid.uuid4()
         self.error: KjumpError | None = None
-        self.warm = warm
-        """The helper that rests when the operation has ended; None: nothing is staged."""
+        self.warm: WarmHelper | None = None
+        """The helper that rests; None: nothing is staged.  Whoever runs the operation hands it over
+        before, and takes it back afterwards."""
+        self.looked_back = False
+        """Whether it looked at what an earlier boot left: then the history may have changed."""
         self._settings = settings
         self._do = actions or Actions()
-        self._tell = tell
-        self._freezing = freeze
+        self._notify = notify
         self._clock = _Clock()
         self._stop = threading.Event()
         self._report: reports.Report | None = None
         self._result = "failed"
-        self._staged: Staged | None = None
-        self._held: Held | None = None
+        self._staged: StagedHelper | None = None
+        self._held: Claim | None = None
         self._facts: Facts | None = None
         self._described: dict[str, int] = {}
         self._unload_owed = self._post_owed = self._retire_owed = self._clear_owed = False
         self._thaw_owed = False
         self._jumped = False
-
-    @property
-    def settings(self) -> Settings:
-        """Those that it was started with."""
-        return self._settings
 
     @property
     def jumped(self) -> bool:
@@ -152,7 +138,7 @@ class Operation:
         """Ask the operation to end at the next step before the jump; thread-safe."""
         self._stop.set()
 
-    def run(self) -> Report:
+    def run(self) -> CycleReport:
         """The whole of it.  The report it returns says how it ended; `error` too."""
         started = time.time()
         with bound(KJUMP_CYCLE=str(self.id)):
@@ -165,8 +151,8 @@ class Operation:
                 self.error = Internal(f"{type(error).__name__}: {error}")
             self._backward()
             report = self._document(started)
-            # The mark goes last: where a daemon is killed before, the next one tells the history.
-            self._attempt("recording the report", lambda: self._do.record(self, report))
+            # The mark goes last: if the daemon is killed before, the next one adds to the history.
+            self._conclude(report)
             self._clear()
             return report
 
@@ -174,44 +160,36 @@ class Operation:
         """From the checks to the session running again.  Raises what fails."""
         raise NotImplementedError
 
+    def _conclude(self, report: CycleReport) -> None:
+        """What is left to do when all was given back.  Must not raise."""
+
     def _step(self, state: str, percent: int, message: str) -> None:
         if self._stop.is_set() and not self._jumped:
-            raise Interrupted("The daemon was told to stop.")
-        self._tell(Step(state, percent, message))
+            raise Interrupted("kjumpd was asked to stop.")
+        self._notify(Step(state, percent, message))
 
     def _check(self) -> Facts:
         self._step(CHECKING, 5, "Checking that hibernation is possible")
         with self._clock.phase("check"):
-            self._facts = facts = self._do.read(self._settings)
+            facts, self.looked_back = read_machine(self._do, self._settings, self.warm)
+            self._facts = facts
             for reason in readiness.reasons(facts):
                 raise reason
         return facts
-
-    def _freeze(self) -> None:
-        """Stop the sessions of users, as systemd-sleep does: nothing of theirs runs while hooks
-        and devices get ready.  A jump needs it not, so that it fails is told and no more."""
-        freeze = self._do.freeze
-        if freeze is None or not self._freezing:
-            return
-        self._step(HOOKS, 25, "Stopping the sessions of users")
-        with self._clock.phase("freeze"):
-            self._thaw_owed = True
-            self._mark(hooks_owed=False)
-            self._attempt("stopping the sessions", freeze)
 
     def _pre_hooks_and_sync(self) -> None:
         self._step(HOOKS, 30, "Running system-sleep hooks")
         with self._clock.phase("hooks-pre"):
             self._mark(hooks_owed=True)
             self._post_owed = True
-            self._log_hooks("pre", self._do.hooks("pre", self._settings.session.hook_timeout))
-            if self.kind == Cycle.kind:
+            hooks.tell("pre", self._do.hooks("pre", self._settings.session.hook_timeout))
+            if self.locks_homes:
                 self._attempt("locking home directories", self._do.lock_homes)
         self._step(JUMPING, 40, "Writing out file systems")
         with self._clock.phase("sync"):
             self._do.sync()
 
-    def _jump(self, staged: Staged, *, warming: bool = False) -> KjumpError | None:
+    def _jump(self, staged: StagedHelper, *, warming: bool = False) -> KjumpError | None:
         """Jump; when the session runs again, the error that was reported, or None."""
         self._step(JUMPING, 45, "Jumping into the helper kernel")
         with self._clock.phase("jump"):
@@ -226,16 +204,42 @@ class Operation:
         self._result, error = verdict(self._report, warming=warming)
         return error
 
-    def _unload(self) -> None:
-        """What is staged goes."""
+    def _unload_for_another(self) -> None:
+        """Unload the helper that rests: there is room for one image only.
+
+        Raises `ForeignKexecImage` if somebody loaded an image of their own in its place.
+        """
+        replaced = self._unload()
+        if replaced and self._do.is_loaded():
+            self._unload_owed = False
+            raise ForeignKexecImage("Another kexec image was loaded while a helper rested.")
+
+    def _unload(self) -> bool:
+        """Unload what is staged; whether somebody else had unloaded the helper that rested.  Then
+        whatever is loaded now stays."""
+        replaced = self.warm is not None and self._is_replaced(self.warm)
         staged, self._staged, self.warm = self._staged, None, None
         with self._clock.phase("unload"):
             if staged is not None:
                 self._attempt("closing what is staged", staged.close)
-            self._attempt("unloading the kexec image", self._do.unload)
+            if replaced:
+                log.warning("the warm helper was unloaded by somebody else")
+            else:
+                self._attempt("unloading the kexec image", self._do.unload)
+        return replaced
+
+    @staticmethod
+    def _is_replaced(warm: WarmHelper) -> bool:
+        """Whether the helper that rested is not what is loaded now."""
+        try:
+            return not warm.is_ours()
+        except Exception as error:
+            # An image of ours that stays would turn a reboot into a jump.
+            log.warning(f"cannot determine whose kexec image is loaded: {error}")
+            return False
 
     def _backward(self) -> None:
-        """Give back what is owed.  Runs every time; what fails here is told, not raised."""
+        """Give back what is owed.  Runs every time; what fails here is logged, not raised."""
         do, clock = self._do, self._clock
         if self.error is not None:
             self._result = "failed"
@@ -253,11 +257,11 @@ class Operation:
             if held is not None:
                 self._attempt("giving the target back", held.close)
         if self._post_owed:
-            self._tell(Step(HOOKS, 90, "Running system-sleep hooks"))
+            self._notify(Step(HOOKS, 90, "Running system-sleep hooks"))
             with clock.phase("hooks-post"):
                 self._attempt(
                     "running the hooks",
-                    lambda: self._log_hooks(
+                    lambda: hooks.tell(
                         "post", do.hooks("post", self._settings.session.hook_timeout)
                     ),
                 )
@@ -265,7 +269,7 @@ class Operation:
             with clock.phase("thaw"):
                 self._attempt("letting the sessions go on", do.thaw)
             self._thaw_owed = False
-        self._tell(Step(REPORTING, 95, "Reporting"))
+        self._notify(Step(REPORTING, 95, "Reporting"))
         if self._post_owed:
             self._mark(hooks_owed=False)
 
@@ -279,7 +283,8 @@ class Operation:
             action()
         except Exception as error:
             # Everything else that is owed still has to be given back.
-            log.error(f"{what} failed: {error}", exc_info=not isinstance(error, KjumpError))
+            unexpected = not isinstance(error, KjumpError | OSError)
+            log.error(f"{what} failed: {error}", exc_info=unexpected)
 
     def _mark(self, *, hooks_owed: bool) -> None:
         target = self._facts.target if self._facts else None
@@ -292,12 +297,9 @@ class Operation:
         except OSError as error:
             log.warning(f"the mark of the cycle could not be written: {error}")
 
-    def _log_hooks(self, when: str, results: Sequence[hooks.Result]) -> None:
-        hooks.tell(when, results)
-
-    def _document(self, started: float) -> Report:
+    def _document(self, started: float) -> CycleReport:
         report, error = self._report, self.error
-        out: Report = {
+        out: CycleReport = {
             "cycle": str(self.id),
             "result": self._result,
             "where": where(error, report),
@@ -317,115 +319,3 @@ class Operation:
             if report.more:
                 out["more"] = report.more
         return out
-
-
-class Cycle(Operation):
-    """One hibernation: with the helper that rests, or with one that is started for it."""
-
-    def _forward(self) -> None:
-        do, clock = self._do, self._clock
-        facts = self._check()
-        assert isinstance(facts.target, TargetDevice)
-
-        self._step(STAGING, 10, "Preparing the target")
-        with clock.phase("prepare"):
-            self._mark(hooks_owed=False)
-            # From here on something may be staged, even where staging fails.
-            self._staged, self._unload_owed = self.warm, self.warm is not None
-            self._retire_owed = True
-            self._held = do.prepare(facts, self.id)
-        staged = self._ask(facts) or self._stage(facts)
-        self._freeze()
-        self._pre_hooks_and_sync()
-        error: KjumpError | None
-        try:
-            error = self._jump(staged)
-        except StaleHelper as stale:
-            error = stale
-        if isinstance(error, StaleHelper) and self.warm is not None:
-            log.warning(error.what, KJUMP_ERROR=error.name)
-            clock.rename("jump", "stale jump")
-            self._unload()
-            error = self._jump(self._stage(facts))
-        if error is not None:
-            raise error
-
-    def _ask(self, facts: Facts) -> Staged | None:
-        """Have the helper that rests serve this cycle; None where there is none that can."""
-        warm = self.warm
-        if warm is None:
-            return None
-        self._step(STAGING, 15, "Asking the warm helper")
-        with self._clock.phase("ask"):
-            try:
-                self._do.ask(warm, self._settings, facts, self.id)
-            except StaleHelper as stale:
-                log.warning(stale.what, KJUMP_ERROR=stale.name)
-            else:
-                self._described = warm.describe()
-                return warm
-        self._unload()
-        return None
-
-    def _stage(self, facts: Facts) -> Staged:
-        if not self._jumped:
-            self._step(STAGING, 15, "Staging the helper kernel")
-        with self._clock.phase("stage"):
-            self._unload_owed = True
-            self._staged = staged = self._do.stage(self._settings, facts, self.id)
-            self._described = staged.describe()
-        return staged
-
-
-class WarmUp(Operation):
-    """Starting a helper ahead.  Devices are suspended as in a cycle, so hooks are run as well."""
-
-    kind = "warm"
-
-    def _forward(self) -> None:
-        facts = self._check()
-        self._step(STAGING, 15, "Staging the helper kernel")
-        with self._clock.phase("stage"):
-            self._mark(hooks_owed=False)
-            self._unload_owed = True
-            helper = self._do.stage_warm(self._settings, facts)
-            self._staged = helper
-            self._described = helper.describe()
-        self._pre_hooks_and_sync()
-        error = self._jump(helper, warming=True)
-        if error is not None:
-            raise error
-        helper.welcome(self._report or reports.Report())
-        self.warm, self._unload_owed = helper, False
-
-
-class DryRun(Operation):
-    """A dry run: into the helper and straight back: all that can be tried without writing anything.
-
-    The target is not touched.  Hooks are run, as the devices are suspended.
-    """
-
-    kind = "dry-run"
-
-    def _forward(self) -> None:
-        facts = self._check()
-        self._step(STAGING, 15, "Staging the helper kernel")
-        self._mark(hooks_owed=False)
-        self._unload_owed = True
-        if self.warm is not None:
-            self._staged = self.warm
-            self._unload()  # there is room for one only
-        with self._clock.phase("stage"):
-            self._staged = staged = self._do.stage_dry(self._settings, facts, self.id)
-            self._described = staged.describe()
-        self._pre_hooks_and_sync()
-        error = self._jump(staged)
-        if error is not None:
-            raise error
-        if self._result != "returned":
-            raise HelperSilent(f"The helper was told to come back, and reported {self._result!r}.")
-
-
-# systemd's message ids (sd-messages.h), so that tools that look for sleep find ours too.
-SLEEP_START = "6bbd95ee977941e497c48be27c254128"
-SLEEP_STOP = "8811e6df2a8e40f58a94cea26f8ebf14"

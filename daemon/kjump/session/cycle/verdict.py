@@ -15,8 +15,8 @@ from kjump.handoff.report import FAILED, HELPER, OK, RESTING, RESUME, RETURNED, 
 def verdict(report: Report | None, *, warming: bool = False) -> tuple[str, KjumpError | None]:
     """What the report page says about the jump: ("ok" | "returned" | "warm" | "failed", error).
 
-    "ok": restored from disk.  "returned": the helper jumped back because it was told to.  "warm":
-    it rests; that is an answer only where it was asked to (``warming``).
+    "ok": restored from disk.  "returned": the helper jumped back because it was asked to.  "warm":
+    it rests; that is an answer only to a warm-up (``warming``).
     """
     if report is None:
         return FAILED, HelperSilent("The session runs again, but nobody reported why.")

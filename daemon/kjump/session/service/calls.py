@@ -7,6 +7,8 @@ unnamed errors of all exceptions and answers at once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from gi.repository import Gio, GLib
@@ -52,7 +54,18 @@ class Call:
         """Answer with a named error."""
         invocation, self._invocation = self._invocation, None
         if invocation is not None:
-            refuse(invocation, error.dbus_name, error.sentence)
+            refuse(invocation, error.dbus_name, error.message)
+
+    @contextmanager
+    def answers_errors(self) -> Iterator[None]:
+        """Answer with the error that ends the block, by its name."""
+        try:
+            yield
+        except KjumpError as error:
+            self.fail(error)
+        except Exception as error:
+            log.exception("a call failed")
+            self.fail(Internal(f"{type(error).__name__}: {error}"))
 
     def __del__(self) -> None:
         # Whoever should have answered has failed; that is in the journal.
@@ -60,9 +73,9 @@ class Call:
             self.fail(Internal("The call was dropped."))
 
 
-def refuse(invocation: Any, name: str, sentence: str) -> None:
+def refuse(invocation: Any, name: str, message: str) -> None:
     """Answer a call with an error, by its D-Bus name."""
-    invocation.return_dbus_error(name, text(sentence))
+    invocation.return_dbus_error(name, text(message))
     forget(invocation)
 
 
@@ -89,13 +102,8 @@ class Wrapper(ObjectWrapper):  # type: ignore[misc]
             return
         signature = "".join(self.outargs[f"{interface_name}.{method_name}"])
         call = Call(invocation, sender, signature)
-        try:
+        with call.answers_errors():
             getattr(self.object, method_name)(call, *parameters.unpack())
-        except KjumpError as error:
-            call.fail(error)
-        except Exception as error:
-            log.exception(f"{method_name} failed")
-            call.fail(Internal(f"{method_name}: {type(error).__name__}: {error}"))
 
     def _property(self, method: str, parameters: Any, invocation: Any) -> None:
         """Get and GetAll; GDBus itself refuses unknown and unwritable ones."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""kjumpd: the service.  Starts, tells systemd, answers the bus, ends cleanly.
+"""kjumpd: the service.  Starts, notifies systemd, answers the bus, ends cleanly.
 
 Runs in the session as root.  The main thread runs GLib's main loop and nothing that waits; whatever
-takes time runs in threads (see `kjump.session.service.manager`).  Nothing stays staged when the
+takes time runs in threads (see `kjump.session.service.operations`).  Nothing stays staged when the
 daemon ends, however it ends: `clean_up` runs when it stops, when it starts, and by ExecStopPost=.
 """
 
@@ -13,53 +13,52 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from gi.repository import GLib
 
 from kjump import settings as configuration
 from kjump.names import BUS_NAME
-from kjump.session.checks.facts import Facts, read_facts, read_text
+from kjump.session.checks.facts import Facts, read_text
 from kjump.session.connection import connect
 from kjump.session.cycle.actions import Actions
 from kjump.session.cycle.history import History
-from kjump.session.cycle.recovery import clean_up, cleaning_by, look_back
+from kjump.session.cycle.recovery import LookBack, clean_up, clean_up_actions
 from kjump.session.log import logger, set_up
 from kjump.session.service import manager as bus
+from kjump.session.service.assessment import LogindActions
 from kjump.session.service.authority import Polkit
 from kjump.session.service.manager import Manager
 from kjump.session.service.notify import ServiceManager
 from kjump.session.systemd import kernel_hibernation, resume_device, systemd_bus
 from kjump.session.systemd.sleep import freezes, run_hooks, thaw
-from kjump.session.target import swaps
 from kjump.session.target.watch import watch_devices
 
 TAKEN_OVER = Path("/etc/systemd/system/systemd-hibernate.service.d/50-kjump.conf")
-"""There where ``kjumpctl enable`` led hibernation to us."""
+"""It exists if ``kjumpctl enable`` led hibernation to kjump."""
 SETTLE_MS = 250
 """Device events come in bursts; one reading serves them all."""
 
 log = logger()
 
 
-def read(settings: configuration.Settings) -> Facts:
-    """The facts; on the way logind is told that there is a device to resume from, where it waits
-    for that and kjump is what hibernates."""
-    facts = read_facts(settings)
+def set_resume_device(facts: Facts) -> None:
+    """Name a resume device to the kernel if logind insists on one, and kjump is what hibernates."""
+    if not TAKEN_OVER.exists():
+        return
     try:
-        if TAKEN_OVER.exists():
-            told = resume_device.set_resume_device(facts.target, facts.command_line)
-            if told is not None:
-                log.info(f"swap named to the kernel, for logind: {told[0]}, page {told[1]}")
+        named = resume_device.set_resume_device(facts.target, facts.command_line)
     except OSError as error:
         log.warning(f"no resume device could be named to the kernel: {error}")
-    return facts
+        return
+    if named is not None:
+        log.info(f"swap named to the kernel, for logind: {named[0]}, page {named[1]}")
 
 
 def offer(possible: bool, settings: configuration.Settings) -> bool:
-    """Have logind offer hibernation where kjump or the kernel can do it; whether it does now.
+    """Have logind offer hibernation if kjump or the kernel can do it; whether it does now.
 
-    Only where requests are led to kjump: else logind looks for itself.
+    Only if requests are led to kjump: otherwise logind looks for itself.
     """
     yes = not TAKEN_OVER.exists() or kernel_hibernation.offered(
         possible, settings.session.fallback, kernel_hibernation.read()
@@ -67,9 +66,9 @@ def offer(possible: bool, settings: configuration.Settings) -> bool:
     try:
         if kernel_hibernation.offer(yes):
             log.info(
-                "logind is told to offer hibernation"
+                "logind offers hibernation from now on"
                 if yes
-                else "logind is told not to offer hibernation: nothing can do it here"
+                else "logind offers no hibernation from now on: nothing can do it here"
             )
     except OSError as error:
         log.warning(f"what logind offers could not be set: {error}")
@@ -79,15 +78,15 @@ def offer(possible: bool, settings: configuration.Settings) -> bool:
 # -- by way of systemd -----------------------------------------------------------------------------
 
 
-def actions_by(connection: Any) -> Actions:
-    """What a cycle does, on the machine and over the bus."""
+def actions_by(connection: Any, history: History) -> Actions:
+    """What an operation does, on the machine and over the bus."""
     return Actions(
-        read=read,
+        look_back=LookBack(history),
+        record=history.add,
         freeze=(lambda: systemd_bus.freeze(connection)) if freezes() else None,
         thaw=lambda: thaw(lambda: connection),
         hooks=lambda when, seconds: run_hooks(connection, when, seconds),
         lock_homes=lambda: systemd_bus.lock_homes(connection),
-        offer=offer,
     )
 
 
@@ -104,7 +103,6 @@ class Service:
         self._bus = connection
         self._settling = 0
         self._stop_watching: Callable[[], None] = lambda: None
-        self._swaps: IO[bytes] | None = None
         self._registration = bus.register(connection, manager)
         try:
             # After the object, so that whoever waits for the name finds it.
@@ -120,14 +118,10 @@ class Service:
                 self._stop_watching = watch_devices(self._devices_changed)
             except (ImportError, OSError) as error:
                 log.warning(f"devices cannot be watched: {error}")
-            try:
-                self._watch_swaps()
-            except OSError as error:
-                log.warning(f"swap cannot be watched: {error}")
         if self._manages.watchdog_ms:
             GLib.timeout_add(self._manages.watchdog_ms // 3, self._manages.pet)
-        self.manager.assess()
-        self._manages.tell("READY=1", "STATUS=Ready")
+        self.manager.worker.assess()
+        self._manages.send("READY=1", "STATUS=Ready")
         try:
             self.loop.run()
         finally:
@@ -136,12 +130,12 @@ class Service:
             self._registration.unregister()
 
     def stop(self) -> bool:
-        """End: at once, or as soon as a running cycle has given back what it owes."""
-        self._manages.tell("STOPPING=1")
-        self.manager.interrupt()
+        """End: at once, or as soon as what runs has given back what it owes."""
+        self._manages.send("STOPPING=1")
+        self.manager.worker.stop()
 
         def when_idle() -> bool:
-            if self.manager.busy:
+            if self.manager.worker.operation is not None:
                 return True
             self.loop.quit()
             return False
@@ -155,29 +149,14 @@ class Service:
         self.manager.reload()
         return True
 
-    def _watch_swaps(self) -> None:
-        """/proc/swaps is exceptional after each swapon and swapoff until it is read (mm/swapfile.c,
-        swaps_poll); no device event tells of them."""
-        file = self._swaps = swaps.SWAPS.open("rb", buffering=0)
-        file.read()
-
-        def changed(_fd: int, _condition: Any) -> bool:
-            file.seek(0)
-            file.read()
-            self._devices_changed()
-            return True
-
-        condition = GLib.IOCondition.PRI | GLib.IOCondition.ERR
-        GLib.unix_fd_add_full(GLib.PRIORITY_DEFAULT, file.fileno(), condition, changed)
-
     def _devices_changed(self) -> None:
         if not self._settling:
             self._settling = GLib.timeout_add(SETTLE_MS, self._settled)
 
     def _settled(self) -> bool:
         self._settling = 0
-        if not self.manager.busy:
-            self.manager.assess()
+        if self.manager.worker.operation is None:
+            self.manager.worker.assess()
         return False
 
 
@@ -200,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         """Leave nothing behind, also of what an earlier daemon left."""
         clean_up(
             kept,
-            cleaning=cleaning_by(lambda: connect(options.address).con),
+            actions=clean_up_actions(lambda: connect(options.address).con),
             hook_timeout=settings.session.hook_timeout,
         )
 
@@ -218,8 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings=configuration.load,
             authority=Polkit(connection.con),
             history=kept,
-            actions=actions_by(connection.con),
-            look_back=lambda facts: look_back(kept, facts),
+            actions=actions_by(connection.con, kept),
+            logind=LogindActions(offer, set_resume_device),
             status=manages.status,
             inhibitors=lambda done: systemd_bus.list_inhibitors(connection.con, done),
         )
@@ -233,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.info("serving", release=read_text("/proc/sys/kernel/osrelease").strip())
     service.run()
     # A staged helper would turn a reboot into a jump: it goes before anything else can happen.
-    manager.close()
+    manager.worker.close()
     end()
     return 0
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """READY, STATUS, STOPPING and the watchdog, for systemd.
 
-Runs in the session, on the main loop.
+Runs in the session, on the main loop.  Outside of systemd it does nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class ServiceManager:
         self._notifier = sdnotify.SystemdNotifier()
         self.watchdog_ms = int(os.environ.get("WATCHDOG_USEC", "0")) // 1000
 
-    def tell(self, *lines: str) -> None:
+    def send(self, *lines: str) -> None:
         """Send state lines; outside of systemd nothing happens."""
         # sdnotify sends latin-1 and drops what it cannot encode.
         text = "\n".join(lines).encode("ascii", "replace").decode()
@@ -26,9 +26,9 @@ class ServiceManager:
 
     def status(self, text: str) -> None:
         """What ``systemctl status kjumpd`` shows."""
-        self.tell("STATUS=" + text.splitlines()[0])
+        self.send("STATUS=" + text.splitlines()[0])
 
     def pet(self) -> bool:
         """The watchdog's sign of life; from the main loop, so that a stuck loop is noticed."""
-        self.tell("WATCHDOG=1")
+        self.send("WATCHDOG=1")
         return True

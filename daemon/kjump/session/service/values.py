@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Values as D-Bus has them: reports, targets and figures as ``a{sv}``.  Pure.
+"""Values as D-Bus has them: reports, targets and figures as ``a{sv}``.
 
-Runs in the session.
+Runs in the session.  Pure: nothing here reads or changes anything.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from typing import Any
 
 from gi.repository import GLib
 
-from kjump.errors import (
-    KjumpError,
-)
+from kjump.errors import KjumpError, sentence
 from kjump.session.checks.facts import Facts
 from kjump.session.target.devices import TargetDevice
 
@@ -50,8 +48,8 @@ def flatten(report: Mapping[str, Any] | None) -> dict[str, Any]:
         if report.get(key) is not None:
             out[key] = GLib.Variant("s", str(report[key]))
     if "what" in report:
-        words = (str(report["what"]), str(report.get("todo", "")))
-        out["sentence"] = GLib.Variant("s", "  ".join(word for word in words if word))
+        words = sentence(str(report["what"]), str(report.get("todo", "")))
+        out["sentence"] = GLib.Variant("s", words)
     for key in _TIMES:
         if isinstance(report.get(key), int | float):
             out[key] = GLib.Variant("d", float(report[key]))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from gi.repository import Gio, GLib
 
+from kjump.errors import Inhibited
 from kjump.session.systemd import kernel_hibernation
 
 SYSTEMD = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1")
@@ -180,14 +181,41 @@ def blocking(inhibitors: Sequence[Inhibitor]) -> list[Inhibitor]:
     ]
 
 
-def list_inhibitors(connection: Any, done: Callable[[list[Inhibitor]], None]) -> None:
-    """Ask logind; the answer comes through ``done`` on the main loop.  Empty without logind."""
+NOBODY_THERE = frozenset(
+    {
+        "org.freedesktop.DBus.Error.ServiceUnknown",
+        "org.freedesktop.DBus.Error.NameHasNoOwner",
+        "org.freedesktop.systemd1.NoSuchUnit",
+        "org.freedesktop.systemd1.UnitMasked",
+    }
+)
+"""Names of the D-Bus errors that say that a service does not exist on this machine."""
+
+
+def list_inhibitors(connection: Any, done: Callable[[list[Inhibitor] | Inhibited], None]) -> None:
+    """Ask logind; the answer comes through ``done`` on the main loop.
+
+    Without logind nobody can inhibit anything.  If logind is there and does not answer, somebody
+    may: a program that burns a disc, or installs packages.  So that is an error.
+    """
 
     def answered(connection: Any, result: Any) -> None:
         try:
             (found,) = connection.call_finish(result).unpack()
-        except GLib.Error:
-            found = []
+        except GLib.Error as error:
+            name = Gio.DBusError.get_remote_error(error) or ""
+            message = error.message.removeprefix(f"GDBus.Error:{name}: ").rstrip(".")
+            if name in NOBODY_THERE:
+                done([])
+            else:
+                done(
+                    Inhibited(
+                        f"logind does not say whether sleep is inhibited: {message}.",
+                        advice="Try again, or override inhibitors as administrator with"
+                        " --ignore-inhibitors.",
+                    )
+                )
+            return
         done([Inhibitor(*one) for one in found])
 
     connection.call(
