@@ -119,7 +119,7 @@ def test_every_check_of_readiness_is_there_and_has_words_of_its_own() -> None:
         ({}, {"installed": ("6.12.0", "6.14.0")}, "next-boot", FAILED, "NoBootResume"),
         ({}, {"installed": ("6.9.0",)}, "next-boot", FAILED, "NoBootResume"),
         (
-            {"told": "/dev/vda3:0", "told_right": True},
+            {"cmdline_target": "/dev/vda3:0", "cmdline_target_matches": True},
             {"installed": ("6.9.0",)},
             "next-boot",
             OK,

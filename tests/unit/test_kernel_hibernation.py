@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kjump import errors
+from kjump.machine.cmdline import parse
 from kjump.session.log import set_up
 from kjump.session.service import main
 from kjump.session.systemd import kernel_hibernation, sleep, systemd_bus
@@ -24,7 +25,7 @@ from kjump.settings import Settings
 
 GIB = 1 << 30
 GOOD = KernelHibernation(
-    command_line=("root=/dev/vda2", "resume=UUID=1-2"),
+    command_line=parse("root=/dev/vda2 resume=UUID=1-2"),
     resume="254:5",
     swaps=(Swap(8 * GIB, 0, "254:9"), Swap(4 * GIB, 0, "254:5")),
     anonymous=3 * GIB,
@@ -39,7 +40,7 @@ def plain_log() -> None:
 def test_where_it_is_possible() -> None:
     assert why_not(GOOD) == ""
     # The initrd may have its own word.
-    assert why_not(replace(GOOD, command_line=())) == ""
+    assert why_not(replace(GOOD, command_line=parse(""))) == ""
 
 
 @pytest.mark.parametrize(
@@ -48,9 +49,9 @@ def test_where_it_is_possible() -> None:
         ({"program": False}, "systemd-sleep"),
         ({"state": "freeze mem"}, "no hibernation of its own"),
         ({"disk": "[disabled]"}, "no hibernation of its own"),
-        ({"command_line": ("resume=/dev/sda3", "noresume")}, "noresume"),
-        ({"command_line": ("resume=/dev/sda3", "nohibernate")}, "nohibernate"),
-        ({"command_line": ("resume=/dev/sda3", "hibernate=no")}, "hibernate=no"),
+        ({"command_line": parse("resume=/dev/sda3 noresume")}, "noresume"),
+        ({"command_line": parse("resume=/dev/sda3 nohibernate")}, "nohibernate"),
+        ({"command_line": parse("resume=/dev/sda3 hibernate=no")}, "hibernate=no"),
         ({"swaps": ()}, "No swap"),
         ({"resume": "0:0\n"}, "resume="),
         ({"resume": ""}, "resume="),
@@ -124,7 +125,7 @@ def test_reading_swaps() -> None:
 
 
 def test_reading_this_machine() -> None:
-    assert kernel_hibernation.read().command_line
+    assert kernel_hibernation.read().command_line.words
 
 
 @pytest.mark.parametrize("taken_over", [False, True])

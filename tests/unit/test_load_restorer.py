@@ -24,6 +24,7 @@ from kjump.image.extents import Extents
 from kjump.image.layout import COMPLETE, RESTORING, ZERO, Extent
 from kjump.image.read import Image
 from kjump.machine import memory, pages, syscalls
+from kjump.machine.cmdline import parse
 from kjump.machine.ranges import PAGE
 from kjump.resume import load_restorer
 
@@ -35,18 +36,26 @@ MIB = 1 << 20
 @pytest.mark.parametrize(
     ("words", "pages", "available", "restorer", "way"),
     [
-        ([], 1000, 200 * MIB, True, load_restorer.SNAPSHOT),
-        ([], 100_000, 200 * MIB, True, load_restorer.IN_PLACE),
-        ([], 100_000, 200 * MIB, False, load_restorer.SNAPSHOT),
-        ([], 40_000, 200 * MIB, True, load_restorer.IN_PLACE),  # the margin counts
-        (["kjump.restore=in-place"], 1, 200 * MIB, True, load_restorer.IN_PLACE),
-        (["kjump.restore=snapshot"], 100_000, 200 * MIB, True, load_restorer.SNAPSHOT),
+        ("", 1000, 200 * MIB, True, load_restorer.SNAPSHOT),
+        ("", 100_000, 200 * MIB, True, load_restorer.IN_PLACE),
+        ("", 100_000, 200 * MIB, False, load_restorer.SNAPSHOT),
+        ("", 40_000, 200 * MIB, True, load_restorer.IN_PLACE),  # the margin counts
+        ("kjump.restore=in-place", 1, 200 * MIB, True, load_restorer.IN_PLACE),
+        (
+            'kjump.restore=snapshot "kjump.restore=in-place"',
+            1,
+            200 * MIB,
+            True,
+            load_restorer.IN_PLACE,
+        ),
+        ("kjump.restore=1234", 1, 200 * MIB, True, load_restorer.SNAPSHOT),
+        ("kjump.restore=snapshot", 100_000, 200 * MIB, True, load_restorer.SNAPSHOT),
     ],
 )
 def test_the_way_is_chosen_by_what_fits(
-    words: list[str], pages: int, available: int, restorer: bool, way: str
+    words: str, pages: int, available: int, restorer: bool, way: str
 ) -> None:
-    found = load_restorer.choose(words, pages=pages, available=available, restorer=restorer)
+    found = load_restorer.choose(parse(words), pages=pages, available=available, restorer=restorer)
     assert found == way
 
 
@@ -158,18 +167,13 @@ def test_what_the_restorer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with DirectDevice(disk) as device:
         window = {"window": [64 * MIB, 192 * MIB], "low": []}
         load_restorer.load(Image(device), window, "console=ttyS0 kjump.noresume", 2.5)
-    words = restore_in_place.words_of(" ".join(told))
-    assert words == {
+    words = parse(" ".join(told))
+    assert {w.name: w.value for w in words.words if w.name.startswith("kjump.")} == {
         "kjump.restore": str(cycle),
         "kjump.target": str(disk),
         "kjump.skip-wait": "2.5",
     }
     assert restore_in_place._seconds(words) == 2.5 and "console=ttyS0" in told
-
-
-def test_words_of_the_command_line() -> None:
-    found = restore_in_place.words_of("quiet kjump.restore=abc kjump.target=/dev/x=y root=/dev/z")
-    assert found == {"kjump.restore": "abc", "kjump.target": "/dev/x=y"}
 
 
 # -- Esc while pages are put back
@@ -270,5 +274,9 @@ def test_who_gives_it_up_in_the_restorer_gets_another_boot(
 
 
 def test_the_time_for_the_key_comes_from_the_boot_kernel() -> None:
-    assert restore_in_place._seconds({"kjump.skip-wait": "2.5"}) == 2.5
-    assert restore_in_place._seconds({}) == restore_in_place._seconds({"kjump.skip-wait": "x"}) == 0
+    assert restore_in_place._seconds(parse("kjump.skip-wait=2.5")) == 2.5
+    assert (
+        restore_in_place._seconds(parse(""))
+        == restore_in_place._seconds(parse("kjump.skip-wait=x"))
+        == 0
+    )

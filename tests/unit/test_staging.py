@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from kjump.handoff import window_layout
 from kjump.machine import elf
+from kjump.machine.cmdline import parse
 from kjump.machine.ranges import MIB
 from kjump.session.staging import describe, load
 from kjump.session.staging import window as windows
@@ -51,16 +53,52 @@ def test_no_kcore_is_no_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cmdline", "config", "policy"),
     [
-        ("quiet", "", "skip"),
-        ("init_on_free=1", "", "zero"),
+        ("quiet", "CONFIG_HIBERNATION=y\n", "skip"),
+        ("quiet -- init_on_free=1", "CONFIG_HIBERNATION=y\n", "skip"),
+        # A /boot that is not mounted: nobody knows.
+        ("quiet", "", "zero"),
+        ("init_on_free=0", "", "skip"),
         ("init_on_free=0", "CONFIG_INIT_ON_FREE_DEFAULT_ON=y\n", "skip"),
+        ("init_on_free=1 init_on_free=off", "CONFIG_INIT_ON_FREE_DEFAULT_ON=y\n", "skip"),
+        ("init_on_free=false", "CONFIG_INIT_ON_FREE_DEFAULT_ON=y\n", "zero"),
         ("quiet", "CONFIG_INIT_ON_FREE_DEFAULT_ON=y\n", "zero"),
     ],
 )
 def test_free_pages_are_zero_where_the_kernel_trusts_them_to_be(
     cmdline: str, config: str, policy: str
 ) -> None:
-    assert describe.free_pages_policy(cmdline, config) == policy
+    assert describe.free_pages_policy(parse(cmdline), config) == policy
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "init_on_free=1",
+        "init_on_free=on",
+        "init_on_free=Y",
+        "init-on-free=1",
+        'init_on_free="1"',
+        '"init_on_free=1"',
+        "init_on_free=t",
+        "init_on_free=enable",
+        "init_on_free=true",
+        "init_on_free=0 init_on_free=1",
+    ],
+)
+def test_every_spelling_of_yes_that_some_kernel_reads(word: str) -> None:
+    words = parse(f"BOOT_IMAGE=/x root=/dev/sda2 {word} quiet")
+    assert describe.free_pages_policy(words, "CONFIG_HIBERNATION=y\n") == "zero"
+
+
+def test_words_that_the_next_kernel_needs_as_well() -> None:
+    def kept(running: str) -> set[str]:
+        return {*window_layout.words(running, cpus=1)}
+
+    assert "console=ttyS0,115200" in kept('"console=ttyS0,115200"')
+    assert "noapic" in kept('"noapic"') and "nomodeset" in kept("nomodeset")
+    # The decompressor's own words: it knows nothing of what is for init.
+    assert "no5lvl" in kept("quiet -- no5lvl")
+    assert "console=tty0" not in kept("quiet -- console=tty0")
 
 
 def test_the_paging_mode_goes_with_the_command_line() -> None:

@@ -43,7 +43,7 @@ from kjump.image import fingerprint, superblocks, target
 from kjump.image.device import DirectDevice
 from kjump.image.layout import BLOCK, EMPTY, Superblock
 from kjump.image.write import COMPRESSIONS, SPAN_PAGES, Writer
-from kjump.machine import pages, syscalls, vmcoreinfo
+from kjump.machine import cmdline, pages, syscalls, vmcoreinfo
 from kjump.machine.maps import Maps
 from kjump.machine.memory import own_memory, processors
 from kjump.machine.ranges import PAGE, Range
@@ -332,7 +332,7 @@ def run(cell: Cell, clock: Clock, watch: Watch, screen: Screen) -> Report:
             return rehearse(core, facts, handoff, clock)
         if mode is not None:
             raise WrongHandoffVersion(f"The handoff asks for {mode!r}, which is not known here.")
-        screen.begin(Path("/proc/cmdline").read_text())
+        screen.begin(cmdline.read_text())
         watch.begin(handoff.watchdog)
         try:
             report = save(core, facts, handoff, clock, watch)
@@ -355,11 +355,11 @@ def main() -> int:
 
     The same initrd serves for restoring in place: the command line says so.
     """
-    cmdline = Path("/proc/cmdline").read_text()
-    if "kjump.restore" in restore_in_place.words_of(cmdline):
-        return restore_in_place.main(cmdline)
+    words = cmdline.read()
+    if words.has(cmdline.RESTORE):
+        return restore_in_place.main(cmdline.read_text())
     clock = Clock()
-    watch = Watch(restore_in_place.words_of(cmdline).get("kjump.inject", ""))
+    watch = Watch(words.value(cmdline.INJECT) or "")
     screen = Screen()
     say("the helper is running")
     try:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kjump.errors import NotPrivileged
+from kjump.machine import cmdline
 from kjump.machine.ranges import PAGE, Range, align_down, align_up, merge
 
 E820_RAM, E820_RESERVED = 1, 2
@@ -138,8 +139,8 @@ def is_5_level() -> bool:
     """Whether the running kernel uses 5-level page tables (CR4.LA57)."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("flags"):
-            words = Path("/proc/cmdline").read_text().split()
-            return "la57" in line.split() and "no5lvl" not in words
+            # The decompressor reads this word, and by its own rules: quotes and "--" mean nothing.
+            return "la57" in line.split() and "no5lvl" not in cmdline.read_text().split()
     return False
 
 

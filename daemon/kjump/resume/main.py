@@ -36,7 +36,8 @@ from kjump.image import target
 from kjump.image.device import DirectDevice
 from kjump.image.layout import EMPTY, SPENT
 from kjump.image.read import Image
-from kjump.machine import memory
+from kjump.machine import cmdline, memory
+from kjump.machine.cmdline import CommandLine
 from kjump.machine.identity import machine_identity
 from kjump.resume import restore
 
@@ -125,16 +126,16 @@ def _retire(device: DirectDevice, image: Image, error: KjumpError) -> None:
 
 
 def place_to_look(
-    words: Sequence[str], spec: str, recorded: Mapping[str, Any] | None
+    words: CommandLine, spec: str, recorded: Mapping[str, Any] | None
 ) -> tuple[list[Path], int | None]:
     """(device by any of these paths, byte offset of the locator or None) of the target.
 
-    ``words``: of the kernel command line, where ``kjump.target=`` wins; ``spec``: as configured;
+    ``words``: the kernel command line, where ``kjump.target=`` wins; ``spec``: as configured;
     ``recorded``: where update-initrds found the file that it names.  Raises `NoTarget`.
     """
-    told = [word.partition("=")[2] for word in words if word.startswith("kjump.target=")]
-    if told:
-        path, locator = target.parse_location(told[-1])
+    location = words.value(cmdline.TARGET)
+    if location:
+        path, locator = target.parse_location(location)
         return [path], locator
     if spec.startswith("/") and not spec.startswith("/dev/"):
         try:
@@ -180,19 +181,23 @@ def main(arguments: Sequence[str] = ()) -> int:
     ``arguments``: ``--after PATH``: started early; touch nothing before this file is there.
     """
     after = Path(arguments[1]) if arguments[:1] == ["--after"] else None
-    words = Path("/proc/cmdline").read_text().split()
+    words = cmdline.read()
     settings = configuration.load()
     while after is not None and not after.exists():
         time.sleep(0.01)
     started = time.monotonic()
-    told = any(word.startswith("kjump.target=") for word in words)
-    if not settings.target.path and not told:
+    if not settings.target.path and not words.value(cmdline.TARGET):
         return 0
     try:
         paths, locator = place_to_look(words, settings.target.path, recorded_place())
         path = target.wait_for(paths, settings.resume.wait)
-        skip = "kjump.noresume" in words or "noresume" in words
-        look(path, locator, started=started, skip=skip, wait=settings.resume.skip_wait)
+        look(
+            path,
+            locator,
+            started=started,
+            skip=words.skips_resume,
+            wait=settings.resume.skip_wait,
+        )
     except (NoTarget, TargetMissing) as error:
         say(f"no image looked for: {error.sentence}")
         return error.exit_code

@@ -253,7 +253,7 @@ def next_boot(facts: Facts, more: Surroundings) -> Finding:
         what = f"The kernel that boots next, {release}, cannot load an image."
         return failed(name, NoSnapshotDevice(what))
     releases = (facts.boot or {}).get("releases")
-    if isinstance(releases, Mapping) and not facts.told:
+    if isinstance(releases, Mapping) and not facts.cmdline_target:
         if release not in releases:
             what = f"The boot initrd of {release}, which boots next, was not made with kjump."
             return failed(name, NoBootResume(what))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from kjump.errors import (
     KjumpError,
     NoTarget,
 )
+from kjump.machine import cmdline
+from kjump.machine.cmdline import CommandLine
 from kjump.machine.memory import meminfo
 from kjump.session.staging import reclaim
 from kjump.session.staging.sizing import Sizing, size_helper
@@ -44,7 +46,7 @@ class Facts:
     jump: KjumpError | None = None
     """What the kernel said to a preserve-context load."""
     snapshot_device: bool = True
-    command_line: tuple[str, ...] = ()
+    command_line: CommandLine = field(default_factory=CommandLine)
     foreign_image: bool = False
     target: TargetDevice | KjumpError = field(default_factory=lambda: NoTarget("No target is set."))
     target_user: str | None = None
@@ -61,25 +63,18 @@ class Facts:
     """Whether a helper of ours is staged already: then it needs no memory, and is not foreign."""
     fingerprint: str = ""
     """What boot.json must say for the boot initrd to be up to date."""
-    told: str = ""
-    """Where the kernel command line says that the target is (``kjump.target=``); empty: it does
-    not."""
-    told_right: bool = False
-    """Whether the target is there."""
+    cmdline_target: str = ""
+    """``kjump.target=`` of the kernel command line; empty: it has none."""
+    cmdline_target_matches: bool = False
+    """Whether that leads to the target."""
 
 
-def place_in(command_line: Iterable[str]) -> str:
-    """The place in the last ``kjump.target=`` of a kernel command line; empty: none."""
-    places = [w.partition("=")[2] for w in command_line if w.startswith("kjump.target=")]
-    return places[-1] if places else ""
-
-
-def is_place_of(place: str, target: TargetDevice) -> bool:
+def leads_to(location: str, target: TargetDevice) -> bool:
     """Whether a ``kjump.target=`` leads to this target."""
     from kjump.image.target import parse_location
 
     try:
-        path, locator = parse_location(place)
+        path, locator = parse_location(location)
     except KjumpError:
         return False
     real = Path(os.path.realpath(path))
@@ -177,8 +172,8 @@ def read_facts(settings: Settings) -> Facts:
     is_x86_64 = platform.machine() == "x86_64"
     target = devices.error_or_device(settings.target.path)
     there = target if isinstance(target, TargetDevice) else None
-    command_line = tuple(read_text("/proc/cmdline").split())
-    told = place_in(command_line)
+    command_line = cmdline.read()
+    cmdline_target = command_line.value(cmdline.TARGET) or ""
     return Facts(
         machine=platform.machine(),
         release=release,
@@ -196,6 +191,6 @@ def read_facts(settings: Settings) -> Facts:
         available=available_memory(read_text("/proc/meminfo"), reclaim.read_zoneinfo()),
         boot=boot_mark(),
         fingerprint=configuration.fingerprint(settings, there.place if there else ""),
-        told=told,
-        told_right=is_place_of(told, there) if told and there else False,
+        cmdline_target=cmdline_target,
+        cmdline_target_matches=there is not None and leads_to(cmdline_target, there),
     )

@@ -26,6 +26,7 @@ from kjump.errors import (
     UnsupportedMachine,
 )
 from kjump.image.target import SMALLEST
+from kjump.machine.cmdline import hibernation_off
 from kjump.session.checks.facts import Facts
 from kjump.session.target.devices import FILE, SWAP, TargetDevice
 
@@ -65,9 +66,8 @@ def jump(facts: Facts) -> KjumpError | None:
 
 def snapshot_device(facts: Facts) -> KjumpError | None:
     """The boot side restores through /dev/snapshot of the same kernel configuration."""
-    for word in ("nohibernate", "hibernate=no"):
-        if word in facts.command_line:
-            return NoSnapshotDevice(f"The kernel was booted with {word}.")
+    for word in hibernation_off(facts.command_line):
+        return NoSnapshotDevice(f"The kernel was booted with {word}.")
     if facts.snapshot_device:
         return None
     return NoSnapshotDevice("The kernel has no /dev/snapshot.")
@@ -75,11 +75,10 @@ def snapshot_device(facts: Facts) -> KjumpError | None:
 
 def page_poison(facts: Facts) -> KjumpError | None:
     """With poisoning, free pages have content that the kernel checks; we do not save them."""
-    for word in facts.command_line:
-        name, _, value = word.partition("=")
-        if name == "page_poison" and value.lower() in ("1", "on", "y", "yes", "t", "true"):
-            return PagePoison(f"The kernel was booted with {word}.")
-    return None
+    if not facts.command_line.may_be_on("page_poison"):
+        return None
+    word = facts.command_line.all("page_poison")[-1]
+    return PagePoison(f"The kernel was booted with {word}.")
 
 
 def foreign_image(facts: Facts) -> KjumpError | None:
@@ -153,13 +152,14 @@ def boot_resume(facts: Facts) -> KjumpError | None:
     """The boot initrd can resume, and looks where the image will be."""
     if facts.boot is None:
         return NoBootResume("The boot initrd was not built with kjump in it.")
-    if facts.told:
+    if facts.cmdline_target:
         # It wins over what is in the initrd.
-        if facts.told_right:
+        if facts.cmdline_target_matches:
             return None
         return NoBootResume(
-            f"The kernel command line says that the target is at {facts.told}, and it is not.",
-            advice="Correct kjump.target= where the boot loader has it, and restart.",
+            f"The kernel command line has kjump.target={facts.cmdline_target}, which does not lead"
+            " to the target.",
+            advice="Correct kjump.target= in the boot loader's configuration, and restart.",
         )
     if facts.boot.get("config") != facts.fingerprint:
         file = facts.target.file if isinstance(facts.target, TargetDevice) else ""

@@ -164,7 +164,7 @@ def look_back(kept: History, facts: Facts) -> None:
             return
         cycle = str(found.cycle_id)
         known = any(entry.get("cycle") == cycle for entry in kept.entries())
-        skipped = not {"kjump.noresume", "noresume"}.isdisjoint(facts.command_line)
+        skipped = facts.command_line.skips_resume
         after = afterlife(found.state, found.reason, known=known, skipped=skipped)
         try:
             if found.area == locator.SWAP:

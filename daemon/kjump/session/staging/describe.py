@@ -20,7 +20,8 @@ from kjump.errors import (
     DamagedHandoff,
 )
 from kjump.image.target import Target
-from kjump.machine import elf, memory
+from kjump.machine import cmdline, elf, memory
+from kjump.machine.cmdline import CommandLine
 from kjump.machine.identity import machine_identity
 from kjump.machine.ranges import MIB, whole_pages
 from kjump.machine.structpage import START_KERNEL_MAP
@@ -53,18 +54,18 @@ def page_offset(path: Path = Path("/proc/kcore")) -> int:
     return 0
 
 
-def free_pages_policy(cmdline: str, config: str) -> str:
+def free_pages_policy(words: CommandLine, config: str) -> str:
     """``skip`` free pages, or record them as ``zero``: with init_on_free the kernel trusts free
-    pages to hold zeros."""
-    on = "CONFIG_INIT_ON_FREE_DEFAULT_ON=y" in config
-    for word in cmdline.split():
-        if word.startswith("init_on_free="):
-            on = word.partition("=")[2].lower() in ("1", "on", "y", "yes", "true")
-    return "zero" if on else "skip"
+    pages to hold zeros, and memory is corrupt if they do not.  So in doubt they are recorded.
+
+    ``config``: the kernel's configuration; empty: not known.
+    """
+    default = not config or "CONFIG_INIT_ON_FREE_DEFAULT_ON=y" in config
+    return "zero" if words.may_be_on("init_on_free", default=default) else "skip"
 
 
 def kernel_config(release: str) -> str:
-    """The running kernel's configuration, or the empty string where it is not told."""
+    """The running kernel's configuration, or the empty string if it is nowhere to be read."""
     try:
         return gzip.decompress(Path("/proc/config.gz").read_bytes()).decode()
     except OSError:
@@ -130,13 +131,12 @@ def cycle_facts(
     settings: Settings, facts: Mapping[str, Any], cycle_id: uuid.UUID, target: Target
 ) -> dict[str, Any]:
     """What the helper is told of the cycle.  ``facts`` are the machine's."""
-    cmdline = Path("/proc/cmdline").read_text()
     return {
         "kjump": VERSION,
         "cycle": str(cycle_id),
         "requested": time.time(),
         "hostname": socket.gethostname(),
-        "free_pages": free_pages_policy(cmdline, kernel_config(str(facts["release"]))),
+        "free_pages": free_pages_policy(cmdline.read(), kernel_config(str(facts["release"]))),
         "target": {
             "spec": target.spec,
             "links": [str(x) for x in target.links] or [str(target.path)],

@@ -22,7 +22,7 @@ from kjump.errors import (
 from kjump.handoff import note, window_layout
 from kjump.handoff.cell import JUMP_BACK_OFFSET, Cell
 from kjump.image.target import Target
-from kjump.machine import elf, memory, syscalls
+from kjump.machine import cmdline, elf, memory, syscalls
 from kjump.machine.ranges import Range, align_down, subtract
 from kjump.machine.syscalls import Segment
 from kjump.session.log import logger
@@ -49,7 +49,7 @@ def command_line(settings: Settings, running: str, *, core_header: int, cell: in
                 cpus=cpu_count(settings),
             ),
             f"elfcorehdr={core_header:#x}",
-            f"kjump.return={cell:#x}",
+            f"{cmdline.RETURN}={cell:#x}",
             *settings.helper.command_line.split(),
         ]
     )
@@ -185,7 +185,6 @@ def load(
     ``document``: of the handoff note.  ``words``: more for the helper's command line.  Raises
     `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
     """
-    cmdline = Path("/proc/cmdline").read_text()
     info = vmcoreinfo_note()
     packed = damage(note.pack(document))
     headers = elf.build(
@@ -197,7 +196,7 @@ def load(
     note_slot = window_layout.NOTE + elf.descriptor_offset(note.OWNER) + note.JUMP_BACK_OFFSET
     line = command_line(
         settings,
-        cmdline,
+        cmdline.read_text(),
         core_header=window.start + window_layout.CORE_HEADER,
         cell=window.start + window_layout.CELL,
     )

@@ -14,11 +14,12 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kjump.errors import BadRequest, Busy, Inhibited, Interrupted, KjumpError, NotAuthorized
-from kjump.machine import memory
+from kjump.machine import cmdline, memory
+from kjump.machine.cmdline import CommandLine, kernel_resume_off
 from kjump.settings import STOCK
 
 PROGRAM = Path("/usr/lib/systemd/systemd-sleep")
@@ -33,7 +34,6 @@ OFFER_TEXT = """\
 [Sleep]
 AllowHibernation=no
 """
-OFF = ("noresume", "nohibernate", "hibernate=no", "hibernate=noresume")
 THRESHOLD = 0.98
 """Of free swap, that anonymous memory in use may take: as systemd has it
 (HIBERNATION_SWAP_THRESHOLD of src/shared/hibernate-util.c)."""
@@ -59,7 +59,7 @@ class KernelHibernation:
     """Text of /sys/power/state."""
     disk: str = "[platform] shutdown reboot"
     """Text of /sys/power/disk."""
-    command_line: tuple[str, ...] = ()
+    command_line: CommandLine = field(default_factory=CommandLine)
     resume: str = "0:0"
     """Text of /sys/power/resume."""
     told: str = ""
@@ -87,9 +87,8 @@ def why_not(facts: KernelHibernation) -> str:
     """Why the kernel's own hibernation is not to be tried, as a sentence; empty: it may be."""
     if not facts.program:
         return f"{PROGRAM} is not there."
-    for word in OFF:
-        if word in facts.command_line:
-            return f"The kernel was booted with {word}."
+    for word in kernel_resume_off(facts.command_line):
+        return f"The kernel was booted with {word}."
     if "disk" not in facts.state.split() or facts.disk.split()[:1] == ["[disabled]"]:
         return "The kernel offers no hibernation of its own."
     if not facts.swaps:
@@ -180,7 +179,7 @@ def read() -> KernelHibernation:
         program=os.access(PROGRAM, os.X_OK),
         state=_text(POWER / "state"),
         disk=_text(POWER / "disk"),
-        command_line=tuple(_text(Path("/proc/cmdline")).split()),
+        command_line=cmdline.read(),
         resume=_text(POWER / "resume"),
         told=_text(RESUME_DEVICE_RECORD),
         swaps=swaps(_text(Path("/proc/swaps"))),

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kjump.errors import KjumpError
+from kjump.machine.cmdline import SYSTEM_NO_RESUME, CommandLine
 from kjump.machine.ranges import PAGE
 from kjump.session.systemd import kernel_hibernation
 from kjump.session.target import files, swaps
@@ -26,11 +27,11 @@ POWER = Path("/sys/power")
 
 
 def needs_resume_device(
-    *, efi: bool, resume: str, command_line: Sequence[str], told: str = ""
+    *, efi: bool, resume: str, command_line: CommandLine, told: str = ""
 ) -> bool:
     """Whether logind waits for a resume device.  ``resume``: text of /sys/power/resume; ``told``:
     what we wrote there, which may have changed since."""
-    return not efi and resume.strip() in ("0:0", told) and "noresume" not in command_line
+    return not efi and resume.strip() in ("0:0", told) and not command_line.has(SYSTEM_NO_RESUME)
 
 
 def resume_device(
@@ -57,7 +58,7 @@ def _text(device: int) -> str:
 
 
 def set_resume_device(
-    target: TargetDevice | KjumpError, command_line: Sequence[str]
+    target: TargetDevice | KjumpError, command_line: CommandLine
 ) -> tuple[str, int] | None:
     """Name a swap area to the kernel where that is needed; which one.  Raises OSError."""
     try:
