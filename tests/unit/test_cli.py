@@ -18,6 +18,7 @@ from kjump.cli.client import error_of
 from kjump.image import prepare
 from kjump.session.cycle.history import History
 from kjump.session.systemd import kernel_hibernation
+from kjump.session.target.swaps import SwapArea
 
 ROOT = Path(__file__).parents[2]
 REPORT = {
@@ -265,7 +266,7 @@ def hibernated(monkeypatch: pytest.MonkeyPatch, daemon: Kjumpd, *words: str) -> 
 
 SLEEP = ["/usr/lib/systemd/systemd-sleep", "hibernate"]
 GOOD = kernel_hibernation.KernelHibernation(
-    resume="8:1", swaps=(kernel_hibernation.Swap(1 << 30, 0, "8:1"),)
+    resume="8:1", swaps=(SwapArea(Path("/dev/sda1"), False, 1 << 30, 0, "8:1"),)
 )
 
 

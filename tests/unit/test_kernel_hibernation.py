@@ -16,18 +16,25 @@ from kjump.session.service import main
 from kjump.session.systemd import kernel_hibernation, sleep, systemd_bus
 from kjump.session.systemd.kernel_hibernation import (
     KernelHibernation,
-    Swap,
     decide,
     offered,
     why_not,
 )
+from kjump.session.target import mounts, swaps
+from kjump.session.target.swaps import SwapArea
 from kjump.settings import Settings
 
 GIB = 1 << 30
+
+
+def swap(size: int, used: int, device: str) -> SwapArea:
+    return SwapArea(Path("/dev/sdz9"), False, size, used, device)
+
+
 GOOD = KernelHibernation(
     command_line=parse("root=/dev/vda2 resume=UUID=1-2"),
     resume="254:5",
-    swaps=(Swap(8 * GIB, 0, "254:9"), Swap(4 * GIB, 0, "254:5")),
+    swaps=(swap(8 * GIB, 0, "254:9"), swap(4 * GIB, 0, "254:5")),
     anonymous=3 * GIB,
 )
 
@@ -59,7 +66,7 @@ def test_where_it_is_possible() -> None:
         # What kjumpd has put there is no sign that any boot looks there.
         ({"resume": "254:5\n", "told": "254:5"}, "resume="),
         ({"anonymous": 4 * GIB}, "4096 MiB are free"),
-        ({"swaps": (Swap(4 * GIB, 2 * GIB, "254:5"),)}, "2048 MiB are free"),
+        ({"swaps": (swap(4 * GIB, 2 * GIB, "254:5"),)}, "2048 MiB are free"),
     ],
 )
 def test_where_it_is_not(changes: dict[str, object], word: str) -> None:
@@ -106,22 +113,25 @@ def test_the_offer(tmp_path: Path) -> None:
     )
 
 
-def test_reading_swaps() -> None:
+def test_reading_swaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "swap file"
+    file.touch()
     text = (
         "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
         "/dev/null                               partition\t4194300\t\t1024\t\t-2\n"
         "/dev/zram0                              partition\t1000\t\t0\t\t100\n"
+        f"{str(file).replace(' ', chr(92) + '040')} file\t\t8\t\t4\t\t-3\n"
     )
-    (found,) = kernel_hibernation.swaps(text)
-    assert (found.size, found.used) == (4194300 << 10, 1024 << 10)
-    assert kernel_hibernation._device("/nonexistent") == ""
-    number = os.stat(__file__).st_dev
-    assert kernel_hibernation._device(__file__) == f"{os.major(number)}:{os.minor(number)}"
-    assert kernel_hibernation.swaps("") == ()
-    assert (
-        kernel_hibernation.anonymous_memory("MemTotal: 1 kB\nActive(anon):     2048 kB\n")
-        == 2048 << 10
-    )
+    monkeypatch.setattr(swaps, "SWAPS", tmp_path / "swaps")
+    assert kernel_hibernation.read().swaps == ()
+    (tmp_path / "swaps").write_text(text)
+    null, found = kernel_hibernation.read().swaps
+    assert (null.size, null.used, null.device) == (4194300 << 10, 1024 << 10, "1:3")
+    status = file.stat()
+    assert (found.path, found.free) == (file, 4 << 10)
+    assert found.device == f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+    assert "1:3" in swaps.swap_numbers()
+    assert mounts.device_number("/nonexistent") == ""
 
 
 def test_reading_this_machine() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from kjump import errors
 from kjump.machine.cmdline import parse
+from kjump.machine.memory import parse_meminfo
 from kjump.session.checks import readiness
 from kjump.session.checks.facts import (
     Facts,
@@ -25,6 +26,7 @@ from kjump.session.checks.facts import (
 from kjump.session.checks.readiness import availability, reasons
 from kjump.session.target import devices
 from kjump.session.target.devices import TargetDevice
+from kjump.session.target.mounts import Mount
 
 MIB = 1 << 20
 DISK = TargetDevice(
@@ -148,10 +150,10 @@ def test_small_readers(tmp_path: Path) -> None:
     assert lockdown_mode("none [integrity] confidentiality\n") == "integrity"
     assert lockdown_mode("[none] integrity confidentiality\n") == "none"
     assert lockdown_mode("") == "none"
-    assert available_memory("MemTotal: 5 kB\nMemAvailable:   2048 kB\n") == 2 * MIB
-    assert available_memory("") == 0
+    assert available_memory(parse_meminfo("MemTotal: 5 kB\nMemAvailable:   2048 kB\n")) == 2 * MIB
+    assert available_memory({}) == 0
     lists = "  pagesets\n    cpu: 0\n              count: 512\n              high:  6418\n"
-    assert available_memory("MemAvailable: 2048 kB\n", lists) == 4 * MIB
+    assert available_memory({"MemAvailable": 2 * MIB}, lists) == 4 * MIB
     mark = tmp_path / "boot.json"
     assert boot_mark(mark) is None
     mark.write_text("{")
@@ -190,20 +192,20 @@ def test_udevs_escapes() -> None:
     assert devices.decode("ä") == "ä"
 
 
-MOUNTINFO = "36 35 254:3 / /home/a\\040b rw - ext4 /dev/vda3 rw\n"
+MOUNTED = [Mount("254:3", "/", "/home/a b", ("rw",), "ext4", "/dev/vda3")]
 
 
 def test_who_uses_a_device() -> None:
     def occupied(**changes: Any) -> str | None:
-        given: dict[str, Any] = {"mountinfo": "", "swaps": (), "claimed": False, **changes}
+        given: dict[str, Any] = {"mounts": [], "swaps": (), "claimed": False, **changes}
         return devices.occupation(given.pop("device", DISK), **given)
 
     assert occupied() is None
-    assert occupied(mountinfo=MOUNTINFO) == "mounted on /home/a\\040b"
+    assert occupied(mounts=MOUNTED) == "mounted on /home/a b"
     assert occupied(swaps={"254:3"}) == "in use as swap"
     assert occupied(device=replace(DISK, holders=("dm-0",))) == "in use by dm-0"
     assert occupied(claimed=True) == "in use by the kernel"
-    assert occupied(mountinfo=MOUNTINFO.replace("254:3", "254:33")) is None
+    assert occupied(mounts=[replace(MOUNTED[0], number="254:33")]) is None
 
 
 def test_a_described_udev_device(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kjump.machine.memory import parse_meminfo
 from kjump.machine.ranges import MIB
 from kjump.session.staging import memory_pressure, reclaim
 from kjump.session.staging.reclaim import ReclaimActions
@@ -62,7 +63,7 @@ class Machine:
 
     def means(self) -> ReclaimActions:
         return ReclaimActions(
-            meminfo=lambda: (
+            meminfo=lambda: parse_meminfo(
                 f"MemTotal: 1 kB\nMemFree:  {self.free << 10} kB\n"
                 f"SwapFree: {self.swap << 10} kB\nHugePages_Total:       0\n"
             ),

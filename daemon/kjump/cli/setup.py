@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from kjump.image.target import SMALLEST
 from kjump.machine.ranges import align_up
 from kjump.session.checks.facts import Facts, holds_our_image, session_of_another
 from kjump.session.target import claim, devices, files
+from kjump.session.target.mounts import Mount, read_mounts
 from kjump.session.target.swaps import read_swaps
 
 DROP_IN = Path("/etc/kjump/kjump.conf.d/90-target.conf")
@@ -239,22 +241,17 @@ def choose(survey: Survey, size: int) -> Plan:
     )
 
 
-def supported(mountinfo: str) -> list[tuple[str, str]]:
+def supported(mounts: Iterable[Mount]) -> list[tuple[str, str]]:
     """(mount point, type) of the writable file systems that can hold an image file: the root
-    first, the others as they were mounted, each once.  ``mountinfo``: text of
-    /proc/self/mountinfo."""
+    first, the others as they were mounted, each once."""
     found: dict[str, tuple[str, str]] = {}
-    for line in mountinfo.splitlines():
-        words = line.split()
-        try:
-            kind = words[words.index("-") + 1]
-        except (ValueError, IndexError):
-            continue
-        point, options = words[4], words[5].split(",")
+    for mount in mounts:
         # A subtree is mounted elsewhere as a whole, or is a container's.
-        whole = words[3] == "/" or kind == "btrfs"
-        if kind in files.NAMES.values() and "rw" in options and whole and "\\" not in point:
-            found.setdefault(words[2], (point, kind))
+        whole = mount.root == "/" or mount.kind == "btrfs"
+        # Another name could not be written into the configuration.
+        plain = mount.point.isprintable()
+        if mount.kind in files.NAMES.values() and "rw" in mount.options and whole and plain:
+            found.setdefault(mount.number, (mount.point, mount.kind))
     return sorted(found.values(), key=lambda pair: pair[0] != "/")
 
 
@@ -302,13 +299,8 @@ def survey() -> Survey:
     ]
     labelled = any(device.label == LABEL for device in devices.listing())
     partitions = [look_at(f"PARTLABEL={LABEL}", f"the partition named {LABEL}")] if labelled else []
-    try:
-        mounts = supported(Path("/proc/self/mountinfo").read_text())
-    except OSError:
-        mounts = []
-    return Survey(
-        configured, tuple(swaps), tuple(partitions), tuple(file_system(*pair) for pair in mounts)
-    )
+    file_systems = [file_system(*pair) for pair in supported(read_mounts())]
+    return Survey(configured, tuple(swaps), tuple(partitions), tuple(file_systems))
 
 
 def file_system(point: str, kind: str) -> Candidate:

@@ -190,15 +190,23 @@ class PhysicalMemory:
         self.close()
 
 
-def meminfo(text: str) -> dict[str, int]:
+def parse_meminfo(text: str) -> dict[str, int]:
     """What /proc/meminfo says in KiB, in bytes; its counts are left out."""
     lines = (line.split() for line in text.splitlines())
     return {words[0].rstrip(":"): int(words[1]) << 10 for words in lines if len(words) == 3}
 
 
+def read_meminfo() -> dict[str, int]:
+    """/proc/meminfo, in bytes; empty if it cannot be read."""
+    try:
+        return parse_meminfo(Path("/proc/meminfo").read_text())
+    except OSError:
+        return {}
+
+
 def own_memory() -> dict[str, int]:
     """The running kernel's memory in bytes: ``total`` and ``available`` (/proc/meminfo)."""
-    facts = meminfo(Path("/proc/meminfo").read_text())
+    facts = read_meminfo()
     return {"total": facts.get("MemTotal", 0), "available": facts.get("MemAvailable", 0)}
 
 
@@ -231,10 +239,11 @@ __all__ = [
     "iomem",
     "is_5_level",
     "map_checksum",
-    "meminfo",
     "own_memory",
     "page_count",
     "parse_iomem",
+    "parse_meminfo",
     "processors",
+    "read_meminfo",
     "system_ram",
 ]

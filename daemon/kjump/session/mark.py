@@ -11,6 +11,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from kjump import atomic
+
 MARK = Path("/run/kjump/staged")
 
 
@@ -32,9 +34,7 @@ class Mark:
 def write_mark(mark: Mark, path: Path = MARK) -> None:
     """Note what is owed, atomically.  Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(mark.__dict__))
-    fresh.replace(path)
+    atomic.write(path, json.dumps(mark.__dict__))
 
 
 def read_mark(path: Path = MARK) -> Mark | None:

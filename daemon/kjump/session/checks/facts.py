@@ -23,7 +23,7 @@ from kjump.errors import (
 )
 from kjump.machine import cmdline
 from kjump.machine.cmdline import CommandLine
-from kjump.machine.memory import meminfo
+from kjump.machine.memory import read_meminfo
 from kjump.session.staging import reclaim
 from kjump.session.staging.sizing import Sizing, size_helper
 from kjump.session.target import devices
@@ -97,9 +97,9 @@ def read_text(path: str) -> str:
         return ""
 
 
-def available_memory(text: str, zoneinfo: str = "") -> int:
+def available_memory(meminfo: Mapping[str, int], zoneinfo: str = "") -> int:
     """MemAvailable of /proc/meminfo and the free memory that it leaves out, in bytes."""
-    return meminfo(text).get("MemAvailable", 0) + reclaim.in_lists(zoneinfo)
+    return meminfo.get("MemAvailable", 0) + reclaim.in_lists(zoneinfo)
 
 
 def boot_mark(path: Path = BOOT_MARK) -> Mapping[str, Any] | None:
@@ -188,7 +188,7 @@ def read_facts(settings: Settings) -> Facts:
         target_session=session_of_another(there) if there else "",
         target_is_ours=holds_our_image(there) if there else False,
         sizing=measure(settings, release),
-        available=available_memory(read_text("/proc/meminfo"), reclaim.read_zoneinfo()),
+        available=available_memory(read_meminfo(), reclaim.read_zoneinfo()),
         boot=boot_mark(),
         fingerprint=configuration.fingerprint(settings, there.place if there else ""),
         cmdline_target=cmdline_target,

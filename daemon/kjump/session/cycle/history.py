@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kjump import atomic
+
 HISTORY = Path("/var/lib/kjump/history.jsonl")
 KEEP = 200
 
@@ -80,16 +82,4 @@ class History:
             lines = stream.readlines()
         if len(lines) <= self.keep + self.keep // 4:
             return
-        fresh = self.path.with_suffix(".new")
-        with fresh.open("wb") as out:
-            out.writelines(lines[-self.keep :])
-            out.flush()
-            os.fchmod(out.fileno(), 0o644)
-            os.fsync(out.fileno())
-        fresh.replace(self.path)
-
-
-# -- the mark of the running cycle ---------------------------------------------------------------
-
-
-# -- what a target tells about an earlier boot ----------------------------------------------
+        atomic.write(self.path, b"".join(lines[-self.keep :]))

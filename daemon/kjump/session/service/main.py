@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from gi.repository import GLib
 
@@ -30,7 +30,6 @@ from kjump.session.service.manager import Manager
 from kjump.session.service.notify import ServiceManager
 from kjump.session.systemd import kernel_hibernation, resume_device, systemd_bus
 from kjump.session.systemd.sleep import freezes, run_hooks, thaw
-from kjump.session.target import swaps
 from kjump.session.target.watch import watch_devices
 
 TAKEN_OVER = Path("/etc/systemd/system/systemd-hibernate.service.d/50-kjump.conf")
@@ -103,7 +102,6 @@ class Service:
         self._bus = connection
         self._settling = 0
         self._stop_watching: Callable[[], None] = lambda: None
-        self._swaps: IO[bytes] | None = None
         self._registration = bus.register(connection, manager)
         try:
             # After the object, so that whoever waits for the name finds it.
@@ -119,10 +117,6 @@ class Service:
                 self._stop_watching = watch_devices(self._devices_changed)
             except (ImportError, OSError) as error:
                 log.warning(f"devices cannot be watched: {error}")
-            try:
-                self._watch_swaps()
-            except OSError as error:
-                log.warning(f"swap cannot be watched: {error}")
         if self._manages.watchdog_ms:
             GLib.timeout_add(self._manages.watchdog_ms // 3, self._manages.pet)
         self.manager.assess()
@@ -153,21 +147,6 @@ class Service:
         """SIGHUP."""
         self.manager.reload()
         return True
-
-    def _watch_swaps(self) -> None:
-        """/proc/swaps is exceptional after each swapon and swapoff until it is read (mm/swapfile.c,
-        swaps_poll); no device event tells of them."""
-        file = self._swaps = swaps.SWAPS.open("rb", buffering=0)
-        file.read()
-
-        def changed(_fd: int, _condition: Any) -> bool:
-            file.seek(0)
-            file.read()
-            self._devices_changed()
-            return True
-
-        condition = GLib.IOCondition.PRI | GLib.IOCondition.ERR
-        GLib.unix_fd_add_full(GLib.PRIORITY_DEFAULT, file.fileno(), condition, changed)
 
     def _devices_changed(self) -> None:
         if not self._settling:

@@ -27,6 +27,7 @@ from kjump.machine.ranges import MIB, whole_pages
 from kjump.machine.structpage import START_KERNEL_MAP
 from kjump.session.staging import window as windows
 from kjump.session.staging.pinned_pages import ReportPage
+from kjump.session.target.mounts import device_number, read_mounts
 from kjump.settings import Settings
 
 
@@ -87,14 +88,11 @@ def file_systems() -> list[dict[str, Any]]:
     """The block devices that are mounted, by their stable links: the helper takes their
     fingerprints, and nobody resumes when one has changed."""
     seen: dict[str, dict[str, Any]] = {}
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        kind, source = line.partition(" - ")[2].split()[:2]
-        if not source.startswith("/dev/"):
+    for mount in read_mounts():
+        if not mount.source.startswith("/dev/"):
             continue
+        number = device_number(mount.source)
         try:
-            # Not the number in mountinfo: btrfs has one of its own there.
-            device = os.stat(source).st_rdev
-            number = f"{os.major(device)}:{os.minor(device)}"
             facts = Path("/run/udev/data", f"b{number}").read_text().splitlines()
         except OSError:
             continue
@@ -102,7 +100,7 @@ def file_systems() -> list[dict[str, Any]]:
             continue
         links = [f"/dev/{x[2:]}" for x in facts if x.startswith("S:disk/by-")]
         seen[number] = {
-            "type": kind,
+            "type": mount.kind,
             "links": sorted(links, key=lambda x: ("by-partuuid" not in x, "by-id" not in x, x)),
         }
     return [x for x in seen.values() if x["links"]]

@@ -15,7 +15,7 @@ import mmap
 import sys
 from pathlib import Path
 
-from kjump.machine.memory import meminfo
+from kjump.machine.memory import read_meminfo
 from kjump.machine.ranges import MIB
 
 STEP = 2 * MIB
@@ -28,15 +28,15 @@ tables"), which the mmap module does not name."""
 
 def enough(now: dict[str, int], held: int, need: int) -> bool:
     """Whether to end: so much would be free, or there is no page cache worth the name.  Bytes."""
-    cache = now["Active(file)"] + now["Inactive(file)"]
-    return now["MemFree"] + held >= need or cache < LEAST
+    cache = now.get("Active(file)", 0) + now.get("Inactive(file)", 0)
+    return now.get("MemFree", 0) + held >= need or cache < LEAST
 
 
 def main(need: int) -> None:
     Path("/proc/self/oom_score_adj").write_text("1000")
     memory = mmap.mmap(-1, need, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     for held in range(0, need, STEP):
-        if enough(meminfo(Path("/proc/meminfo").read_text()), held, need):
+        if enough(read_meminfo(), held, need):
             break
         memory.madvise(POPULATE_WRITE, held, min(STEP, need - held))
 

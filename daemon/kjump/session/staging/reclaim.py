@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kjump.machine import memory
+from kjump.machine.memory import read_meminfo
 from kjump.machine.ranges import MIB, PAGE
 
 STEP = 64 * MIB
@@ -52,10 +52,10 @@ def in_lists(zoneinfo: str) -> int:
     return sum(int(words[1]) for words in counts) * PAGE
 
 
-def free_memory(meminfo: str, zoneinfo: str = "") -> int:
+def free_memory(meminfo: Mapping[str, int], zoneinfo: str = "") -> int:
     """What an allocation finds without reclaiming anything, of /proc/meminfo and /proc/zoneinfo.
     Bytes."""
-    return memory.meminfo(meminfo).get("MemFree", 0) + in_lists(zoneinfo)
+    return meminfo.get("MemFree", 0) + in_lists(zoneinfo)
 
 
 def read_zoneinfo(path: Path = Path("/proc/zoneinfo")) -> str:
@@ -71,9 +71,9 @@ def free_now() -> int:
     return ReclaimActions().free()
 
 
-def swaps(meminfo: str) -> bool:
-    """Whether the kernel could swap where it is short of memory."""
-    return memory.meminfo(meminfo).get("SwapFree", 0) > 0
+def can_swap(meminfo: Mapping[str, int]) -> bool:
+    """Whether the kernel could swap if it is short of memory."""
+    return meminfo.get("SwapFree", 0) > 0
 
 
 def shortfall(need: int, free: int) -> int:
@@ -135,7 +135,7 @@ def press(need: int) -> None:
 class ReclaimActions:
     """What reclaiming does to the machine."""
 
-    meminfo: Callable[[], str] = lambda: Path("/proc/meminfo").read_text()
+    meminfo: Callable[[], Mapping[str, int]] = read_meminfo
     zoneinfo: Callable[[], str] = read_zoneinfo
     groups: Callable[[], Sequence[Path]] = groups
     ask: Callable[[Path, int], bool] = ask
@@ -169,7 +169,7 @@ def free_up(need: int, means: ReclaimActions | None = None) -> Reclaimed:
         if free < need:
             do.drop(kind)
             free = do.free()
-    if free < need and not swaps(do.meminfo()):
+    if free < need and not can_swap(do.meminfo()):
         do.press(need)
         free = do.free()
     return Reclaimed(before, free)

@@ -12,14 +12,16 @@ Nothing here writes to the machine but `offer`, which has logind offer hibernati
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kjump import atomic
 from kjump.errors import BadRequest, Busy, Inhibited, Interrupted, KjumpError, NotAuthorized
-from kjump.machine import cmdline, memory
+from kjump.machine import cmdline
 from kjump.machine.cmdline import CommandLine, kernel_resume_off
+from kjump.machine.memory import read_meminfo
+from kjump.session.target.swaps import SwapArea, read_swaps
 from kjump.settings import STOCK
 
 PROGRAM = Path("/usr/lib/systemd/systemd-sleep")
@@ -40,16 +42,6 @@ THRESHOLD = 0.98
 
 
 @dataclass(frozen=True)
-class Swap:
-    """A swap area in use that is not memory itself (zram); bytes."""
-
-    size: int
-    used: int
-    device: str = ""
-    """Number of the device it lies on, as ``major:minor``."""
-
-
-@dataclass(frozen=True)
 class KernelHibernation:
     """What was read of the machine."""
 
@@ -64,7 +56,8 @@ class KernelHibernation:
     """Text of /sys/power/resume."""
     told: str = ""
     """What kjumpd wrote there; empty: nothing."""
-    swaps: tuple[Swap, ...] = ()
+    swaps: tuple[SwapArea, ...] = ()
+    """Those in use that are not in memory (zram)."""
     anonymous: int = 0
     """Active(anon) of /proc/meminfo, bytes."""
 
@@ -99,7 +92,7 @@ def why_not(facts: KernelHibernation) -> str:
     there = [swap for swap in facts.swaps if swap.device == device]
     if not there:
         return f"The swap on {device}, which boots resume from, is not in use."
-    free = max(swap.size - swap.used for swap in there)
+    free = max(swap.free for swap in there)
     if facts.anonymous > free * THRESHOLD:
         return (
             f"Of swap {free >> 20} MiB are free, and programs use {facts.anonymous >> 20} MiB of"
@@ -141,31 +134,6 @@ def offered(possible: bool, fallback: str, facts: KernelHibernation) -> bool:
 # -- reading and writing -------------------------------------------------------------------------
 
 
-def swaps(text: str) -> tuple[Swap, ...]:
-    """The areas of /proc/swaps, without those in memory."""
-    found = []
-    for line in text.splitlines()[1:]:
-        path, _kind, size, used, *_ = line.split()
-        if not path.startswith("/dev/zram"):
-            found.append(Swap(int(size) << 10, int(used) << 10, _device(path)))
-    return tuple(found)
-
-
-def _device(path: str) -> str:
-    """Of a swap partition its own number, of a swap file that of its file system."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return ""
-    number = found.st_rdev if stat.S_ISBLK(found.st_mode) else found.st_dev
-    return f"{os.major(number)}:{os.minor(number)}"
-
-
-def anonymous_memory(meminfo: str) -> int:
-    """Active(anon), bytes."""
-    return memory.meminfo(meminfo).get("Active(anon)", 0)
-
-
 def _text(path: Path) -> str:
     try:
         return path.read_text(errors="replace")
@@ -182,8 +150,8 @@ def read() -> KernelHibernation:
         command_line=cmdline.read(),
         resume=_text(POWER / "resume"),
         told=_text(RESUME_DEVICE_RECORD),
-        swaps=swaps(_text(Path("/proc/swaps"))),
-        anonymous=anonymous_memory(_text(Path("/proc/meminfo"))),
+        swaps=tuple(area for area in read_swaps() if not area.in_memory),
+        anonymous=read_meminfo().get("Active(anon)", 0),
     )
 
 
@@ -198,10 +166,7 @@ def offer(yes: bool, path: Path = OFFER) -> bool:
     if path.exists():
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    fresh.write_text(OFFER_TEXT)
-    fresh.chmod(0o644)
-    fresh.replace(path)
+    atomic.write(path, OFFER_TEXT)
     return True
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from kjump.errors import KjumpError, NoTarget, TargetMissing
 from kjump.session.target import files
+from kjump.session.target.mounts import Mount, read_mounts
 from kjump.session.target.swaps import read_swaps, swap_numbers
 
 if TYPE_CHECKING:
@@ -130,17 +131,16 @@ def choose(spec: str, devices: Iterable[TargetDevice]) -> TargetDevice:
 
 
 def occupation(
-    device: TargetDevice, mountinfo: str, swaps: Iterable[str], *, claimed: bool
+    device: TargetDevice, mounts: Iterable[Mount], swaps: Iterable[str], *, claimed: bool
 ) -> str | None:
     """Who uses a device, as the end of "it is ...", or None.
 
-    ``mountinfo``: text of /proc/self/mountinfo; ``swaps``: ``major:minor`` of the swap areas;
-    ``claimed``: whether the kernel refused an exclusive open.
+    ``swaps``: ``major:minor`` of the swap areas; ``claimed``: whether the kernel refused an
+    exclusive open.
     """
-    for line in mountinfo.splitlines():
-        words = line.split()
-        if len(words) > 4 and words[2] == device.number:
-            return f"mounted on {words[4]}"
+    for mount in mounts:
+        if mount.number == device.number:
+            return f"mounted on {mount.point}"
     if device.number in swaps:
         return "in use as swap"
     if device.holders:
@@ -268,11 +268,7 @@ def is_claimed(path: Path) -> bool:
 
 def user_of(device: TargetDevice) -> str | None:
     """Who uses the device now, or None."""
-    try:
-        mountinfo = Path("/proc/self/mountinfo").read_text()
-    except OSError:
-        mountinfo = ""
-    return occupation(device, mountinfo, swap_numbers(), claimed=is_claimed(device.path))
+    return occupation(device, read_mounts(), swap_numbers(), claimed=is_claimed(device.path))
 
 
 def error_or_device(spec: str) -> TargetDevice | KjumpError:
