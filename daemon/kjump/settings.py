@@ -22,6 +22,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kjump.machine import udev
+
 MAIN = Path("etc/kjump/kjump.conf")
 DROP_INS = (Path("usr/lib/kjump/kjump.conf.d"), Path("etc/kjump/kjump.conf.d"))
 """Least important first; below the root directory."""
@@ -35,8 +37,13 @@ class Target:
     """``[Target]``: where the image goes."""
 
     path: str = ""
-    """``PARTUUID=...``, ``PARTLABEL=...``, ``UUID=...``, ``LABEL=...`` or the absolute path of a
-    device or a file; empty: none."""
+    """``PARTUUID=...``, ``PARTLABEL=...``, ``UUID=...``, ``LABEL=...``, ``ID=...`` or the absolute
+    path of a device or a file; empty: none."""
+
+    @property
+    def names_a_file(self) -> bool:
+        """Whether it is the path of a file, and not a device."""
+        return udev.names_a_file(self.path)
 
 
 @dataclass(frozen=True)
@@ -147,13 +154,16 @@ def _seconds(low: int, high: int) -> Callable[[str], int]:
 
 def _target(text: str) -> str:
     kind, equals, value = text.partition("=")
-    if equals and kind in ("PARTUUID", "PARTLABEL", "UUID", "LABEL"):
+    if equals and kind in udev.FOLDERS:
         if not value:
             raise ValueError(f"{kind}= needs a value")
+        if not udev.paths(text):
+            raise ValueError(f"no device can have that name: {text!r}")
         return text
     if text.startswith("/") and ".." not in text.split("/"):
         return text
-    raise ValueError(f"not PARTUUID=, PARTLABEL=, UUID=, LABEL= or an absolute path: {text!r}")
+    kinds = ", ".join(f"{name}=" for name in udev.FOLDERS)
+    raise ValueError(f"not {kinds} or an absolute path: {text!r}")
 
 
 def _file(text: str) -> str:

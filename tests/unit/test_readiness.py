@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kjump import errors
+from kjump.machine import udev
 from kjump.machine.cmdline import parse
 from kjump.machine.memory import parse_meminfo
 from kjump.session.checks import readiness
@@ -35,7 +36,7 @@ DISK = TargetDevice(
     "254:3",
     "abcd-01",
     "kjump image",
-    ("/dev/disk/by-partuuid/abcd-01",),
+    ("/dev/disk/by-partlabel/kjump\\x20image", "/dev/disk/by-partuuid/abcd-01"),
 )
 
 
@@ -94,6 +95,7 @@ def test_a_ready_machine() -> None:
         ({"boot": None}, "NoBootResume", "no"),
         ({"boot": {"config": "cc"}}, "NoBootResume", "no"),
         ({"boot": {}}, "NoBootResume", "no"),
+        ({"boot_misses": "/dev/disk/by-label/x"}, "NoBootResume", "no"),
     ],
 )
 def test_each_reason(changes: dict[str, Any], name: str, answer: str) -> None:
@@ -186,10 +188,10 @@ def test_the_choice_of_a_device() -> None:
 
 
 def test_udevs_escapes() -> None:
-    assert devices.decode(r"kjump\x20image") == "kjump image"
-    assert devices.decode(r"\xc3\xa4") == "ä"
-    assert devices.decode(r"a\xzz") == r"a\xzz"
-    assert devices.decode("ä") == "ä"
+    assert udev.decode(r"kjump\x20image") == "kjump image"
+    assert udev.decode(r"\xc3\xa4") == "ä"
+    assert udev.decode(r"a\xzz") == r"a\xzz"
+    assert udev.decode("ä") == "ä"
 
 
 MOUNTED = [Mount("254:3", "/", "/home/a b", ("rw",), "ext4", "/dev/vda3")]

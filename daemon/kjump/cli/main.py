@@ -297,8 +297,9 @@ def _place(options: Options) -> tuple[Path, int | None]:
     if not spec:
         raise NoTarget("No target is configured, and no PATH was given.")
     from kjump.image.target import link
+    from kjump.machine.udev import names_a_file
 
-    if not options.path and (not spec.startswith("/") or spec.startswith("/dev/")):
+    if not options.path and not names_a_file(spec):
         return link(spec), None
     path = Path(spec)
     if not path.is_file() or _is_copy(path):

@@ -152,8 +152,8 @@ def main(running: str) -> int:
     screen = Screen()
     screen.begin(running)
     try:
-        place, locator = target.parse_location(words.value(cmdline.TARGET) or "")
-        path = target.wait_for([place], DEVICE_WAIT)
+        paths, locator = target.parse_location(words.value(cmdline.TARGET) or "")
+        path = target.wait_for(paths, DEVICE_WAIT)
         with target.open_image(path, locator, writable=True) as device:
             image = Image(device)
             s = image.superblock

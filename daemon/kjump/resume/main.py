@@ -39,6 +39,7 @@ from kjump.image.read import Image
 from kjump.machine import cmdline, memory
 from kjump.machine.cmdline import CommandLine
 from kjump.machine.identity import machine_identity
+from kjump.machine.udev import names_a_file
 from kjump.resume import restore
 
 RECORDED = Path("/var/lib/kjump/target.json")
@@ -135,9 +136,8 @@ def place_to_look(
     """
     location = words.value(cmdline.TARGET)
     if location:
-        path, locator = target.parse_location(location)
-        return [path], locator
-    if spec.startswith("/") and not spec.startswith("/dev/"):
+        return target.parse_location(location)
+    if names_a_file(spec):
         try:
             if recorded is None or recorded["spec"] != spec:
                 raise KeyError(spec)
@@ -147,7 +147,7 @@ def place_to_look(
                 f"Where {spec} lies is not told in this initrd.",
                 advice="Rebuild it with: kjumpctl update-initrd.",
             ) from error
-    return [target.link(spec)], None
+    return target.links(spec), None
 
 
 def recorded_place() -> Mapping[str, Any] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from kjump.errors import (
     KjumpError,
     NoTarget,
 )
-from kjump.machine import cmdline
+from kjump.machine import cmdline, udev
 from kjump.machine.cmdline import CommandLine
 from kjump.machine.memory import read_meminfo
 from kjump.session.staging import reclaim
@@ -67,6 +67,9 @@ class Facts:
     """``kjump.target=`` of the kernel command line; empty: it has none."""
     cmdline_target_matches: bool = False
     """Whether that leads to the target."""
+    boot_misses: str = ""
+    """Where the boot initrd would look for a target that is a device, if that is not the target;
+    empty: it finds the target."""
 
 
 def leads_to(location: str, target: TargetDevice) -> bool:
@@ -74,11 +77,21 @@ def leads_to(location: str, target: TargetDevice) -> bool:
     from kjump.image.target import parse_location
 
     try:
-        path, locator = parse_location(location)
+        paths, locator = parse_location(location)
     except KjumpError:
         return False
-    real = Path(os.path.realpath(path))
-    return real == target.path and (locator or 0) == (target.locator or 0)
+    return found_at(paths) == target.path and (locator or 0) == (target.locator or 0)
+
+
+def missed_by_boot(spec: str, target: TargetDevice) -> str:
+    """The path at which the boot initrd would look for a device in vain; empty: it finds it."""
+    paths = udev.paths(spec)
+    return str(paths[0]) if paths and found_at(paths) != target.path else ""
+
+
+def found_at(paths: Sequence[Path]) -> Path:
+    """The device that the boot initrd would take: behind the first path that is there."""
+    return Path(os.path.realpath(next((path for path in paths if path.exists()), paths[0])))
 
 
 def lockdown_mode(text: str) -> str:
@@ -192,5 +205,6 @@ def read_facts(settings: Settings) -> Facts:
         boot=boot_mark(),
         fingerprint=configuration.fingerprint(settings, there.place if there else ""),
         cmdline_target=cmdline_target,
+        boot_misses=missed_by_boot(settings.target.path, there) if there else "",
         cmdline_target_matches=there is not None and leads_to(cmdline_target, there),
     )

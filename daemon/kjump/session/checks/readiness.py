@@ -161,6 +161,13 @@ def boot_resume(facts: Facts) -> KjumpError | None:
             " to the target.",
             advice="Correct kjump.target= in the boot loader's configuration, and restart.",
         )
+    if facts.boot_misses:
+        return NoBootResume(
+            f"The boot initrd would look for the target at {facts.boot_misses}, and that is not"
+            " the target.",
+            advice="Name the target by its PARTUUID= in /etc/kjump/kjump.conf, then run: kjumpctl"
+            " update-initrd.",
+        )
     if facts.boot.get("config") != facts.fingerprint:
         file = facts.target.file if isinstance(facts.target, TargetDevice) else ""
         where = f", or {file} was moved" if file else ""

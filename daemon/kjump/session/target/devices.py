@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kjump.errors import KjumpError, NoTarget, TargetMissing
+from kjump.machine import udev
 from kjump.session.target import files
 from kjump.session.target.mounts import Mount, read_mounts
 from kjump.session.target.swaps import read_swaps, swap_numbers
@@ -85,33 +86,13 @@ class TargetDevice:
 # -- deciding ------------------------------------------------------------------------------------
 
 
-def decode(text: str) -> str:
-    r"""udev's ``\x20`` escapes undone (libudev's encoding of names)."""
-    out = bytearray()
-    at = 0
-    while at < len(text):
-        if text.startswith("\\x", at):
-            try:
-                out.append(int(text[at + 2 : at + 4], 16))
-                at += 4
-                continue
-            except ValueError:
-                pass
-        out += text[at].encode("utf-8", "surrogateescape")
-        at += 1
-    return out.decode("utf-8", "replace")
-
-
 def matches(spec: str, device: TargetDevice) -> bool:
-    """Whether a ``[Target] Path=`` names this device."""
-    kind, _, value = spec.partition("=")
-    if kind == "PARTUUID":
-        return device.partuuid.lower() == value.lower()
-    if kind == "PARTLABEL":
-        return device.label == value
-    if kind in ("UUID", "LABEL"):
-        return f"/dev/disk/by-{kind.lower()}/{value}" in device.links
-    return spec == str(device.path) or spec in device.links
+    """Whether a ``[Target] Path=`` names this device.
+
+    By udev's links alone, as they are all that the boot initrd has.
+    """
+    names = {str(device.path), *device.links}
+    return any(str(path) in names for path in udev.paths(spec))
 
 
 def choose(spec: str, devices: Iterable[TargetDevice]) -> TargetDevice:
@@ -169,8 +150,8 @@ def describe(device: Any) -> TargetDevice:
         size=sectors * SECTOR,
         number=f"{os.major(number)}:{os.minor(number)}",
         partuuid=properties.get("ID_PART_ENTRY_UUID", properties.get("PARTUUID", "")),
-        label=decode(properties.get("ID_PART_ENTRY_NAME", properties.get("PARTNAME", ""))),
-        links=tuple(sorted(properties.get("DEVLINKS", "").split())),
+        label=udev.decode(properties.get("ID_PART_ENTRY_NAME", properties.get("PARTNAME", ""))),
+        links=tuple(sorted(properties.get("DEVLINKS", "").split(" "))),
         signature=signature(properties),
         holders=holders,
         properties=properties,
@@ -199,7 +180,7 @@ def resolve(spec: str) -> TargetDevice:
 
     Raises `NoTarget`, `TargetMissing`, `TargetMapped`, `UnsuitableFile`.
     """
-    if spec.startswith("/") and not spec.startswith("/dev/"):
+    if udev.names_a_file(spec):
         return _file(Path(os.path.realpath(spec)))
     if spec.startswith("/dev/"):
         # A path may be a link that udev does not know of.
