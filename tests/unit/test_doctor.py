@@ -54,9 +54,8 @@ def test_a_machine_where_all_is_well() -> None:
 
 
 def test_every_check_of_readiness_is_there_and_has_words_of_its_own() -> None:
-    names = [check.__name__.replace("_", "-") for check in readiness.CHECKS]
-    assert list(states())[: len(names)] == names
-    assert {check.__name__ for check in readiness.CHECKS} >= set(doctor.FINE)
+    names = [check.name for check in readiness.CHECKS]
+    assert list(states())[: len(names)] == names and len(set(names)) == len(names)
     for facts in (LARGE, Facts(), replace(LARGE, warm=True, foreign_image=True)):
         for finding in states(facts).values():
             assert finding.sentence and finding.sentence.endswith("."), finding
@@ -73,6 +72,8 @@ def test_every_check_of_readiness_is_there_and_has_words_of_its_own() -> None:
         ({"target": errors.NoTarget("none")}, {}, "target-size", SKIPPED, ""),
         ({"target": errors.NoTarget("none")}, {}, "target-room", SKIPPED, ""),
         ({"lockdown": "integrity"}, {}, "jump", SKIPPED, ""),
+        ({"window": errors.NoWindow("none")}, {}, "window", FAILED, "NoWindow"),
+        ({"sizing": errors.NoHelperInitrd("gone")}, {}, "window", SKIPPED, ""),
         ({}, {"enough": 4097 * MIB}, "target-room", WARNING, "TargetTooSmall"),
         ({}, {"helper": {"version": "0.0.9"}}, "helper-age", FAILED, "NoHelperInitrd"),
         ({}, {"helper_made": 9.0}, "helper-age", WARNING, "NoHelperInitrd"),
@@ -147,9 +148,9 @@ def test_a_reason_that_no_check_knows_is_told_all_the_same() -> None:
 
 def test_targets_have_names() -> None:
     swap = replace(DISK, kind=SWAP, locator=0, room=1)
-    assert doctor.name_of(swap) == f"swap partition {DISK.path}"
-    assert doctor.name_of(replace(swap, file="/s")) == f"swap file /s on {DISK.path}"
-    assert doctor.name_of(replace(DISK, kind=FILE, file="/f")) == f"file /f on {DISK.path}"
+    assert readiness.name_of(swap) == f"swap partition {DISK.path}"
+    assert readiness.name_of(replace(swap, file="/s")) == f"swap file /s on {DISK.path}"
+    assert readiness.name_of(replace(DISK, kind=FILE, file="/f")) == f"file /f on {DISK.path}"
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from kjump import errors
-from kjump.machine import udev
+from kjump.machine import memory, udev
 from kjump.machine.cmdline import parse
 from kjump.machine.memory import parse_meminfo
-from kjump.session.checks import readiness
+from kjump.session.checks import facts, readiness
 from kjump.session.checks.facts import (
     Facts,
     available_memory,
@@ -25,9 +25,12 @@ from kjump.session.checks.facts import (
     read_facts,
 )
 from kjump.session.checks.readiness import availability, reasons
+from kjump.session.staging import load, window
+from kjump.session.staging.sizing import Sizing
 from kjump.session.target import devices
 from kjump.session.target.devices import TargetDevice
 from kjump.session.target.mounts import Mount
+from kjump.settings import Settings
 
 MIB = 1 << 20
 DISK = TargetDevice(
@@ -40,14 +43,8 @@ DISK = TargetDevice(
 )
 
 
-def sizing(need: int = 256 * MIB) -> Any:
-    return types.SimpleNamespace(
-        kernel=Path("/boot/vmlinuz"),
-        initrd=Path("/x.img"),
-        window_size=160 * MIB,
-        available_needed=need,
-        parts={},
-    )
+def sizing(need: int = 256 * MIB) -> Sizing:
+    return Sizing(Path("/boot/vmlinuz"), Path("/x.img"), 160 * MIB, need)
 
 
 READY = Facts(
@@ -92,6 +89,7 @@ def test_a_ready_machine() -> None:
         ({"sizing": errors.NoHelperKernel("none")}, "NoHelperKernel", "no"),
         ({"sizing": errors.NoHelperInitrd("none")}, "NoHelperInitrd", "no"),
         ({"available": 255 * MIB}, "TooLittleMemory", "no"),
+        ({"window": errors.NoWindow("none")}, "NoWindow", "no"),
         ({"boot": None}, "NoBootResume", "no"),
         ({"boot": {"config": "cc"}}, "NoBootResume", "no"),
         ({"boot": {}}, "NoBootResume", "no"),
@@ -144,8 +142,10 @@ def test_the_figures_are_in_the_sentence() -> None:
 
 def test_every_check_is_pure() -> None:
     for check in readiness.CHECKS:
-        assert check(READY) is None
-        assert check.__doc__
+        assert check.judge(READY) is None and check.judge.__doc__
+        assert check.fine(READY).endswith(".") and not check.not_looked_at(READY)
+    names = [check.name for check in readiness.TARGET_CHECKS]
+    assert names == ["target-free", "target-size", "target-empty", "target-session"]
 
 
 def test_small_readers(tmp_path: Path) -> None:
@@ -237,12 +237,10 @@ def test_a_described_udev_device(tmp_path: Path) -> None:
 
 
 def test_reading_this_machine_never_raises() -> None:
-    from kjump.settings import Settings
-
-    facts = read_facts(Settings())
-    assert facts.release
-    assert facts.available > 0
-    assert "NoTarget" in names(facts)
+    found = read_facts(Settings())
+    assert found.release
+    assert found.available > 0
+    assert "NoTarget" in names(found)
 
 
 def test_another_machines_session_is_not_overwritten() -> None:
@@ -251,8 +249,9 @@ def test_another_machines_session_is_not_overwritten() -> None:
 
 def test_a_warm_helper_is_not_foreign_and_has_its_memory() -> None:
     """What is staged already needs no second window, and its image is ours."""
-    short = replace(READY, foreign_image=True, available=0)
-    assert {reason.name for reason in reasons(short)} == {"ForeignKexecImage", "TooLittleMemory"}
+    short = replace(READY, foreign_image=True, available=0, window=errors.NoWindow("none"))
+    found = {reason.name for reason in reasons(short)}
+    assert found == {"ForeignKexecImage", "TooLittleMemory", "NoWindow"}
     assert reasons(replace(short, warm=True)) == []
 
 
@@ -319,3 +318,82 @@ def test_swap_by_its_uuid() -> None:
     assert devices.matches("UUID=12-ab", disk)
     assert devices.matches("LABEL=s", disk)
     assert not devices.matches("UUID=12", disk)
+
+
+# -- the window ----------------------------------------------------------------------------------
+
+
+class Looks:
+    """A machine with and without a window, and a clock."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.found: errors.NoWindow | None = errors.NoWindow("none")
+        self.sizes: list[int] = []
+
+    def look(self, size: int) -> errors.NoWindow | None:
+        self.sizes.append(size)
+        return self.found
+
+
+def test_a_window_is_looked_for_now_and_then() -> None:
+    machine = Looks()
+    look = facts.WindowLook(machine.look, lambda: machine.now, 3.0)
+    settings, size = Settings(), 160 * MIB
+    assert isinstance(look.find(settings, sizing()), errors.NoWindow)
+    machine.found, machine.now = None, 102.9
+    assert isinstance(look.find(settings, sizing()), errors.NoWindow)
+    assert machine.sizes == [size]
+    machine.now = 103.0
+    assert look.find(settings, sizing()) is None
+    assert machine.sizes == [size] * 2
+    # At once after the configuration was read again, and for another size.
+    machine.found = errors.NoWindow("none")
+    assert look.find(Settings(), sizing()) is not None
+    look.find(settings, replace(sizing(), window_size=2 * MIB))
+    assert machine.sizes == [size, size, size, 2 * MIB]
+
+
+def test_without_a_helper_no_window_is_looked_for() -> None:
+    machine = Looks()
+    look = facts.WindowLook(machine.look)
+    assert look.find(Settings(), errors.NoHelperInitrd("gone")) is None
+    assert look.find(Settings(), None) is None and not machine.sizes
+
+
+def test_in_doubt_there_is_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(error: Exception) -> Any:
+        def look(*_: object) -> None:
+            raise error
+
+        return look
+
+    monkeypatch.setattr(facts, "vmcoreinfo_note", lambda: (0, 0))
+    for error in (OSError(1, "no"), errors.NotPrivileged("no")):
+        monkeypatch.setattr(window, "read_kpageflags", fails(error))
+        monkeypatch.setattr(memory, "iomem", fails(error))
+        assert facts.look_for_window(1 << 40) is None
+    monkeypatch.setattr(facts, "vmcoreinfo_note", fails(errors.StagingFailed("no")))
+    assert facts.look_for_window(1 << 40) is None
+
+
+def test_a_window_that_no_machine_has() -> None:
+    """The real flags of this machine, if we may read them."""
+    try:
+        window.read_kpageflags(0, 1)
+        load.vmcoreinfo_note()
+        assert memory.iomem()
+    except (OSError, errors.KjumpError):
+        pytest.skip("needs root")
+    assert isinstance(facts.look_for_window(4 << 30), errors.NoWindow)
+    assert facts.look_for_window(2 * MIB) is None
+
+
+def test_the_facts_say_whether_there_is_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CanHibernate answers from; before, only staging found it out."""
+    machine = Looks()
+    monkeypatch.setattr(facts, "_window_look", facts.WindowLook(machine.look))
+    monkeypatch.setattr(facts, "measure", lambda *_: sizing())
+    assert "NoWindow" in names(read_facts(Settings()))
+    machine.found = None
+    assert "NoWindow" not in names(read_facts(Settings()))

@@ -27,7 +27,7 @@ from kjump.errors import (
 from kjump.image.layout import BLOCK
 from kjump.image.target import SMALLEST
 from kjump.machine.ranges import align_up
-from kjump.session.checks.facts import Facts, holds_our_image, session_of_another
+from kjump.session.checks import readiness
 from kjump.session.target import claim, devices, files
 from kjump.session.target.mounts import Mount, read_mounts
 from kjump.session.target.swaps import read_swaps
@@ -266,23 +266,12 @@ def stable(device: devices.TargetDevice) -> str:
 
 def look_at(path: str, name: str) -> Candidate:
     """What a path or spec leads to.  Never raises."""
-    from kjump.session.checks import readiness
-
     try:
         found = devices.resolve(path)
     except (KjumpError, OSError) as error:
         why = error.what if isinstance(error, KjumpError) else str(error.strerror)
         return Candidate(path, name, 0, why.rstrip("."))
-    user = devices.user_of(found) if found.kind == devices.PARTITION else None
-    ours = holds_our_image(found)
-    facts = Facts(
-        target=found,
-        target_user=user,
-        target_is_ours=ours,
-        target_session=session_of_another(found),
-    )
-    checks = (readiness.target_free, readiness.target_empty, readiness.target_session)
-    reasons = [reason for check in checks if (reason := check(facts)) is not None]
+    reasons = readiness.target_reasons(found)
     why = reasons[0].what.rstrip(".") if reasons else ""
     return Candidate(stable(found), name, found.capacity, why)
 

@@ -29,7 +29,6 @@ from kjump.session.checks import readiness
 from kjump.session.checks.facts import Facts, read_text
 from kjump.session.checks.readiness import mib
 from kjump.session.target import claim
-from kjump.session.target.devices import FILE, SWAP, TargetDevice
 from kjump.session.target.swaps import SwapArea, read_swaps
 from kjump.settings import Settings
 
@@ -93,80 +92,18 @@ class Surroundings:
 
 # -- the checks of readiness -----------------------------------------------------------------------
 
-FINE: dict[str, Callable[[Facts], str]] = {
-    "machine": lambda facts: f"The machine is {facts.machine}.",
-    "lockdown": lambda facts: "The kernel is not locked down.",
-    "kexec_disabled": lambda facts: "Loading kernels with kexec is allowed.",
-    "jump": lambda facts: f"The kernel {facts.release} can jump and come back (CONFIG_KEXEC_JUMP).",
-    "snapshot_device": lambda facts: "The kernel can load an image (/dev/snapshot).",
-    "page_poison": lambda facts: "The kernel does not poison free pages.",
-    "foreign_image": lambda facts: (
-        "No other kexec image is loaded." if not facts.warm else "A warm helper is loaded."
-    ),
-    "target_there": lambda facts: f"The target is there: {name_of(facts.target)}.",
-    "target_free": lambda facts: "Nobody else uses the target.",
-    "target_size": lambda facts: f"The target has {mib(room_of(facts.target))}.",
-    "target_empty": lambda facts: "The target holds no data of anyone else's.",
-    "target_session": lambda facts: "The target holds no session of another machine.",
-    "helper": lambda facts: "The helper's kernel and initrd are there.",
-    "boot_resume": lambda facts: "The boot initrd was made with this configuration.",
-    "memory": lambda facts: (
-        f"{mib(facts.available)} of memory are available,"
-        f" {mib(needed(facts))} are needed to stage the helper."
-    ),
-}
-"""What is said where a check of readiness finds nothing, by the check's name."""
-
-NEEDS_TARGET = {"target_free", "target_size", "target_empty", "target_session"}
-
-
-def name_of(target: TargetDevice | KjumpError) -> str:
-    """The target for a person."""
-    if isinstance(target, KjumpError):
-        return ""
-    if target.kind == SWAP:
-        kind = f"swap file {target.file}" if target.file else "swap partition"
-        return f"{kind} on {target.path}" if target.file else f"{kind} {target.path}"
-    return f"file {target.file} on {target.path}" if target.kind == FILE else str(target.path)
-
-
-def room_of(target: TargetDevice | KjumpError) -> int:
-    """Bytes that an image may have; 0 without a target."""
-    return 0 if isinstance(target, KjumpError) else target.capacity
-
-
-def needed(facts: Facts) -> int:
-    """Bytes of available memory that staging needs; 0 where that is not known."""
-    sizing = facts.sizing
-    return 0 if sizing is None or isinstance(sizing, KjumpError) else sizing.available_needed
-
-
-def not_looked_at(name: str, facts: Facts) -> str:
-    """Why a check of readiness could say nothing; empty: it could."""
-    if name in NEEDS_TARGET and isinstance(facts.target, KjumpError):
-        return "there is no target"
-    if name == "jump" and (facts.kexec_disabled or facts.lockdown != "none"):
-        return "kexec is not allowed"
-    if name == "memory" and isinstance(facts.sizing, KjumpError):
-        return "there is no helper to measure"
-    return ""
-
 
 def of_readiness(facts: Facts) -> list[Finding]:
     """Each check of readiness, in its order."""
     out = []
     for check in readiness.CHECKS:
-        key = check.__name__
-        name = key.replace("_", "-")
-        reason = check(facts)
+        reason = check.judge(facts)
         if reason is not None:
-            out.append(failed(name, reason))
-        elif missing := not_looked_at(key, facts):
-            out.append(Finding(name, SKIPPED, f"Not looked at: {missing}."))
+            out.append(failed(check.name, reason))
+        elif missing := check.not_looked_at(facts):
+            out.append(Finding(check.name, SKIPPED, f"Not looked at: {missing}."))
         else:
-            say = FINE.get(key)
-            words = say(facts) if say else (check.__doc__ or name).split("\n")[0]
-            out.append(Finding(name, OK, words))
+            out.append(Finding(check.name, OK, check.fine(facts)))
     return out
 
 

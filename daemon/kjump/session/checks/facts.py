@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from kjump.errors import (
     Internal,
     KjumpError,
     NoTarget,
+    NoWindow,
 )
-from kjump.machine import cmdline, udev
+from kjump.machine import cmdline, memory, udev
 from kjump.machine.cmdline import CommandLine
 from kjump.machine.memory import read_meminfo
 from kjump.session.staging import reclaim
+from kjump.session.staging import window as windows
+from kjump.session.staging.load import vmcoreinfo_note
 from kjump.session.staging.sizing import Sizing, size_helper
 from kjump.session.target import devices
 from kjump.session.target.devices import PARTITION, TargetDevice
@@ -32,6 +36,8 @@ from kjump.settings import Settings
 
 BOOT_MARK = Path("/var/lib/kjump/boot.json")
 """Written by whatever built the boot initrd: release, and `settings.fingerprint` then."""
+WINDOW_SECONDS = 3.0
+"""Seconds for which it is remembered whether there is a window."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ class Facts:
     target_is_ours: bool = False
     """Whether an image of ours is on the target: then its content is no one else's data."""
     sizing: Sizing | KjumpError | None = None
+    window: NoWindow | None = None
+    """That no window was found a moment ago; None: one was, or nobody could look."""
     available: int = 0
     """What could be had, caches reclaimed; bytes."""
     boot: Mapping[str, Any] | None = None
@@ -177,6 +185,60 @@ def holds_our_image(device: TargetDevice) -> bool:
         return False
 
 
+def look_for_window(size: int) -> NoWindow | None:
+    """Whether there is no window of ``size`` bytes now.  In doubt there is one."""
+    try:
+        start, length = vmcoreinfo_note()
+        avoid = [(start, start + length)]
+        return windows.find_out(size, memory.iomem(), windows.read_kpageflags, avoid)
+    except (KjumpError, OSError):
+        return None
+
+
+class WindowLook:
+    """Looks for a window, and remembers the answer for some seconds: it takes up to a second where
+    there is none."""
+
+    def __init__(
+        self,
+        look: Callable[[int], NoWindow | None] = look_for_window,
+        clock: Callable[[], float] = time.monotonic,
+        seconds: float = WINDOW_SECONDS,
+    ) -> None:
+        self._look = look
+        self._clock = clock
+        self._seconds = seconds
+        self._known: tuple[float, Settings, int, NoWindow | None] | None = None
+
+    def find(self, settings: Settings, sizing: Sizing | KjumpError | None) -> NoWindow | None:
+        """What was found for these settings (the same object: others were read anew) and size."""
+        if not isinstance(sizing, Sizing):
+            return None
+        now, size = self._clock(), sizing.window_size
+        if self._known is not None:
+            at, of, for_size, found = self._known
+            if of is settings and for_size == size and now - at < self._seconds:
+                return found
+        found = self._look(size)
+        self._known = now, settings, size, found
+        return found
+
+
+_window_look = WindowLook()
+
+
+def target_facts(target: TargetDevice | KjumpError) -> Facts:
+    """The facts of the target alone: enough for the checks that need nothing else."""
+    if isinstance(target, KjumpError):
+        return Facts(target=target)
+    return Facts(
+        target=target,
+        target_user=devices.user_of(target) if target.kind == PARTITION else None,
+        target_session=session_of_another(target),
+        target_is_ours=holds_our_image(target),
+    )
+
+
 def read_facts(settings: Settings) -> Facts:
     """Read the machine.  Takes up to a second, so never on the main loop; never raises."""
     from kjump.machine import syscalls
@@ -185,9 +247,11 @@ def read_facts(settings: Settings) -> Facts:
     is_x86_64 = platform.machine() == "x86_64"
     target = devices.error_or_device(settings.target.path)
     there = target if isinstance(target, TargetDevice) else None
+    sizing = measure(settings, release)
     command_line = cmdline.read()
     cmdline_target = command_line.value(cmdline.TARGET) or ""
-    return Facts(
+    return replace(
+        target_facts(target),
         machine=platform.machine(),
         release=release,
         lockdown=lockdown_mode(read_text("/sys/kernel/security/lockdown")),
@@ -196,11 +260,8 @@ def read_facts(settings: Settings) -> Facts:
         snapshot_device=os.path.exists("/dev/snapshot"),
         command_line=command_line,
         foreign_image=syscalls.kexec_loaded(),
-        target=target,
-        target_user=devices.user_of(there) if there and there.kind == PARTITION else None,
-        target_session=session_of_another(there) if there else "",
-        target_is_ours=holds_our_image(there) if there else False,
-        sizing=measure(settings, release),
+        sizing=sizing,
+        window=_window_look.find(settings, sizing),
         available=available_memory(read_meminfo(), reclaim.read_zoneinfo()),
         boot=boot_mark(),
         fingerprint=configuration.fingerprint(settings, there.place if there else ""),
