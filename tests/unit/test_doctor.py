@@ -18,7 +18,10 @@ from kjump.machine import displays
 from kjump.session.checks import doctor, readiness
 from kjump.session.checks.doctor import FAILED, OK, SKIPPED, WARNING, Finding, Surroundings
 from kjump.session.checks.facts import Facts
+from kjump.session.staging import describe
+from kjump.session.staging.describe import FileSystem, file_systems, mounted_file_systems
 from kjump.session.target.devices import FILE, SWAP
+from kjump.session.target.mounts import Mount
 from kjump.session.target.swaps import SwapArea
 from kjump.settings import Settings, parse
 from tests.unit.test_readiness import DISK, MIB, READY
@@ -32,6 +35,10 @@ FINE = Surroundings(
     configs={"6.12.0": "CONFIG_HIBERNATION_SNAPSHOT_DEV=y\n"},
     swaps=(SwapArea(Path("/dev/vda2"), False, 100 * MIB, 40 * MIB),),
 )
+ROOT = FileSystem("/dev/sda2", "ext4", "/", ("/dev/disk/by-partuuid/1",))
+SNAP = FileSystem("/dev/loop3", "squashfs", "/snap/x", (), "a loop device")
+UNNAMED = FileSystem("/dev/sdb", "ext4", "/data")
+CRYPT = FileSystem("/dev/dm-0", "xfs", "/home", ("/dev/disk/by-id/dm-name-home",), "encrypted")
 LARGE = replace(
     READY,
     target=replace(DISK, size=4096 * MIB),
@@ -127,6 +134,9 @@ def test_every_check_of_readiness_is_there_and_has_words_of_its_own() -> None:
             "",
         ),
         ({}, {"swaps": ()}, "swap", OK, ""),
+        ({}, {"file_systems": (ROOT, SNAP)}, "file-systems", OK, ""),
+        ({}, {"file_systems": (ROOT, UNNAMED)}, "file-systems", WARNING, ""),
+        ({}, {"file_systems": (ROOT, CRYPT)}, "file-systems", WARNING, ""),
     ],
 )
 def test_what_is_found(
@@ -144,6 +154,27 @@ def test_a_reason_that_no_check_knows_is_told_all_the_same() -> None:
     assert [f.error for f in found if f.state == FAILED] == ["NoWarmHelper"]
     twice = doctor.examine(replace(LARGE, boot=None), FINE, [errors.NoBootResume("x")])
     assert [f.error for f in twice if f.state == FAILED] == ["NoBootResume"]
+
+
+def test_file_systems_that_cannot_be_checked_are_counted_and_named() -> None:
+    more = replace(FINE, file_systems=(ROOT, UNNAMED, CRYPT, SNAP))
+    finding = states(LARGE, more)["file-systems"]
+    assert finding.sentence == (
+        "2 mounted file systems cannot be checked at the resume: /data (ext4 on /dev/sdb),"
+        " /home (xfs on /dev/dm-0)."
+    )
+
+
+def test_the_file_systems_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        Mount("0:40", "/", "/tmp", ("rw",), "tmpfs", "tmpfs"),
+        Mount("1:3", "/", "/data", ("rw",), "ext4", "/dev/null"),
+        Mount("1:3", "/sub", "/bind", ("rw",), "ext4", "/dev/null"),
+        Mount("9:9", "/", "/gone", ("rw",), "ext4", "/dev/nonexistent"),
+    ]
+    monkeypatch.setattr(describe, "read_mounts", lambda: lines)
+    assert mounted_file_systems() == [FileSystem("/dev/null", "ext4", "/data")]
+    assert file_systems() == []  # nothing that the helper could find
 
 
 def test_targets_have_names() -> None:

@@ -28,6 +28,7 @@ from kjump.machine import displays
 from kjump.session.checks import readiness
 from kjump.session.checks.facts import Facts, read_text
 from kjump.session.checks.readiness import mib
+from kjump.session.staging.describe import FileSystem, mounted_file_systems
 from kjump.session.target import claim
 from kjump.session.target.swaps import SwapArea, read_swaps
 from kjump.settings import Settings
@@ -88,6 +89,8 @@ class Surroundings:
     grub_default: str | None = None
     """GRUB_DEFAULT; None where it is not set."""
     swaps: tuple[SwapArea, ...] = ()
+    file_systems: tuple[FileSystem, ...] = ()
+    """Those that are mounted."""
 
 
 # -- the checks of readiness -----------------------------------------------------------------------
@@ -207,7 +210,44 @@ def swap(facts: Facts, more: Surroundings) -> Finding:
     return Finding("swap", OK, words)
 
 
-MORE: tuple[Callable[[Facts, Surroundings], Finding], ...] = (room, helper_age, next_boot, swap)
+UNCHANGING = ("squashfs", "erofs", "iso9660", "udf", "cramfs")
+"""File systems that mounting does not change."""
+
+
+def has_no_fingerprint(file_system: FileSystem) -> bool:
+    """Whether the helper cannot find its device, so that it has nothing to compare at the resume.
+
+    A loop device is in a file of another file system, and memory (zram) does not outlive the power.
+    """
+    if file_system.kind in UNCHANGING or file_system.source.startswith(("/dev/loop", "/dev/zram")):
+        return False
+    return bool(file_system.mapped) or not file_system.links
+
+
+def fingerprints(_facts: Facts, more: Surroundings) -> Finding:
+    """Whether a resume would notice that another system has mounted a file system."""
+    name = "file-systems"
+    without = [x for x in more.file_systems if has_no_fingerprint(x)]
+    if not without:
+        return Finding(name, OK, "A resume notices if another system has mounted a file system.")
+    count = len(without)
+    what = ", ".join(f"{x.point} ({x.kind} on {x.source})" for x in without)
+    return Finding(
+        name,
+        WARNING,
+        f"{count} mounted file system{'s' * (count > 1)} cannot be checked at the resume: {what}.",
+        advice="While a session is saved, mount none of them in another system: the resume would"
+        " not notice, and would damage it.",
+    )
+
+
+MORE: tuple[Callable[[Facts, Surroundings], Finding], ...] = (
+    room,
+    helper_age,
+    next_boot,
+    fingerprints,
+    swap,
+)
 
 
 def examine(facts: Facts, more: Surroundings, reasons: Iterable[KjumpError] = ()) -> list[Finding]:
@@ -294,4 +334,5 @@ def read(settings: Settings, facts: Facts) -> Surroundings:
         configs=configurations(releases[-1:]),
         grub_default=grub_default(read_text(str(GRUB))),
         swaps=tuple(read_swaps()),
+        file_systems=tuple(mounted_file_systems()),
     )

@@ -12,6 +12,7 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from kjump.machine.ranges import MIB, whole_pages
 from kjump.machine.structpage import START_KERNEL_MAP
 from kjump.session.staging import window as windows
 from kjump.session.staging.pinned_pages import ReportPage
+from kjump.session.target import files
 from kjump.session.target.mounts import device_number, read_mounts
 from kjump.settings import Settings
 
@@ -84,26 +86,48 @@ def deadline(settings: Settings, ram: Sequence[Sequence[int]]) -> int:
     return settings.helper.deadline or 120 + total // (10 * MIB)
 
 
-def file_systems() -> list[dict[str, Any]]:
-    """The block devices that are mounted, by their stable links: the helper takes their
-    fingerprints, and nobody resumes when one has changed."""
-    seen: dict[str, dict[str, Any]] = {}
+@dataclass(frozen=True)
+class FileSystem:
+    """A block device that is mounted."""
+
+    source: str
+    """Path of the device, e.g. /dev/sda2."""
+    kind: str
+    """Type of the file system."""
+    point: str
+    """Where it is mounted; one place of several."""
+    links: tuple[str, ...] = ()
+    """Its stable names, best first; empty: udev gave it none."""
+    mapped: str = ""
+    """What kind of mapped device it is (`files.mapped_as`); empty: none, the helper can open it."""
+
+
+def mounted_file_systems() -> list[FileSystem]:
+    """The block devices that are mounted, each once."""
+    seen: dict[str, FileSystem] = {}
     for mount in read_mounts():
-        if not mount.source.startswith("/dev/"):
+        number = device_number(mount.source) if mount.source.startswith("/dev/") else ""
+        if not number or number in seen:
             continue
-        number = device_number(mount.source)
         try:
             facts = Path("/run/udev/data", f"b{number}").read_text().splitlines()
         except OSError:
-            continue
-        if number in seen:
-            continue
+            facts = []
         links = [f"/dev/{x[2:]}" for x in facts if x.startswith("S:disk/by-")]
-        seen[number] = {
-            "type": mount.kind,
-            "links": sorted(links, key=lambda x: ("by-partuuid" not in x, "by-id" not in x, x)),
-        }
-    return [x for x in seen.values() if x["links"]]
+        seen[number] = FileSystem(
+            mount.source,
+            mount.kind,
+            mount.point,
+            tuple(sorted(links, key=lambda x: ("by-partuuid" not in x, "by-id" not in x, x))),
+            files.mapped_as(number),
+        )
+    return [*seen.values()]
+
+
+def file_systems() -> list[dict[str, Any]]:
+    """The mounted file systems for the handoff: the helper takes their fingerprints, and nobody
+    resumes when one has changed."""
+    return [{"type": x.kind, "links": [*x.links]} for x in mounted_file_systems() if x.links]
 
 
 def machine_facts(window: windows.Window, page: ReportPage) -> dict[str, Any]:

@@ -137,18 +137,23 @@ def stacked(sys_path: str, dm_uuid: str = "") -> str:
     return "a virtual device"
 
 
-def refuse_mapped(device: int, what: str) -> None:
-    """Raises `TargetMapped` for a device (st_rdev) that the helper could not open by itself."""
-    folder = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+def mapped_as(number: str) -> str:
+    """What kind of mapped device ``major:minor`` is, as `stacked` says it; empty: it is none."""
+    folder = Path("/sys/dev/block", number)
     try:
         dm_uuid = (folder / "dm/uuid").read_text()
     except OSError:
         dm_uuid = ""
-    kind = stacked(os.path.realpath(folder), dm_uuid)
+    return stacked(os.path.realpath(folder), dm_uuid)
+
+
+def refuse_mapped(device: int, what: str) -> None:
+    """Raises `TargetMapped` for a device (st_rdev) that the helper could not open by itself."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    kind = mapped_as(number)
     if kind:
-        raise TargetMapped(
-            f"{what} lies on {os.path.realpath(folder).rpartition('/')[2]}, which is {kind}."
-        )
+        name = os.path.realpath(f"/sys/dev/block/{number}").rpartition("/")[2]
+        raise TargetMapped(f"{what} is on {name}, which is {kind}.")
 
 
 # -- asking ----------------------------------------------------------------------------------------
