@@ -27,7 +27,7 @@ from kjump.machine import udev
 MAIN = Path("etc/kjump/kjump.conf")
 DROP_INS = (Path("usr/lib/kjump/kjump.conf.d"), Path("etc/kjump/kjump.conf.d"))
 """Least important first; below the root directory."""
-STOCK, NONE = "stock", "none"
+KERNEL_HIBERNATION, NONE = "stock", "none"
 """``Fallback=``: the kernel's own hibernation, or nothing."""
 HELPER_INITRD = "/var/lib/kjump/helper-{release}.img"
 
@@ -92,7 +92,7 @@ class Session:
 
     hook_timeout: int = 30
     """Seconds the system-sleep hooks may take, each time."""
-    fallback: str = STOCK
+    fallback: str = KERNEL_HIBERNATION
     """``stock`` or ``none``: what is done where a jump is not possible."""
 
 
@@ -220,7 +220,7 @@ KEYS = (
     Key("Image", "Compression", "compression", _one_of("auto", "zstd", "lz4", "none")),
     Key("Image", "CompressionLevel", "compression_level", _whole(1, 19)),
     Key("Session", "HookTimeoutSec", "hook_timeout", _seconds(1, 3600)),
-    Key("Session", "Fallback", "fallback", _one_of(STOCK, NONE)),
+    Key("Session", "Fallback", "fallback", _one_of(KERNEL_HIBERNATION, NONE)),
     Key("Resume", "WaitSec", "wait", _seconds(0, 3600)),
     Key("Resume", "SkipWaitSec", "skip_wait", _seconds(0, 60)),
 )

@@ -295,11 +295,11 @@ def test_without_the_daemon(
     monkeypatch: pytest.MonkeyPatch, became: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = errors.ServiceUnreachable.exit_code
-    monkeypatch.setattr(kernel_hibernation, "read", lambda: GOOD)
+    monkeypatch.setattr(kernel_hibernation, "read_state", lambda: GOOD)
     assert hibernated(monkeypatch, Kjumpd(None)) == code and not became
     hibernated(monkeypatch, Kjumpd(None), "--fallback")
     assert became == [SLEEP]
-    monkeypatch.setattr(kernel_hibernation, "read", kernel_hibernation.KernelHibernation)
+    monkeypatch.setattr(kernel_hibernation, "read_state", kernel_hibernation.KernelHibernation)
     assert hibernated(monkeypatch, Kjumpd(None), "--fallback") == code
     assert became == [SLEEP] and "No swap is in use." in capsys.readouterr().err
 
@@ -311,7 +311,7 @@ def test_a_daemon_that_dies_meanwhile_is_no_reason_to_hibernate_again(
         def hibernate(self, **options: bool) -> dict[str, Any]:
             raise errors.ServiceUnreachable("kjumpd does not answer: no reply.")
 
-    monkeypatch.setattr(kernel_hibernation, "read", lambda: GOOD)
+    monkeypatch.setattr(kernel_hibernation, "read_state", lambda: GOOD)
     code = errors.ServiceUnreachable.exit_code
     assert hibernated(monkeypatch, Dies({}), "--fallback") == code and not became
 

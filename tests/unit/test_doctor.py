@@ -27,7 +27,7 @@ from kjump.settings import Settings, parse
 from tests.unit.test_readiness import DISK, MIB, READY
 
 FINE = Surroundings(
-    enough=1000 * MIB,
+    largest_image=1000 * MIB,
     helper={"version": VERSION},
     helper_made=20.0,
     modules_made=10.0,
@@ -81,7 +81,7 @@ def test_every_check_of_readiness_is_there_and_has_words_of_its_own() -> None:
         ({"lockdown": "integrity"}, {}, "jump", SKIPPED, ""),
         ({"window": errors.NoWindow("none")}, {}, "window", FAILED, "NoWindow"),
         ({"sizing": errors.NoHelperInitrd("gone")}, {}, "window", SKIPPED, ""),
-        ({}, {"enough": 4097 * MIB}, "target-room", WARNING, "TargetTooSmall"),
+        ({}, {"largest_image": 4097 * MIB}, "target-room", WARNING, "TargetTooSmall"),
         ({}, {"helper": {"version": "0.0.9"}}, "helper-age", FAILED, "NoHelperInitrd"),
         ({}, {"helper_made": 9.0}, "helper-age", WARNING, "NoHelperInitrd"),
         ({}, {"plymouth": True}, "helper-age", WARNING, "NoHelperInitrd"),
@@ -261,7 +261,7 @@ def test_the_configuration_is_named_with_its_line() -> None:
 
 def test_the_displays_of_the_session_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(displays, "drivers", lambda: {"bochs"})
-    assert doctor.read(Settings(), READY).displays == ("bochs",)
+    assert doctor.read_surroundings(Settings(), READY).displays == ("bochs",)
 
 
 def test_the_boot_initrd() -> None:

@@ -64,7 +64,7 @@ def test_where_it_is_possible() -> None:
         ({"resume": ""}, "resume="),
         ({"resume": "254:7"}, "254:7, which boots resume from, is not in use"),
         # What kjumpd has put there is no sign that any boot looks there.
-        ({"resume": "254:5\n", "told": "254:5"}, "resume="),
+        ({"resume": "254:5\n", "recorded": "254:5"}, "resume="),
         ({"anonymous": 4 * GIB}, "4096 MiB are free"),
         ({"swaps": (swap(4 * GIB, 2 * GIB, "254:5"),)}, "2048 MiB are free"),
     ],
@@ -123,9 +123,9 @@ def test_reading_swaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         f"{str(file).replace(' ', chr(92) + '040')} file\t\t8\t\t4\t\t-3\n"
     )
     monkeypatch.setattr(swaps, "SWAPS", tmp_path / "swaps")
-    assert kernel_hibernation.read().swaps == ()
+    assert kernel_hibernation.read_state().swaps == ()
     (tmp_path / "swaps").write_text(text)
-    null, found = kernel_hibernation.read().swaps
+    null, found = kernel_hibernation.read_state().swaps
     assert (null.size, null.used, null.device) == (4194300 << 10, 1024 << 10, "1:3")
     status = file.stat()
     assert (found.path, found.free) == (file, 4 << 10)
@@ -135,7 +135,7 @@ def test_reading_swaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_reading_this_machine() -> None:
-    assert kernel_hibernation.read().command_line.words
+    assert kernel_hibernation.read_state().command_line.words
 
 
 @pytest.mark.parametrize("taken_over", [False, True])
@@ -153,7 +153,7 @@ def test_only_where_requests_lead_to_kjump_logind_is_told(
         return True
 
     monkeypatch.setattr(main, "TAKEN_OVER", drop_in)
-    monkeypatch.setattr(kernel_hibernation, "read", KernelHibernation)
+    monkeypatch.setattr(kernel_hibernation, "read_state", KernelHibernation)
     monkeypatch.setattr(kernel_hibernation, "offer", offer)
     assert main.offer(False, Settings()) is not taken_over
     assert main.offer(True, Settings())

@@ -178,13 +178,13 @@ def test_a_spec_names_a_device() -> None:
 
 def test_the_choice_of_a_device() -> None:
     other = replace(DISK, path=Path("/dev/vdb3"))
-    assert devices.choose("/dev/vdb3", [DISK, other]) is other
+    assert devices.device_named("/dev/vdb3", [DISK, other]) is other
     with pytest.raises(errors.NoTarget):
-        devices.choose("", [DISK])
+        devices.device_named("", [DISK])
     with pytest.raises(errors.TargetMissing, match="not there"):
-        devices.choose("/dev/vdc", [DISK])
+        devices.device_named("/dev/vdc", [DISK])
     with pytest.raises(errors.TargetMissing, match="/dev/vda3 and /dev/vdb3"):
-        devices.choose("PARTLABEL=kjump image", [DISK, other])
+        devices.device_named("PARTLABEL=kjump image", [DISK, other])
 
 
 def test_udevs_escapes() -> None:
@@ -225,7 +225,7 @@ def test_a_described_udev_device(tmp_path: Path) -> None:
         device_node="/dev/vda3",
         attributes=types.SimpleNamespace(asstring={"size": "2048"}.__getitem__),
     )
-    found = devices.describe(raw)
+    found = devices.from_udev(raw)
     assert found.size == MIB
     assert found.number == "254:3"
     assert found.label == "kjump image"

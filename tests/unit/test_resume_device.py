@@ -22,7 +22,7 @@ NONE = NoTarget("none")
 def test_only_where_logind_waits_for_it() -> None:
     def told(*, efi: bool = False, resume: str = "0:0\n", words: str = "", ours: str = "") -> bool:
         return resume_device.needs_resume_device(
-            efi=efi, resume=resume, command_line=parse(words), told=ours
+            efi=efi, resume=resume, command_line=parse(words), recorded=ours
         )
 
     assert told()
@@ -61,7 +61,7 @@ def test_the_kernel_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
     (tmp_path / "resume").write_text("0:0\n")
-    monkeypatch.setattr(resume_device, "POWER", tmp_path)
+    monkeypatch.setattr(kernel_hibernation, "POWER", tmp_path)
     monkeypatch.setattr(resume_device, "EFI", tmp_path / "none")
     monkeypatch.setattr(swaps, "read_swaps", list)
     monkeypatch.setattr(kernel_hibernation, "RESUME_DEVICE_RECORD", tmp_path / "run/told")

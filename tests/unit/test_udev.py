@@ -84,7 +84,7 @@ def test_session_and_boot_find_the_same_device(spec: str) -> None:
     """Whatever the session matches has a link among those that the boot initrd looks for."""
     device = replace(DISK, links=LINKS)
     other = replace(DISK, path=Path("/dev/vdb3"), links=("/dev/disk/by-partlabel/Linux",))
-    assert devices.choose(spec, [other, device]) is device
+    assert devices.device_named(spec, [other, device]) is device
     for words, configured in (("quiet", spec), (f'"kjump.target={spec}"', "")):
         paths, locator = main.place_to_look(cmdline.parse(words), configured, None)
         assert set(map(str, paths)) & {str(device.path), *LINKS} and locator is None

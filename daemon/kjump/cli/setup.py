@@ -286,7 +286,7 @@ def survey() -> Survey:
         look_at(str(area.path), f"the swap {'file' if area.is_file else 'partition'} {area.path}")
         for area in read_swaps()
     ]
-    labelled = any(device.label == LABEL for device in devices.listing())
+    labelled = any(device.label == LABEL for device in devices.list_devices())
     partitions = [look_at(f"PARTLABEL={LABEL}", f"the partition named {LABEL}")] if labelled else []
     file_systems = [file_system(*pair) for pair in supported(read_mounts())]
     return Survey(configured, tuple(swaps), tuple(partitions), tuple(file_systems))

@@ -71,7 +71,7 @@ def warning(name: str, error: KjumpError) -> Finding:
 class Surroundings:
     """What was read besides `Facts`."""
 
-    enough: int = 0
+    largest_image: int = 0
     """Bytes that any image of this machine fits into."""
     helper: Mapping[str, Any] = field(default_factory=dict)
     """What stands beside the helper's initrd; empty where nothing does."""
@@ -114,18 +114,18 @@ def of_readiness(facts: Facts) -> list[Finding]:
 
 
 def room(facts: Facts, more: Surroundings) -> Finding:
-    """Whether the target is large enough whatever is in memory."""
+    """Whether the target is large largest_image whatever is in memory."""
     name = "target-room"
     if isinstance(facts.target, KjumpError):
         return Finding(name, SKIPPED, "Not looked at: there is no target.")
     capacity = facts.target.capacity
-    if capacity >= more.enough:
-        return Finding(name, OK, f"Whatever is in memory fits: {mib(more.enough)} at the most.")
+    if capacity >= more.largest_image:
+        return Finding(name, OK, f"Any image fits: it has {mib(more.largest_image)} at most.")
     return warning(
         name,
         TargetTooSmall(
             f"The target has {mib(capacity)}.  Where memory is full of what does not compress,"
-            f" {mib(more.enough)} are needed.",
+            f" {mib(more.largest_image)} are needed.",
             advice="A larger target is always enough; one that is too small is noticed while"
             " saving, and the session comes back.",
         ),
@@ -270,7 +270,7 @@ def worst(findings: Iterable[Finding]) -> str:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def document(path: Path) -> Mapping[str, Any]:
+def read_json(path: Path) -> Mapping[str, Any]:
     """A JSON object in a file; empty where there is none."""
     try:
         found = json.loads(path.read_text())
@@ -279,7 +279,7 @@ def document(path: Path) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def made(path: Path) -> float:
+def modified_at(path: Path) -> float:
     """When a file was written: seconds since 1970; 0 where it is not there."""
     try:
         return path.stat().st_mtime
@@ -289,10 +289,12 @@ def made(path: Path) -> float:
 
 def newer_modules(settings: Settings, release: str) -> Finding | None:
     """The warning of `helper_age` alone: for who sees the modules, which kjumpd does not."""
-    initrd = made(settings.helper.initrd_of(release))
+    initrd = modified_at(settings.helper.initrd_of(release))
     found = helper_age(
         Facts(release=release),
-        Surroundings(helper_made=initrd, modules_made=made(MODULES / release / "modules.dep")),
+        Surroundings(
+            helper_made=initrd, modules_made=modified_at(MODULES / release / "modules.dep")
+        ),
     )
     return found if found.state == WARNING else None
 
@@ -319,17 +321,17 @@ def configurations(releases: Sequence[str], boot: Path = BOOT) -> dict[str, str]
     return found
 
 
-def read(settings: Settings, facts: Facts) -> Surroundings:
+def read_surroundings(settings: Settings, facts: Facts) -> Surroundings:
     """Read what `examine` judges besides the facts.  Never raises."""
     releases = installed()
     initrd = settings.helper.initrd_of(facts.release)
     return Surroundings(
-        enough=claim.largest_image_size(),
-        helper=document(initrd.with_suffix(".json")),
-        helper_made=made(initrd),
+        largest_image=claim.largest_image_size(),
+        helper=read_json(initrd.with_suffix(".json")),
+        helper_made=modified_at(initrd),
         plymouth=settings.helper.plymouth,
         displays=tuple(displays.drivers()),
-        modules_made=made(MODULES / facts.release / "modules.dep"),
+        modules_made=modified_at(MODULES / facts.release / "modules.dep"),
         installed=tuple(releases),
         configs=configurations(releases[-1:]),
         grub_default=grub_default(read_text(str(GRUB))),

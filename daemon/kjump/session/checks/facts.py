@@ -26,6 +26,7 @@ from kjump.errors import (
 from kjump.machine import cmdline, memory, udev
 from kjump.machine.cmdline import CommandLine
 from kjump.machine.memory import read_meminfo
+from kjump.machine.swap import SNAPSHOT_DEVICE
 from kjump.session.staging import reclaim
 from kjump.session.staging import window as windows
 from kjump.session.staging.load import vmcoreinfo_note
@@ -245,7 +246,7 @@ def read_facts(settings: Settings) -> Facts:
 
     release = platform.release()
     is_x86_64 = platform.machine() == "x86_64"
-    target = devices.error_or_device(settings.target.path)
+    target = devices.resolve_or_error(settings.target.path)
     there = target if isinstance(target, TargetDevice) else None
     sizing = measure(settings, release)
     command_line = cmdline.read()
@@ -257,7 +258,7 @@ def read_facts(settings: Settings) -> Facts:
         lockdown=lockdown_mode(read_text("/sys/kernel/security/lockdown")),
         kexec_disabled=read_text("/proc/sys/kernel/kexec_load_disabled").strip() == "1",
         jump=probe_jump() if is_x86_64 else None,
-        snapshot_device=os.path.exists("/dev/snapshot"),
+        snapshot_device=SNAPSHOT_DEVICE.exists(),
         command_line=command_line,
         foreign_image=syscalls.kexec_loaded(),
         sizing=sizing,

@@ -127,7 +127,7 @@ def _unload() -> None:
 
 
 def _hooks(when: str, seconds: float) -> Sequence[hooks.Result]:
-    return hooks.run(when, seconds=seconds)
+    return hooks.run_all(when, seconds=seconds)
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Actions:
     clear_mark: Callable[[], None] = mark.clear_mark
     record: Callable[[Operation, Report], None] = lambda operation, report: None
     """Keep the report, which may be added to."""
-    stock: Callable[[], stock.KernelHibernation] = stock.read
+    stock: Callable[[], stock.KernelHibernation] = stock.read_state
     offer: Callable[[bool, Settings], bool] = lambda possible, settings: True
     """Have logind offer hibernation or not, by whether a jump is possible; whether it is offered
     now."""

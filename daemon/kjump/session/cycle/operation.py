@@ -292,7 +292,7 @@ class Operation:
             log.warning(f"the mark of the cycle could not be written: {error}")
 
     def _log_hooks(self, when: str, results: Sequence[hooks.Result]) -> None:
-        hooks.tell(when, results)
+        hooks.log_results(when, results)
 
     def _document(self, started: float) -> Report:
         report, error = self._report, self.error

@@ -84,7 +84,7 @@ class Cleaning:
 
     mark: Path = MARK
     unload: Callable[[], None] = field(default_factory=lambda: Actions().unload)
-    post_hooks: Callable[[float], Sequence[hooks.Result]] = lambda seconds: hooks.run(
+    post_hooks: Callable[[float], Sequence[hooks.Result]] = lambda seconds: hooks.run_all(
         "post", seconds=seconds
     )
     thaw: Callable[[], None] = lambda: None
@@ -120,7 +120,7 @@ def clean_up(kept: History, *, cleaning: Cleaning | None = None, hook_timeout: f
     if mark.hooks:
         with bound(KJUMP_CYCLE=mark.cycle):
             try:
-                hooks.tell("post", do.post_hooks(hook_timeout))
+                hooks.log_results("post", do.post_hooks(hook_timeout))
             except (KjumpError, OSError, GLib.Error) as failure:
                 log.error(f"the hooks could not be run: {failure}")
     if mark.frozen:
@@ -169,7 +169,7 @@ def look_back(kept: History, facts: Facts) -> None:
         try:
             if found.area == locator.SWAP:
                 # Its slots are the system's again; only where it would be found may be written to.
-                claim.forget(facts.target)
+                claim.remove_swap_locator(facts.target)
             elif after.retire:
                 area = claim.file_area(facts.target) if facts.target.kind == FILE else None
                 prepare.retire_image(path, after.error, cycle_id=UUID(cycle), area=area)

@@ -60,7 +60,7 @@ def offer(possible: bool, settings: configuration.Settings) -> bool:
     Only where requests are led to kjump: else logind looks for itself.
     """
     yes = not TAKEN_OVER.exists() or kernel_hibernation.offered(
-        possible, settings.session.fallback, kernel_hibernation.read()
+        possible, settings.session.fallback, kernel_hibernation.read_state()
     )
     try:
         if kernel_hibernation.offer(yes):

@@ -46,7 +46,7 @@ from kjump.session.service.calls import Call, Wrapper
 from kjump.session.service.values import flatten, flatten_target, same, window_figures
 from kjump.session.systemd import kernel_hibernation, systemd_bus
 from kjump.session.target.devices import TargetDevice
-from kjump.settings import STOCK, Settings
+from kjump.settings import KERNEL_HIBERNATION, Settings
 
 NAME = "org.kjump1"
 PATH = "/org/kjump1"
@@ -236,7 +236,9 @@ class Manager:
         def work(assessment: _Assessment) -> None:
             facts, settings = assessment.facts, self._settings
             try:
-                found = doctor.examine(facts, doctor.read(settings, facts), assessment.reasons)
+                found = doctor.examine(
+                    facts, doctor.read_surroundings(settings, facts), assessment.reasons
+                )
             except Exception as error:
                 log.exception("the checks failed")
                 unexpected = Internal(f"{type(error).__name__}: {error}")
@@ -640,7 +642,7 @@ class Manager:
             cycle.error, jumped=cycle.jumped, fallback=wanted, facts=self._actions.stock()
         )
         if decision.fall_back:
-            report["fallback"] = STOCK
+            report["fallback"] = KERNEL_HIBERNATION
             log.warning("the kernel's own hibernation is done instead")
         elif decision.why_not:
             report["no_fallback"] = decision.why_not

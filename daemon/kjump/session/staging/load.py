@@ -221,7 +221,7 @@ def load(
         raise StagingFailed(f"The kernel refused the staged helper: {error.strerror}.") from error
     del segments  # pages that are mapped would stay
     for path in (sizing.kernel, sizing.initrd):
-        reclaim.forget(path)
+        reclaim.drop_file_cache(path)
 
 
 def damage(packed: bytes, kind: str = "damaged-handoff") -> bytes:

@@ -26,7 +26,7 @@ POPULATE_WRITE = 23
 tables"), which the mmap module does not name."""
 
 
-def enough(now: dict[str, int], held: int, need: int) -> bool:
+def is_enough(now: dict[str, int], held: int, need: int) -> bool:
     """Whether to end: so much would be free, or there is no page cache worth the name.  Bytes."""
     cache = now.get("Active(file)", 0) + now.get("Inactive(file)", 0)
     return now.get("MemFree", 0) + held >= need or cache < LEAST
@@ -36,7 +36,7 @@ def main(need: int) -> None:
     Path("/proc/self/oom_score_adj").write_text("1000")
     memory = mmap.mmap(-1, need, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     for held in range(0, need, STEP):
-        if enough(read_meminfo(), held, need):
+        if is_enough(read_meminfo(), held, need):
             break
         memory.madvise(POPULATE_WRITE, held, min(STEP, need - held))
 

@@ -26,7 +26,7 @@ GROUPS = Path("/sys/fs/cgroup")
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 PAGE_CACHE, SLAB = "1", "2"
 PRESS = 30
-"""Seconds that `press` may take."""
+"""Seconds that `put_pressure` may take."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def shortfall(need: int, free: int) -> int:
     return max(0, -(-(need - free) // MIB) * MIB)
 
 
-def groups(root: Path = GROUPS) -> list[Path]:
+def control_groups(root: Path = GROUPS) -> list[Path]:
     """The control groups just below the root that can be asked to reclaim ("memcg: introduce
     per-memcg reclaim interface")."""
     try:
@@ -90,7 +90,7 @@ def groups(root: Path = GROUPS) -> list[Path]:
         return []
 
 
-def ask(group: Path, size: int) -> bool:
+def reclaim_from(group: Path, size: int) -> bool:
     """Reclaim ``size`` bytes of a group's caches; whether it had so much.
 
     swappiness=0 keeps what would have to be swapped.  A kernel that does not know the word yet
@@ -104,12 +104,12 @@ def ask(group: Path, size: int) -> bool:
     return True
 
 
-def drop(what: str) -> None:
+def drop_caches(what: str) -> None:
     """All clean caches of a kind, at once (Documentation/admin-guide/sysctl/vm.rst)."""
     DROP_CACHES.write_text(what)
 
 
-def forget(path: Path) -> None:
+def drop_file_cache(path: Path) -> None:
     """Give up a file's page cache, which would be saved with the session and loaded again.
 
     Only a hint (posix_fadvise(2)), which never fails: what is dirty, or mapped by others, stays.
@@ -118,7 +118,7 @@ def forget(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def press(need: int) -> None:
+def put_pressure(need: int) -> None:
     """Have page cache reclaimed that processes have mapped, until ``need`` bytes are free."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         subprocess.run(
@@ -137,10 +137,10 @@ class ReclaimActions:
 
     meminfo: Callable[[], Mapping[str, int]] = read_meminfo
     zoneinfo: Callable[[], str] = read_zoneinfo
-    groups: Callable[[], Sequence[Path]] = groups
-    ask: Callable[[Path, int], bool] = ask
-    drop: Callable[[str], None] = drop
-    press: Callable[[int], None] = press
+    groups: Callable[[], Sequence[Path]] = control_groups
+    ask: Callable[[Path, int], bool] = reclaim_from
+    drop: Callable[[str], None] = drop_caches
+    press: Callable[[int], None] = put_pressure
     sync: Callable[[], None] = os.sync
 
     def free(self) -> int:

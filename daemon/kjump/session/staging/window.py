@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kjump.errors import NoWindow
-from kjump.machine.memory import Resource, system_ram
+from kjump.machine.memory import LOW_END, Resource, system_ram
 from kjump.machine.native import address_of
 from kjump.machine.pages import count_blocks, flagged_blocks, last_flagged
 from kjump.machine.ranges import (
@@ -35,7 +35,6 @@ ALIGNMENT = 2 << 20
 LOWEST = 16 << 20
 HIGHEST = 1 << 32
 """Above 4 GiB the helper would have no memory for 32-bit DMA."""
-LOW_END = 1 << 20
 STEP = 64
 """Blocks of 2 MiB whose flags are read at a time."""
 

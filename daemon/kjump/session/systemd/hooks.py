@@ -60,7 +60,7 @@ class Result:
         return f"{self.path} ended with {self.code} after {self.seconds:.1f} s"
 
 
-def choose(listings: Iterable[Sequence[Path]]) -> list[Path]:
+def by_precedence(listings: Iterable[Sequence[Path]]) -> list[Path]:
     """The hooks to run of the folders' files, most important folder first; sorted by name."""
     named: dict[str, Path] = {}
     for listing in listings:
@@ -69,7 +69,7 @@ def choose(listings: Iterable[Sequence[Path]]) -> list[Path]:
     return [named[name] for name in sorted(named)]
 
 
-def find(folders: Sequence[Path] = FOLDERS) -> list[Path]:
+def find_hooks(folders: Sequence[Path] = FOLDERS) -> list[Path]:
     """The executables in the folders; a link to /dev/null masks a name."""
     listings = []
     for folder in folders:
@@ -77,10 +77,10 @@ def find(folders: Sequence[Path] = FOLDERS) -> list[Path]:
             listings.append(sorted(path for path in folder.iterdir() if path.name[0] != "."))
         except OSError:
             continue
-    return [path for path in choose(listings) if path.is_file() and os.access(path, os.X_OK)]
+    return [path for path in by_precedence(listings) if path.is_file() and os.access(path, os.X_OK)]
 
 
-def run(
+def run_all(
     when: str,
     *,
     seconds: float,
@@ -94,7 +94,7 @@ def run(
     given = dict(os.environ if environment is None else environment)
     given = {key: value for key, value in given.items() if key not in _OURS}
     given["SYSTEMD_SLEEP_ACTION"] = "hibernate"
-    started = [_start(path, when, given) for path in find(folders)]
+    started = [_start(path, when, given) for path in find_hooks(folders)]
     deadline = time.monotonic() + seconds
     return [
         _finish(path, process, output, since, deadline) for path, process, output, since in started
@@ -152,7 +152,7 @@ def _finish(
         return Result(path, process.returncode, took, text, timed_out)
 
 
-def tell(when: str, results: Iterable[Result]) -> None:
+def log_results(when: str, results: Iterable[Result]) -> None:
     """Log what hooks printed, and how those ended that failed."""
     for result in results:
         for line in result.output.splitlines():
@@ -171,5 +171,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if mark is not None and mark.cycle:
         fields["KJUMP_CYCLE"] = mark.cycle
     with bound(**fields):
-        tell(when, run(when, seconds=configuration.load().session.hook_timeout))
+        log_results(when, run_all(when, seconds=configuration.load().session.hook_timeout))
     return 0

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel's own hibernation, where a jump is not possible: may `systemd-sleep` be tried instead?
+"""The kernel's own hibernation: may `systemd-sleep` be tried if a jump is not possible?
 
-Runs in the session, in kjumpd and in kjumpctl.  `why_not` decides from what `read` has read, and is
-stricter than systemd: with kjump's drop-ins logind no longer looks at swap, and kjumpd may have
-named a swap area to the kernel that no boot resumes from (`kjump.session.systemd.resume_device`).
-A session that is written where nobody looks for it is lost, so what is not sure is refused.
+Runs in the session, in kjumpd and in kjumpctl.  `why_not` decides from what `read_state` has read.
+It is stricter than systemd: with kjump's drop-ins logind no longer looks at swap, and kjumpd may
+have named a swap area to the kernel that no boot resumes from
+(`kjump.session.systemd.resume_device`).  A session is lost if it is written where nobody looks for
+it, so everything uncertain is refused.
 
-Nothing here writes to the machine but `offer`, which has logind offer hibernation or not.
+Nothing here writes to the machine except `offer`, which makes logind offer hibernation or not.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from kjump.machine import cmdline
 from kjump.machine.cmdline import CommandLine, kernel_resume_off
 from kjump.machine.memory import read_meminfo
 from kjump.session.target.swaps import SwapArea, read_swaps
-from kjump.settings import STOCK
+from kjump.settings import KERNEL_HIBERNATION
 
 PROGRAM = Path("/usr/lib/systemd/systemd-sleep")
 POWER = Path("/sys/power")
@@ -54,7 +55,7 @@ class KernelHibernation:
     command_line: CommandLine = field(default_factory=CommandLine)
     resume: str = "0:0"
     """Text of /sys/power/resume."""
-    told: str = ""
+    recorded: str = ""
     """What kjumpd wrote there; empty: nothing."""
     swaps: tuple[SwapArea, ...] = ()
     """Those in use that are not in memory (zram)."""
@@ -73,7 +74,7 @@ def resumed_from(facts: KernelHibernation) -> str:
     less: it may name what is not there, or be read by nobody.
     """
     resume = facts.resume.strip()
-    return "" if resume in ("", "0:0", facts.told.strip()) else resume
+    return "" if resume in ("", "0:0", facts.recorded.strip()) else resume
 
 
 def why_not(facts: KernelHibernation) -> str:
@@ -120,7 +121,7 @@ def decide(error: KjumpError, *, jumped: bool, fallback: str, facts: KernelHiber
     """Whether to go on with systemd-sleep after this error.  ``fallback``: [Session] Fallback=."""
     if jumped or not is_reason(error):
         return Decision(False)
-    if fallback != STOCK:
+    if fallback != KERNEL_HIBERNATION:
         return Decision(False, "The configuration has Fallback=none.")
     reason = why_not(facts)
     return Decision(not reason, reason)
@@ -128,7 +129,7 @@ def decide(error: KjumpError, *, jumped: bool, fallback: str, facts: KernelHiber
 
 def offered(possible: bool, fallback: str, facts: KernelHibernation) -> bool:
     """Whether anything can hibernate this machine.  ``possible``: kjump can."""
-    return possible or (fallback == STOCK and not why_not(facts))
+    return possible or (fallback == KERNEL_HIBERNATION and not why_not(facts))
 
 
 # -- reading and writing -------------------------------------------------------------------------
@@ -141,7 +142,7 @@ def _text(path: Path) -> str:
         return ""
 
 
-def read() -> KernelHibernation:
+def read_state() -> KernelHibernation:
     """Read the machine.  Never raises."""
     return KernelHibernation(
         program=os.access(PROGRAM, os.X_OK),
@@ -149,7 +150,7 @@ def read() -> KernelHibernation:
         disk=_text(POWER / "disk"),
         command_line=cmdline.read(),
         resume=_text(POWER / "resume"),
-        told=_text(RESUME_DEVICE_RECORD),
+        recorded=_text(RESUME_DEVICE_RECORD),
         swaps=tuple(area for area in read_swaps() if not area.in_memory),
         anonymous=read_meminfo().get("Active(anon)", 0),
     )

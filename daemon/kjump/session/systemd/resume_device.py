@@ -23,15 +23,16 @@ from kjump.session.target.devices import SWAP, TargetDevice
 from kjump.session.target.swaps import SwapArea
 
 EFI = Path("/sys/firmware/efi")
-POWER = Path("/sys/power")
 
 
 def needs_resume_device(
-    *, efi: bool, resume: str, command_line: CommandLine, told: str = ""
+    *, efi: bool, resume: str, command_line: CommandLine, recorded: str = ""
 ) -> bool:
-    """Whether logind waits for a resume device.  ``resume``: text of /sys/power/resume; ``told``:
-    what we wrote there, which may have changed since."""
-    return not efi and resume.strip() in ("0:0", told) and not command_line.has(SYSTEM_NO_RESUME)
+    """Whether logind waits for a resume device.  ``resume``: text of /sys/power/resume;
+    ``recorded``: what we wrote there, which may have changed since."""
+    return (
+        not efi and resume.strip() in ("0:0", recorded) and not command_line.has(SYSTEM_NO_RESUME)
+    )
 
 
 def resume_device(
@@ -62,15 +63,15 @@ def set_resume_device(
 ) -> tuple[str, int] | None:
     """Name a swap area to the kernel where that is needed; which one.  Raises OSError."""
     try:
-        resume = (POWER / "resume").read_text()
+        resume = (kernel_hibernation.POWER / "resume").read_text()
     except OSError:
         return None  # a kernel without hibernation
     try:
-        told = kernel_hibernation.RESUME_DEVICE_RECORD.read_text().strip()
+        recorded = kernel_hibernation.RESUME_DEVICE_RECORD.read_text().strip()
     except OSError:
-        told = "0:0"
+        recorded = "0:0"
     if not needs_resume_device(
-        efi=EFI.exists(), resume=resume, command_line=command_line, told=told
+        efi=EFI.exists(), resume=resume, command_line=command_line, recorded=recorded
     ):
         return None
     found = resume_device(target, swaps.read_swaps())
@@ -78,7 +79,7 @@ def set_resume_device(
         return None
     number, page = found
     try:
-        now = int((POWER / "resume_offset").read_text())
+        now = int((kernel_hibernation.POWER / "resume_offset").read_text())
     except (OSError, ValueError):
         now = 0
     if (resume.strip(), now) == (number, page):
@@ -87,11 +88,11 @@ def set_resume_device(
     kernel_hibernation.RESUME_DEVICE_RECORD.parent.mkdir(parents=True, exist_ok=True)
     kernel_hibernation.RESUME_DEVICE_RECORD.write_text(number)
     if page != now:
-        (POWER / "resume_offset").write_text(str(page))
+        (kernel_hibernation.POWER / "resume_offset").write_text(str(page))
     try:
-        (POWER / "resume").write_text(number)
+        (kernel_hibernation.POWER / "resume").write_text(number)
     except OSError:
         # The kernel keeps the number, and answers that no image of its own is there.
-        if (POWER / "resume").read_text().strip() != number:
+        if (kernel_hibernation.POWER / "resume").read_text().strip() != number:
             raise
     return found

@@ -156,7 +156,7 @@ def _undo(held: Claim, device: TargetDevice, error: KjumpError | None) -> None:
         held.close()
 
 
-def forget(device: TargetDevice) -> None:
+def remove_swap_locator(device: TargetDevice) -> None:
     """Take away the locator in a swap area whose slots nobody holds; nothing else of it is
     written to.
 

@@ -95,7 +95,7 @@ def matches(spec: str, device: TargetDevice) -> bool:
     return any(str(path) in names for path in udev.paths(spec))
 
 
-def choose(spec: str, devices: Iterable[TargetDevice]) -> TargetDevice:
+def device_named(spec: str, devices: Iterable[TargetDevice]) -> TargetDevice:
     """The one device a spec names.  Raises `NoTarget` or `TargetMissing`."""
     if not spec:
         raise NoTarget("No target is configured.")
@@ -132,7 +132,7 @@ def occupation(
 # -- reading -------------------------------------------------------------------------------------
 
 
-def describe(device: Any) -> TargetDevice:
+def from_udev(device: Any) -> TargetDevice:
     """A `pyudev.Device` of subsystem block in our words."""
     properties = {str(key): str(value) for key, value in device.properties.items()}
     number = device.device_number
@@ -167,12 +167,12 @@ def signature(properties: Mapping[str, str]) -> str:
     return found
 
 
-def listing() -> list[TargetDevice]:
+def list_devices() -> list[TargetDevice]:
     """All block devices with a node."""
     import pyudev
 
     found = pyudev.Context().list_devices(subsystem="block")
-    return [describe(device) for device in found if device.device_node]
+    return [from_udev(device) for device in found if device.device_node]
 
 
 def resolve(spec: str) -> TargetDevice:
@@ -185,7 +185,7 @@ def resolve(spec: str) -> TargetDevice:
     if spec.startswith("/dev/"):
         # A path may be a link that udev does not know of.
         spec = os.path.realpath(spec)
-    device = choose(spec, listing())
+    device = device_named(spec, list_devices())
     files.refuse_mapped(_number(device), f"The target {device.path}")
     area = next((a for a in read_swaps() if not a.is_file and _is_device(a.path, device)), None)
     if area is None:
@@ -197,7 +197,7 @@ def _file(path: Path) -> TargetDevice:
     """The target that is a file: where it lies, and whether it is swap."""
     area = next((a for a in read_swaps() if a.is_file and _is_same(a.path, path)), None)
     blocks = files.blocks_of(path, swap=area is not None)
-    device = next((d for d in listing() if _number(d) == blocks.device), None)
+    device = next((d for d in list_devices() if _number(d) == blocks.device), None)
     if device is None:
         raise TargetMissing(f"The device that {path} lies on is not told.")
     found = replace(
@@ -252,7 +252,7 @@ def user_of(device: TargetDevice) -> str | None:
     return occupation(device, read_mounts(), swap_numbers(), claimed=is_claimed(device.path))
 
 
-def error_or_device(spec: str) -> TargetDevice | KjumpError:
+def resolve_or_error(spec: str) -> TargetDevice | KjumpError:
     """`resolve` with the error as a value, for facts."""
     try:
         return resolve(spec)

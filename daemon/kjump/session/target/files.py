@@ -79,7 +79,7 @@ class Blocks:
 # -- deciding --------------------------------------------------------------------------------------
 
 
-def check(extents: Sequence[FileExtent], size: int, name: str) -> tuple[list[ByteSpan], bool]:
+def own_spans(extents: Sequence[FileExtent], size: int, name: str) -> tuple[list[ByteSpan], bool]:
     """(spans in the order of the file, whether it was written to) of a file of ``size`` bytes.
 
     Every whole block of it must lie somewhere, and be its alone.  Raises `UnsuitableFile`.
@@ -209,13 +209,13 @@ def _blocks(fd: int, name: str, *, swap: bool) -> Blocks:
         if not _flags(fd) & NOCOW:
             raise UnsuitableFile(f"{name} is copied on write.")
         # Before the chunks are asked for, what lies in none of them must be refused.
-        check(extents, status.st_size, name)
+        own_spans(extents, status.st_size, name)
         extents = translate(extents, read_chunks(fd), number)
     else:
         refuse_mapped(device, name)
         if kind == XFS and _is_realtime(fd):
             raise UnsuitableFile(f"{name} lies in a realtime section.")
-    spans, written = check(extents, status.st_size, name)
+    spans, written = own_spans(extents, status.st_size, name)
     return Blocks(device, tuple(spans), written)
 
 
