@@ -54,8 +54,8 @@ def test_where_it_is_possible() -> None:
     ("changes", "word"),
     [
         ({"program": False}, "systemd-sleep"),
-        ({"state": "freeze mem"}, "no hibernation of its own"),
-        ({"disk": "[disabled]"}, "no hibernation of its own"),
+        ({"state": "freeze mem"}, "itself offers no hibernation"),
+        ({"disk": "[disabled]"}, "itself offers no hibernation"),
         ({"command_line": parse("resume=/dev/sda3 noresume")}, "noresume"),
         ({"command_line": parse("resume=/dev/sda3 nohibernate")}, "nohibernate"),
         ({"command_line": parse("resume=/dev/sda3 hibernate=no")}, "hibernate=no"),
@@ -65,8 +65,8 @@ def test_where_it_is_possible() -> None:
         ({"resume": "254:7"}, "254:7, which boots resume from, is not in use"),
         # What kjumpd has put there is no sign that any boot looks there.
         ({"resume": "254:5\n", "recorded": "254:5"}, "resume="),
-        ({"anonymous": 4 * GIB}, "4096 MiB are free"),
-        ({"swaps": (swap(4 * GIB, 2 * GIB, "254:5"),)}, "2048 MiB are free"),
+        ({"anonymous": 4 * GIB}, "4096 MiB of swap are free"),
+        ({"swaps": (swap(4 * GIB, 2 * GIB, "254:5"),)}, "2048 MiB of swap are free"),
     ],
 )
 def test_where_it_is_not(changes: dict[str, object], word: str) -> None:

@@ -181,7 +181,7 @@ def test_the_choice_of_a_device() -> None:
     assert devices.device_named("/dev/vdb3", [DISK, other]) is other
     with pytest.raises(errors.NoTarget):
         devices.device_named("", [DISK])
-    with pytest.raises(errors.TargetMissing, match="not there"):
+    with pytest.raises(errors.TargetMissing, match="not found"):
         devices.device_named("/dev/vdc", [DISK])
     with pytest.raises(errors.TargetMissing, match="/dev/vda3 and /dev/vdb3"):
         devices.device_named("PARTLABEL=kjump image", [DISK, other])
@@ -241,6 +241,12 @@ def test_reading_this_machine_never_raises() -> None:
     assert found.release
     assert found.available > 0
     assert "NoTarget" in names(found)
+
+
+def test_a_swap_area_that_is_off_is_switched_on_and_not_wiped() -> None:
+    (reason,) = reasons(replace(READY, target=replace(DISK, signature="swap")))
+    assert reason.name == "TargetHoldsData"
+    assert "swapon /dev/vda3" in reason.todo and "wipefs" not in reason.sentence
 
 
 def test_another_machines_session_is_not_overwritten() -> None:

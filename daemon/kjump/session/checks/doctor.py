@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Every readiness check with its result: what ``kjumpctl doctor`` shows of the machine.
 
-Runs in the session, as root.  It judges what `kjump.session.checks.readiness` judges, with the same
-functions, and besides what may go wrong later: a target that may become too small, an initrd that
-is behind, another kernel at the next boot.  Nothing here changes the machine.
+Runs in the session, as root.  It shows the checks of `kjump.session.checks.readiness`, and adds
+what may go wrong later: a target that may become too small, an outdated initrd, another kernel at
+the next boot.  Nothing here changes the machine.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Finding:
     name: str
     state: str
     """`OK`; `WARNING`: works now, may not later; `FAILED`: hibernation is refused, or a session
-    would be lost; `SKIPPED`: could not be looked at."""
+    would be lost; `SKIPPED`: could not be checked."""
     sentence: str
     error: str = ""
-    """Name of the error, see `kjump.errors`; empty where there is none."""
+    """Name of the error, see `kjump.errors`; empty if there is none."""
     advice: str = ""
 
     def texts(self) -> tuple[str, str, str, str, str]:
@@ -63,7 +63,7 @@ def failed(name: str, error: KjumpError) -> Finding:
 
 
 def warning(name: str, error: KjumpError) -> Finding:
-    """The same where it stops nothing yet."""
+    """The same, if it does not prevent hibernation yet."""
     return Finding(name, WARNING, error.what, error.name, error.todo)
 
 
@@ -74,7 +74,7 @@ class Surroundings:
     largest_image: int = 0
     """Bytes that any image of this machine fits into."""
     helper: Mapping[str, Any] = field(default_factory=dict)
-    """What stands beside the helper's initrd; empty where nothing does."""
+    """The document beside the helper's initrd; empty if there is none."""
     helper_made: float = 0.0
     modules_made: float = 0.0
     """Seconds since 1970: when the helper's initrd and the running kernel's modules were made."""
@@ -85,9 +85,9 @@ class Surroundings:
     installed: tuple[str, ...] = ()
     """Releases of the kernels in /boot, oldest first."""
     configs: Mapping[str, str] = field(default_factory=dict)
-    """Configuration of each of them, as text; empty where it is not known."""
+    """Configuration of each of them, as text; empty if it is not known."""
     grub_default: str | None = None
-    """GRUB_DEFAULT; None where it is not set."""
+    """GRUB_DEFAULT; None if it is not set."""
     swaps: tuple[SwapArea, ...] = ()
     file_systems: tuple[FileSystem, ...] = ()
     """Those that are mounted."""
@@ -124,10 +124,10 @@ def room(facts: Facts, more: Surroundings) -> Finding:
     return warning(
         name,
         TargetTooSmall(
-            f"The target has {mib(capacity)}.  Where memory is full of what does not compress,"
+            f"The target has {mib(capacity)}.  If memory is full of data that does not compress,"
             f" {mib(more.largest_image)} are needed.",
-            advice="A larger target is always enough; one that is too small is noticed while"
-            " saving, and the session comes back.",
+            advice="Use a larger target to be safe.  If it turns out too small while saving, the"
+            " session comes back.",
         ),
     )
 
@@ -139,7 +139,7 @@ def helper_age(facts: Facts, more: Surroundings) -> Finding:
         return Finding(name, SKIPPED, "Not looked at: there is no helper.")
     version = str(more.helper.get("version", ""))
     if version and version != VERSION:
-        what = f"The helper's initrd is of kjump {version}, this is {VERSION}."
+        what = f"The helper's initrd is from kjump {version}, this is kjump {VERSION}."
         return failed(name, NoHelperInitrd(what))
     if more.helper_made and more.helper_made < more.modules_made:
         what = f"The modules of {facts.release} have changed since the helper's initrd was made."
@@ -147,12 +147,12 @@ def helper_age(facts: Facts, more: Surroundings) -> Finding:
     if version and bool(more.helper.get("plymouth")) != more.plymouth:
         what = f"The helper's initrd was made {'without' if more.plymouth else 'with'} Plymouth."
         return warning(name, NoHelperInitrd(what))
-    told = more.helper.get("displays")
-    foreign = sorted({*told} - {*more.displays}) if isinstance(told, list) else []
+    drives = more.helper.get("displays")
+    foreign = sorted({*drives} - {*more.displays}) if isinstance(drives, list) else []
     if foreign:
         what = (
-            f"The helper drives the display with {', '.join(foreign)}, which this session does"
-            " not: its screen may stay dark afterwards."
+            f"The helper drives the display with {', '.join(foreign)}, and this session does not:"
+            " its screen may stay dark afterwards."
         )
         return warning(name, NoHelperInitrd(what))
     return Finding(name, OK, f"The helper's initrd is kjump {VERSION}'s, made for {facts.release}.")
@@ -178,14 +178,14 @@ def next_boot(facts: Facts, more: Surroundings) -> Finding:
             WARNING,
             f"GRUB_DEFAULT={more.grub_default} chooses the kernel that boots next;"
             " it could not be checked.",
-            advice="See that it is one with kjump's boot initrd.",
+            advice="Make sure that its boot initrd contains kjump.",
         )
     if not more.installed:
         return Finding(
             name,
             WARNING,
             "No kernel was found in /boot.",
-            advice="See that the kernel that boots next has kjump's initrd.",
+            advice="Make sure that the boot initrd of the kernel that boots next contains kjump.",
         )
     release = more.installed[-1]
     config = more.configs.get(release, "")
@@ -204,7 +204,7 @@ def next_boot(facts: Facts, more: Surroundings) -> Finding:
 
 
 def swap(facts: Facts, more: Surroundings) -> Finding:
-    """What swap there is.  It stops nothing; who looks for it wants to know."""
+    """What swap there is.  Informational only."""
     total, free = (sum(getattr(a, k) for a in more.swaps) for k in ("size", "free"))
     words = f"{mib(total)} of swap, {mib(free)} free." if more.swaps else "None; none is needed."
     return Finding("swap", OK, words)
@@ -251,13 +251,13 @@ MORE: tuple[Callable[[Facts, Surroundings], Finding], ...] = (
 
 
 def examine(facts: Facts, more: Surroundings, reasons: Iterable[KjumpError] = ()) -> list[Finding]:
-    """All findings, in the order in which they are told: those of readiness first.
+    """All findings, in the order in which they are shown: those of readiness first.
 
-    ``reasons``: what CanHibernate would say; one that no check has found is a finding, too.
+    ``reasons``: what CanHibernate would answer; one that no check has found is a finding, too.
     """
     found = of_readiness(facts)
-    told = {finding.error for finding in found}
-    found += [failed("can-hibernate", reason) for reason in reasons if reason.name not in told]
+    known = {finding.error for finding in found}
+    found += [failed("can-hibernate", reason) for reason in reasons if reason.name not in known]
     return [*found, *(check(facts, more) for check in MORE)]
 
 
@@ -271,7 +271,7 @@ def worst(findings: Iterable[Finding]) -> str:
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """A JSON object in a file; empty where there is none."""
+    """A JSON object in a file; empty if there is none."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -280,7 +280,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
 
 
 def modified_at(path: Path) -> float:
-    """When a file was written: seconds since 1970; 0 where it is not there."""
+    """When a file was written: seconds since 1970; 0 if it does not exist."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -288,7 +288,7 @@ def modified_at(path: Path) -> float:
 
 
 def newer_modules(settings: Settings, release: str) -> Finding | None:
-    """The warning of `helper_age` alone: for who sees the modules, which kjumpd does not."""
+    """The warning of `helper_age` alone, for kjumpctl: kjumpd does not see the modules."""
     initrd = modified_at(settings.helper.initrd_of(release))
     found = helper_age(
         Facts(release=release),
@@ -302,7 +302,7 @@ def newer_modules(settings: Settings, release: str) -> Finding | None:
 def installed(boot: Path = BOOT, modules: Path = MODULES) -> list[str]:
     """Releases that have both a kernel in /boot and modules, oldest first.
 
-    kjumpd's sandbox hides the modules; then a kernel's configuration in /boot stands for them.
+    kjumpd's sandbox hides the modules; there a kernel's configuration in /boot is taken instead.
     """
     found = [kernel.name.removeprefix("vmlinuz-") for kernel in boot.glob("vmlinuz-*")]
     if os.access(modules, os.R_OK | os.X_OK):

@@ -48,10 +48,10 @@ class Facts:
     machine: str = "x86_64"
     release: str = ""
     lockdown: str = "none"
-    """The active mode of /sys/kernel/security/lockdown; "none" where there is no lockdown."""
+    """The active mode of /sys/kernel/security/lockdown; "none" if the kernel has no lockdown."""
     kexec_disabled: bool = False
     jump: KjumpError | None = None
-    """What the kernel said to a preserve-context load."""
+    """The kernel's answer to a preserve-context load: its refusal, or None."""
     snapshot_device: bool = True
     command_line: CommandLine = field(default_factory=CommandLine)
     foreign_image: bool = False
@@ -60,18 +60,18 @@ class Facts:
     target_session: str = ""
     """The other machine whose session is saved on the target; empty: none."""
     target_is_ours: bool = False
-    """Whether an image of ours is on the target: then its content is no one else's data."""
+    """Whether an image of ours is on the target: then its content is nobody else's data."""
     sizing: Sizing | KjumpError | None = None
     window: NoWindow | None = None
     """That no window was found a moment ago; None: one was, or nobody could look."""
     available: int = 0
-    """What could be had, caches reclaimed; bytes."""
+    """Bytes of memory that are free if caches are reclaimed."""
     boot: Mapping[str, Any] | None = None
-    """The document in boot.json, None where there is none."""
+    """The document in boot.json; None if there is none."""
     warm: bool = False
     """Whether a helper of ours is staged already: then it needs no memory, and is not foreign."""
     fingerprint: str = ""
-    """What boot.json must say for the boot initrd to be up to date."""
+    """The value in boot.json if the boot initrd is up to date."""
     cmdline_target: str = ""
     """``kjump.target=`` of the kernel command line; empty: it has none."""
     cmdline_target_matches: bool = False
@@ -112,7 +112,7 @@ def lockdown_mode(text: str) -> str:
 
 
 def read_text(path: str) -> str:
-    """A file's text, empty where it is not there or not ours to read."""
+    """A file's text; empty if it does not exist or we may not read it."""
     try:
         return Path(path).read_text(errors="replace")
     except OSError:
@@ -137,7 +137,7 @@ _jump_is_known = False
 
 
 def probe_jump() -> KjumpError | None:
-    """Ask the kernel once; that it can is not asked again, as that never changes.
+    """Ask the kernel, until it says yes: that never changes again.
 
     (Lockdown and the sysctl may be switched on later; they are read apart.)
     """
@@ -152,7 +152,7 @@ def probe_jump() -> KjumpError | None:
 
 
 def measure(settings: Settings, release: str) -> Sizing | KjumpError:
-    """What the helper needs, or why that is not known."""
+    """What the helper needs, or why that cannot be measured."""
 
     try:
         return size_helper(settings, release)
@@ -197,8 +197,8 @@ def look_for_window(size: int) -> NoWindow | None:
 
 
 class WindowLook:
-    """Looks for a window, and remembers the answer for some seconds: it takes up to a second where
-    there is none."""
+    """Looks for a window, and remembers the answer for some seconds: looking takes up to a second
+    if there is none."""
 
     def __init__(
         self,

@@ -60,14 +60,14 @@ def kexec_disabled(facts: Facts) -> KjumpError | None:
 
 
 def jump(facts: Facts) -> KjumpError | None:
-    """What the probe said, unless an earlier check says it better."""
+    """The answer of the probe, unless an earlier check explains it better."""
     if facts.kexec_disabled or facts.lockdown != "none":
         return facts.jump if isinstance(facts.jump, NoKexecJump) else None
     return facts.jump
 
 
 def snapshot_device(facts: Facts) -> KjumpError | None:
-    """The boot side restores through /dev/snapshot of the same kernel configuration."""
+    """The boot kernel, of the same configuration, restores through /dev/snapshot."""
     for word in hibernation_off(facts.command_line):
         return NoSnapshotDevice(f"The kernel was booted with {word}.")
     if facts.snapshot_device:
@@ -76,7 +76,7 @@ def snapshot_device(facts: Facts) -> KjumpError | None:
 
 
 def page_poison(facts: Facts) -> KjumpError | None:
-    """With poisoning, free pages have content that the kernel checks; we do not save them."""
+    """With poisoning, the kernel checks the content of free pages, and we do not save them."""
     if not facts.command_line.may_be_on("page_poison"):
         return None
     word = facts.command_line.all("page_poison")[-1]
@@ -84,10 +84,10 @@ def page_poison(facts: Facts) -> KjumpError | None:
 
 
 def foreign_image(facts: Facts) -> KjumpError | None:
-    """Somebody else's kexec image would be thrown away by ours."""
+    """Loading ours would throw away another program's kexec image."""
     if not facts.foreign_image or facts.warm:
         return None
-    return ForeignKexecImage("A kexec image is staged.")
+    return ForeignKexecImage("A kexec image is loaded.")
 
 
 def target_there(facts: Facts) -> KjumpError | None:
@@ -109,8 +109,7 @@ def target_size(facts: Facts) -> KjumpError | None:
     target, needed = facts.target, f"at least {mib(SMALLEST)} are needed."
     if target.kind == SWAP:
         return TargetTooSmall(
-            f"Of the swap on {target.file or target.path} {mib(target.capacity)} are free,"
-            f" {needed}",
+            f"The swap on {target.file or target.path} has {mib(target.capacity)} free, {needed}",
             advice="Add swap, or close programs that are swapped out.",
         )
     return TargetTooSmall(
@@ -123,11 +122,16 @@ def target_empty(facts: Facts) -> KjumpError | None:
     if isinstance(facts.target, KjumpError) or facts.target_is_ours:
         return None
     if facts.target_user is not None or not facts.target.signature or facts.target.kind == SWAP:
-        return None  # in use says it better; swap is to hold what the system puts there
+        return None  # "in use" explains it better; swap holds what the system puts there
     if facts.target.kind == FILE:
         return TargetHoldsData(
-            f"The target {facts.target.file} was written to by somebody.",
+            f"Something else was written to the target {facts.target.file}.",
             advice=ANOTHER_FILE,
+        )
+    if facts.target.signature == "swap":
+        return TargetHoldsData(
+            f"The target {facts.target.path} is a swap area that is switched off.",
+            advice=f"Switch it on with: swapon {facts.target.path}.  Or name another target.",
         )
     return TargetHoldsData(f"The target {facts.target.path} holds data ({facts.target.signature}).")
 
@@ -137,7 +141,7 @@ def target_session(facts: Facts) -> KjumpError | None:
     if isinstance(facts.target, KjumpError) or not facts.target_session:
         return None
     if facts.target.kind == SWAP:
-        return None  # it was lost when the swap was switched on
+        return None  # it was lost when that swap was switched on
     return TargetHoldsData(
         f"The target {facts.target.file or facts.target.path} holds the saved session of"
         f" {facts.target_session}.",
@@ -155,7 +159,7 @@ def boot_resume(facts: Facts) -> KjumpError | None:
     if facts.boot is None:
         return NoBootResume("The boot initrd was not built with kjump in it.")
     if facts.cmdline_target:
-        # It wins over what is in the initrd.
+        # It takes precedence over what is in the initrd.
         if facts.cmdline_target_matches:
             return None
         return NoBootResume(
@@ -172,8 +176,8 @@ def boot_resume(facts: Facts) -> KjumpError | None:
         )
     if facts.boot.get("config") != facts.fingerprint:
         file = facts.target.file if isinstance(facts.target, TargetDevice) else ""
-        where = f", or {file} was moved" if file else ""
-        return NoBootResume(f"The boot initrd was built with another configuration{where}.")
+        moved = f", or {file} was moved" if file else ""
+        return NoBootResume(f"The boot initrd was built with another configuration{moved}.")
     return None
 
 
@@ -314,7 +318,7 @@ def target_reasons(target: TargetDevice) -> list[KjumpError]:
 
 
 def availability(found: Iterable[KjumpError]) -> str:
-    """``yes``; ``na`` where this machine or kernel cannot; ``no`` where it cannot now."""
+    """``yes``; ``na`` if this machine or kernel cannot; ``no`` if it cannot now."""
     answers = {reason.availability for reason in found}
     if "na" in answers:
         return "na"

@@ -5,8 +5,8 @@ Runs in the session, in a unit of its own that kjumpd starts (``kjump-hooks@pre.
 ``@post``): hooks may do anything, and kjumpd.service may not.  systemd-hibernate.service no longer
 starts systemd-sleep, so the hooks that other packages put in ``/usr/lib/systemd/system-sleep`` are
 ours to run: all at once, with arguments ``pre|post hibernate`` and SYSTEMD_SLEEP_ACTION=hibernate,
-exit codes noted but not obeyed (systemd-sleep(8), src/shared/exec-util.c in v252).  Unlike there,
-the output is kept for the journal.  A hook that takes too long is killed with all it started.
+exit codes logged and otherwise ignored (systemd-sleep(8), src/shared/exec-util.c in v252).  Here
+the output goes to the journal, too.  A hook that takes too long is killed with all it started.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def run_all(
 
 
 _OURS = frozenset({"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "JOURNAL_STREAM"})
-"""What the service manager told us and a hook must not act on."""
+"""Variables of the service manager that are meant for us, not for a hook."""
 
 _Started = tuple[Path, "subprocess.Popen[bytes] | str", IO[bytes], float]
 
@@ -161,7 +161,7 @@ def log_results(when: str, results: Iterable[Result]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """What kjump-hooks@.service runs.  That a hook failed is told and no error."""
+    """What kjump-hooks@.service runs.  A hook that fails is logged; it is no error."""
     parser = argparse.ArgumentParser(description="Run the system-sleep hooks.")
     parser.add_argument("when", choices=("pre", "post"))
     when = parser.parse_args(arguments).when

@@ -56,7 +56,7 @@ class KernelHibernation:
     resume: str = "0:0"
     """Text of /sys/power/resume."""
     recorded: str = ""
-    """What kjumpd wrote there; empty: nothing."""
+    """What kjumpd wrote there, by its own record; empty: nothing."""
     swaps: tuple[SwapArea, ...] = ()
     """Those in use that are not in memory (zram)."""
     anonymous: int = 0
@@ -71,40 +71,40 @@ def resumed_from(facts: KernelHibernation) -> str:
 
     A boot whose initrd looks there (initramfs-tools, dracut and systemd alike write the number to
     /sys/power/resume) leaves the number in the kernel.  A ``resume=`` on the command line proves
-    less: it may name what is not there, or be read by nobody.
+    less: it may name a device that does not exist, or nothing may read it.
     """
     resume = facts.resume.strip()
     return "" if resume in ("", "0:0", facts.recorded.strip()) else resume
 
 
 def why_not(facts: KernelHibernation) -> str:
-    """Why the kernel's own hibernation is not to be tried, as a sentence; empty: it may be."""
+    """Why the kernel's own hibernation must not be tried, as a sentence; empty: it may be."""
     if not facts.program:
-        return f"{PROGRAM} is not there."
+        return f"{PROGRAM} does not exist."
     for word in kernel_resume_off(facts.command_line):
         return f"The kernel was booted with {word}."
     if "disk" not in facts.state.split() or facts.disk.split()[:1] == ["[disabled]"]:
-        return "The kernel offers no hibernation of its own."
+        return "The kernel itself offers no hibernation."
     if not facts.swaps:
         return "No swap is in use."
     device = resumed_from(facts)
     if not device:
-        return "No boot is known to resume from swap: this one did not look there (resume=)."
+        return "No boot is known to resume from swap: this one did not look for an image (resume=)."
     there = [swap for swap in facts.swaps if swap.device == device]
     if not there:
         return f"The swap on {device}, which boots resume from, is not in use."
     free = max(swap.free for swap in there)
     if facts.anonymous > free * THRESHOLD:
         return (
-            f"Of swap {free >> 20} MiB are free, and programs use {facts.anonymous >> 20} MiB of"
-            " memory."
+            f"Only {free >> 20} MiB of swap are free, and programs use {facts.anonymous >> 20} MiB"
+            " of memory."
         )
     return ""
 
 
 def is_reason(error: KjumpError) -> bool:
-    """Whether an error from before the jump is one that the kernel's own hibernation does not
-    share: not one of who asks, or when."""
+    """Whether the kernel's own hibernation could avoid an error from before the jump: one about the
+    machine, not about who asked or when."""
     return not isinstance(error, BadRequest | Busy | Inhibited | Interrupted | NotAuthorized)
 
 
@@ -114,7 +114,7 @@ class Decision:
 
     fall_back: bool
     why_not: str = ""
-    """As a sentence; empty where it is done, or not asked for."""
+    """As a sentence; empty if it is done, or was not asked for."""
 
 
 def decide(error: KjumpError, *, jumped: bool, fallback: str, facts: KernelHibernation) -> Decision:
@@ -157,7 +157,7 @@ def read_state() -> KernelHibernation:
 
 
 def offer(yes: bool, path: Path = OFFER) -> bool:
-    """Have logind offer hibernation, or not; whether that is a change.  Raises OSError."""
+    """Make logind offer hibernation, or not; returns whether that is a change.  Raises OSError."""
     if yes:
         try:
             path.unlink()
@@ -172,5 +172,5 @@ def offer(yes: bool, path: Path = OFFER) -> bool:
 
 
 def command() -> Sequence[str]:
-    """What hibernates in the kernel's own way, as systemd-hibernate.service has it."""
+    """The command for the kernel's own hibernation, as in systemd-hibernate.service."""
     return (str(PROGRAM), "hibernate")

@@ -4,8 +4,8 @@
 Runs in the session.  logind refuses to hibernate there unless the kernel knows a device to resume
 from (systemd 255 and later, hibernation_is_safe() of hibernate-util.c: "Not running on EFI and
 resume= is not set"), although with kjump's drop-ins it is kjump that hibernates and knows where to
-resume from.  So the kernel is told of a swap area that is in use.  The kernel looks for an image of
-its own there at once, and finds none: swap that holds one cannot be in use.
+resume from.  So kjumpd names a swap area that is in use to the kernel.  The kernel looks for an
+image of its own there at once and finds none: swap that holds one cannot be in use.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _text(device: int) -> str:
 def set_resume_device(
     target: TargetDevice | KjumpError, command_line: CommandLine
 ) -> tuple[str, int] | None:
-    """Name a swap area to the kernel where that is needed; which one.  Raises OSError."""
+    """Name a swap area to the kernel if that is needed; returns which one.  Raises OSError."""
     try:
         resume = (kernel_hibernation.POWER / "resume").read_text()
     except OSError:
@@ -84,7 +84,7 @@ def set_resume_device(
         now = 0
     if (resume.strip(), now) == (number, page):
         return None
-    # First, so that nobody ever takes the number for one that the boot initrd has named.
+    # Recorded first, so that the number is never taken for one that the boot initrd has named.
     kernel_hibernation.RESUME_DEVICE_RECORD.parent.mkdir(parents=True, exist_ok=True)
     kernel_hibernation.RESUME_DEVICE_RECORD.write_text(number)
     if page != now:

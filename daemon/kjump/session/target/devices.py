@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The target device: found by its name, described, and watched.
 
-Runs in the session.  What the configuration names is a partition, a file, or a swap area in use;
-which of them is found out.  Nothing here opens a device for writing, nor decides whether one may
-be overwritten; `kjump.session.checks.readiness` does.
+Runs in the session.  The configuration names a partition, a file, or a swap area in use; this
+module finds out which.  Nothing here opens a device for writing or decides whether it may be
+overwritten; `kjump.session.checks.readiness` decides.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TargetDevice:
     """Other paths of the same device (udev's DEVLINKS)."""
     signature: str = ""
     """What udev found on it: a file system's or partition table's type; empty: nothing.  Of a
-    file: not empty where it was written to through its file system."""
+    file: not empty if it was written to through its file system."""
     holders: tuple[str, ...] = ()
     """Devices stacked on it (dm, md)."""
     properties: dict[str, str] = field(default_factory=dict, compare=False)
@@ -58,10 +58,9 @@ class TargetDevice:
     locator: int | None = None
     """Byte offset of the target's first block on the device; None for a partition."""
     room: int = 0
-    """Bytes that the target has, where that is not the whole device: the file's, or those of free
-    swap."""
+    """Bytes of the target if it is not the whole device: the file's, or those of free swap."""
     blocks: files.Blocks | None = field(default=None, compare=False)
-    """Where the image file lies."""
+    """Where the image file is on its device."""
 
     @property
     def capacity(self) -> int:
@@ -77,7 +76,7 @@ class TargetDevice:
     @property
     def place(self) -> str:
         """What the boot initrd has to know besides the settings: where the first block of a file
-        lies.  Empty where the settings say it all."""
+        is.  Empty if the settings are enough."""
         if not self.file:
             return ""
         return f"{self.partuuid or self.path}:{self.locator}"
@@ -101,7 +100,7 @@ def device_named(spec: str, devices: Iterable[TargetDevice]) -> TargetDevice:
         raise NoTarget("No target is configured.")
     found = [device for device in devices if matches(spec, device)]
     if not found:
-        raise TargetMissing(f"The target {spec} is not there.")
+        raise TargetMissing(f"The target {spec} was not found.")
     if len(found) > 1:
         names = " and ".join(sorted(str(device.path) for device in found))
         raise TargetMissing(
@@ -194,17 +193,17 @@ def resolve(spec: str) -> TargetDevice:
 
 
 def _file(path: Path) -> TargetDevice:
-    """The target that is a file: where it lies, and whether it is swap."""
+    """The target that is a file: where it is on its device, and whether it is swap."""
     area = next((a for a in read_swaps() if a.is_file and _is_same(a.path, path)), None)
     blocks = files.blocks_of(path, swap=area is not None)
     device = next((d for d in list_devices() if _number(d) == blocks.device), None)
     if device is None:
-        raise TargetMissing(f"The device that {path} lies on is not told.")
+        raise TargetMissing(f"Cannot find out which device {path} is on.")
     found = replace(
         device,
         file=str(path),
         locator=blocks.first,
-        # What is on the device is not the target's.
+        # These belong to the device, not to the file.
         signature="",
         holders=(),
     )

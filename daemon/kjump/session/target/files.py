@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where the blocks of a file lie on its device, and whether an image may be written there.
+"""Where the blocks of a file are on its device, and whether an image may be written there.
 
-Runs in the session.  It only asks: FIEMAP of the file system, on btrfs the chunk tree besides, as
-its FIEMAP speaks of addresses that are the file system's own.  What cannot be told for sure is
-refused: a wrong answer would put the image over somebody's data.  Parsing is pure.
+Runs in the session; changes nothing except the flags of a file that setup makes.  The answer comes
+from FIEMAP, and on btrfs also from the chunk tree, because FIEMAP there gives addresses of the file
+system, not of the device.  Everything uncertain is refused: a wrong answer would put the image over
+somebody's data.  Parsing is pure.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ from kjump.session.target.fiemap import (
 
 EXT4, XFS, BTRFS = 0xEF53, 0x58465342, 0x9123683E
 NAMES = {EXT4: "ext4", XFS: "xfs", BTRFS: "btrfs"}
-"""statfs(2)'s f_type of the file systems whose FIEMAP tells where on one device a block lies."""
+"""statfs(2)'s f_type of the file systems whose FIEMAP gives the place of a block on one device."""
 
 REFUSED = {
-    UNKNOWN | DELALLOC: "has blocks without a place on the disk yet",
+    UNKNOWN | DELALLOC: "has blocks that have no place on the disk yet",
     ENCODED: "is compressed",
     ENCRYPTED: "is encrypted",
-    NOT_ALIGNED | INLINE | TAIL: "lies among other data",
+    NOT_ALIGNED | INLINE | TAIL: "is stored among other data",
     SHARED: "shares blocks with a copy or snapshot",
 }
 
@@ -82,7 +83,7 @@ class Blocks:
 def own_spans(extents: Sequence[FileExtent], size: int, name: str) -> tuple[list[ByteSpan], bool]:
     """(spans in the order of the file, whether it was written to) of a file of ``size`` bytes.
 
-    Every whole block of it must lie somewhere, and be its alone.  Raises `UnsuitableFile`.
+    Every whole block of it must have a place, and belong to it alone.  Raises `UnsuitableFile`.
     """
     end = size // BLOCK * BLOCK
     at = 0
@@ -98,7 +99,7 @@ def own_spans(extents: Sequence[FileExtent], size: int, name: str) -> tuple[list
             raise UnsuitableFile(f"{name} has holes.")
         length = min(extent.length, end - at)
         if extent.physical % BLOCK or length % BLOCK or extent.physical == 0:
-            raise UnsuitableFile(f"{name} does not lie in whole blocks of {BLOCK} bytes.")
+            raise UnsuitableFile(f"{name} is not stored in whole blocks of {BLOCK} bytes.")
         written = written or not extent.flags & UNWRITTEN
         if spans and spans[-1][0] + spans[-1][1] == extent.physical:
             spans[-1] = (spans[-1][0], spans[-1][1] + length)
@@ -176,7 +177,8 @@ def file_system(fd: int) -> int:
 
 
 def blocks_of(path: Path, *, swap: bool = False) -> Blocks:
-    """Where the file lies.  ``swap``: it is an active swap area, whose first block is asked for.
+    """Where the file is on its device.  ``swap``: it is an active swap area; only its first block
+    matters.
 
     Raises `TargetMissing`, `UnsuitableFile`, `TargetMapped`.
     """
@@ -187,7 +189,9 @@ def blocks_of(path: Path, *, swap: bool = False) -> Blocks:
     try:
         return _blocks(fd, str(path), swap=swap)
     except OSError as error:
-        raise UnsuitableFile(f"Where {path} lies cannot be told: {error.strerror}.") from error
+        raise UnsuitableFile(
+            f"Cannot determine where {path} is stored on disk: {error.strerror}."
+        ) from error
     finally:
         os.close(fd)
 
@@ -195,26 +199,28 @@ def blocks_of(path: Path, *, swap: bool = False) -> Blocks:
 def _blocks(fd: int, name: str, *, swap: bool) -> Blocks:
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
-        raise UnsuitableFile(f"{name} is no regular file.")
+        raise UnsuitableFile(f"{name} is not a regular file.")
     if not swap and (status.st_uid or status.st_mode & 0o077):
-        raise UnsuitableFile(f"{name} is not root's alone; memory is to lie in it.")
+        raise UnsuitableFile(
+            f"{name} must belong to root and be readable by nobody else: it will hold memory."
+        )
     kind = file_system(fd)
     if kind not in NAMES:
-        raise UnsuitableFile(f"{name} lies neither on ext4 nor xfs nor btrfs.")
+        raise UnsuitableFile(f"{name} is not on ext4, xfs or btrfs.")
     extents = fiemap(fd)
     device = status.st_dev
     if kind == BTRFS:
         number, device = device_of(fd)
         refuse_mapped(device, name)
         if not _flags(fd) & NOCOW:
-            raise UnsuitableFile(f"{name} is copied on write.")
-        # Before the chunks are asked for, what lies in none of them must be refused.
+            raise UnsuitableFile(f"{name} is a copy-on-write file.")
+        # Extents that are in no chunk must be refused before the chunks are read.
         own_spans(extents, status.st_size, name)
         extents = translate(extents, read_chunks(fd), number)
     else:
         refuse_mapped(device, name)
         if kind == XFS and _is_realtime(fd):
-            raise UnsuitableFile(f"{name} lies in a realtime section.")
+            raise UnsuitableFile(f"{name} is in a realtime section.")
     spans, written = own_spans(extents, status.st_size, name)
     return Blocks(device, tuple(spans), written)
 
