@@ -150,7 +150,7 @@ def from_udev(device: Any) -> TargetDevice:
         number=f"{os.major(number)}:{os.minor(number)}",
         partuuid=properties.get("ID_PART_ENTRY_UUID", properties.get("PARTUUID", "")),
         label=udev.decode(properties.get("ID_PART_ENTRY_NAME", properties.get("PARTNAME", ""))),
-        links=tuple(sorted(properties.get("DEVLINKS", "").split(" "))),
+        links=tuple(sorted(filter(None, properties.get("DEVLINKS", "").split(" ")))),
         signature=signature(properties),
         holders=holders,
         properties=properties,
