@@ -69,7 +69,7 @@ class Helper:
     warm: bool = False
     """Whether a helper is started ahead and rests until it is needed."""
     plymouth: bool = False
-    """Whether the helper's initrd gets Plymouth, where that is installed."""
+    """Whether the helper's initrd gets Plymouth, if that is installed."""
 
     def initrd_of(self, release: str) -> Path:
         """The helper initrd for a kernel release."""
@@ -93,7 +93,7 @@ class Session:
     hook_timeout: int = 30
     """Seconds the system-sleep hooks may take, each time."""
     fallback: str = KERNEL_HIBERNATION
-    """``stock`` or ``none``: what is done where a jump is not possible."""
+    """``stock`` or ``none``: what happens if a jump is not possible."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Resume:
     wait: int = 10
     """Seconds to wait for the target to appear at boot."""
     skip_wait: int = 1
-    """Seconds, at the least, in which Esc is heard before the session is resumed."""
+    """Seconds, at least, in which Esc is accepted before the session is resumed."""
 
 
 class Complaint(NamedTuple):
@@ -119,7 +119,7 @@ class Complaint(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings in force; ``warnings`` tells what was written but not used."""
+    """All settings in force; ``warnings`` names what was written but not used."""
 
     target: Target = field(default_factory=Target)
     helper: Helper = field(default_factory=Helper)
@@ -346,7 +346,7 @@ def fingerprint(settings: Settings, place: str = "") -> str:
 
     ``place``: where the first block of a target that is a file lies (device and byte offset); the
     boot initrd holds that, too.  Whoever builds the boot initrd keeps the sum in
-    ``/var/lib/kjump/boot.json``; where it differs from the running configuration's, the initrd
+    ``/var/lib/kjump/boot.json``; if it differs from the running configuration's, the initrd
     would look for another image.
     """
     return hashlib.sha256((dump(settings, BOOT_SECTIONS) + place).encode()).hexdigest()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The mark of a running operation: what a killed daemon still owes.
+"""The mark of a running operation: what a killed daemon leaves to clean up.
 
-Runs in the session.  The mark is a file in /run; it says which cycle is under way, and what has to
-be given back for it.
+Runs in the session.  The mark is a file in /run; it says which cycle is running, and what has to
+be undone for it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ class Mark:
     cycle: str
     target: str = ""
     hooks: bool = False
-    """Whether `pre` hooks were started and `post` is owed."""
+    """Whether `pre` hooks were started, so that `post` has to run."""
     kind: str = "cycle"
     """"cycle"; "warm" for a helper that gets warm or rests, "dry-run" for one that is only
     tried: no cycle is lost with those."""
     frozen: bool = False
-    """Whether the sessions of users were stopped and have to be let go on."""
+    """Whether the users' sessions were frozen and have to be thawed."""
 
 
 def write_mark(mark: Mark, path: Path = MARK) -> None:
-    """Note what is owed, atomically.  Raises OSError."""
+    """Record what has to be cleaned up, atomically.  Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write(path, json.dumps(mark.__dict__))
 
@@ -57,5 +57,5 @@ def read_mark(path: Path = MARK) -> Mark | None:
 
 
 def clear_mark(path: Path = MARK) -> None:
-    """Nothing is owed any more.  Raises OSError, not where there was no mark."""
+    """Nothing is left to clean up.  Raises OSError, but not if there was no mark."""
     path.unlink(missing_ok=True)

@@ -36,7 +36,7 @@ from kjump.settings import Settings
 def page_offset(path: Path = Path("/proc/kcore")) -> int:
     """Virtual address of physical 0 in the running kernel's direct map; KASLR moves it.
 
-    /proc/kcore tells both addresses of each range of RAM (fs/proc/kcore.c).  0: not told.
+    /proc/kcore shows both addresses of each range of RAM (fs/proc/kcore.c).  0: not known.
     """
     try:
         with path.open("rb") as file:

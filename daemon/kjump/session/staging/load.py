@@ -61,7 +61,7 @@ def vmcoreinfo_note() -> tuple[int, int]:
         address, size = Path("/sys/kernel/vmcoreinfo").read_text().split()
         return int(address, 16), int(size, 16)
     except (OSError, ValueError) as error:
-        raise StagingFailed("The kernel does not tell where VMCOREINFO lies.") from error
+        raise StagingFailed("The kernel does not show the address of VMCOREINFO.") from error
 
 
 class Staged:
@@ -86,9 +86,9 @@ class Staged:
         Raises `StagingFailed`.
         """
         if self._page.moved():
-            raise StagingFailed("The report page was moved while staging.", advice="Try again.")
+            raise StagingFailed("The report page moved while staging.", advice="Try again.")
         if not syscalls.kexec_loaded():
-            raise StagingFailed("Somebody unloaded the staged helper.", advice="Try again.")
+            raise StagingFailed("Another program unloaded the staged helper.", advice="Try again.")
 
     def jump(self) -> None:
         """Jump; returns when the session runs again, one way or the other.
@@ -147,8 +147,8 @@ def make_room(sizing: Sizing) -> reclaim.Reclaimed:
     room = reclaim.free_up(sizing.available_needed)
     if room.free < sizing.window_size:
         raise TooLittleMemory(
-            f"Staging the helper needs {sizing.window_size >> 20} MiB of free memory, and with all"
-            f" caches given up {room.free >> 20} MiB are free."
+            f"Staging the helper needs {sizing.window_size >> 20} MiB of free memory, and only"
+            f" {room.free >> 20} MiB are free with all caches dropped."
         )
     return room
 
@@ -162,7 +162,7 @@ def choose_window(sizing: Sizing, avoid: Sequence[Range]) -> windows.Window:
         likely = windows.sample_allocations(sample) if sample else []
     except OSError as error:
         likely = []  # staging may take seconds longer without
-        log.warning(f"where the kernel takes memory from was not found out: {error.strerror}")
+        log.warning(f"cannot find out where the kernel allocates from: {error.strerror}")
     return windows.choose(
         sizing.window_size,
         memory.iomem(),

@@ -4,7 +4,7 @@
 usage: python3 -m kjump.session.staging.memory_pressure BYTES
 
 A program of its own, started by `reclaim`: whatever drop_caches leaves because a process has it
-mapped goes only where an allocation wants the memory.  Ends when BYTES would be free, or when
+mapped is freed only if an allocation needs the memory.  Ends when BYTES would be free, or when
 little page cache is left.  If the kernel runs out of memory all the same, it kills this process,
 which marks itself as the first to go (proc_pid_oom_score_adj(5)), and no program of the user's.
 """

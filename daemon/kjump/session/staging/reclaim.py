@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Making room for the window: caches are given up before anything is staged.
+"""Making room for the window: caches are reclaimed before anything is staged.
 
 Runs in the session.  Staging allocates as much memory as the window is large.  The kernel would
-give up caches for that by itself, but page by page, and where it is short of them it may kill a
-program instead.  So they are reclaimed beforehand, no more than is missing, and what came of it
-is told.  Never swaps and never touches what is not a cache.
+reclaim caches for that by itself, but page by page, and if there are too few it may kill a program
+instead.  So they are reclaimed beforehand, no more than is missing, and the result is reported.
+Never swaps anything out, and frees nothing but caches.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def free_memory(meminfo: Mapping[str, int], zoneinfo: str = "") -> int:
 
 
 def read_zoneinfo(path: Path = Path("/proc/zoneinfo")) -> str:
-    """Empty where it may not be read: then MemFree alone counts."""
+    """Text of /proc/zoneinfo; empty if we may not read it: then MemFree alone counts."""
     try:
         return path.read_text()
     except OSError:
@@ -91,7 +91,7 @@ def control_groups(root: Path = GROUPS) -> list[Path]:
 
 
 def reclaim_from(group: Path, size: int) -> bool:
-    """Reclaim ``size`` bytes of a group's caches; whether it had so much.
+    """Reclaim ``size`` bytes of a group's caches; returns whether it had that many.
 
     swappiness=0 keeps what would have to be swapped.  A kernel that does not know the word yet
     ("mm: add swappiness= arg to memory.reclaim") refuses the whole, which is as well: without it
@@ -154,7 +154,7 @@ def free_up(need: int, means: ReclaimActions | None = None) -> Reclaimed:
     From the groups first, a step each in turn; then all at once, the page cache and, if that was
     not enough, the slab.  What is left then is mapped.  The groups gave of that, too; a kernel that
     has none (CONFIG_MEMCG), or does not know swappiness=, gives it up only under pressure, which is
-    put on it if it cannot swap instead.  Raises OSError where not even caches may be dropped.
+    put on it if it cannot swap instead.  Raises OSError if not even caches may be dropped.
     """
     do = means or ReclaimActions()
     before = free = do.free()

@@ -81,12 +81,11 @@ def last_immovable(flags: bytes | bytearray, mask: int = IMMOVABLE) -> int | Non
 
 
 def came_in(before: bytes | bytearray, now: bytes | bytearray, mask: int = RESTING) -> bool:
-    """Whether a page has a flag of ``mask`` now that it had not before.
+    """Whether a page has a flag of ``mask`` that it did not have before.
 
-    Both: flags of the window's pages.  Just after staging some are reserved already, and rightly:
-    where kexec_load happened to get a page of the window itself, that page becomes its own source
-    and lies where it belongs (kimage_alloc_page in kernel/kexec_core.c).  That is usual where
-    memory is full.
+    Both: flags of the window's pages.  Just after staging some are reserved, rightly: if kexec_load
+    happens to get a page of the window itself, that page becomes its own source and is in its
+    place already (kimage_alloc_page in kernel/kexec_core.c).  That is usual if memory is full.
     """
     if len(before) != len(now):
         raise ValueError("flags of another window")
@@ -104,7 +103,7 @@ def choose(
     """The best window of ``size`` bytes below 4 GiB without anything immovable.
 
     ``avoid``: physical ranges it must not touch.  ``likely``: for each 2 MiB of memory how many
-    pages the kernel is likely to give to whoever asks next; the best window has the fewest of
+    pages the kernel is likely to allocate next; the best window has the fewest of
     them, and is the highest of those.  Raises `NoWindow`.
     """
     wanted = size // ALIGNMENT
