@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,18 @@ def test_words_that_the_next_kernel_needs_as_well() -> None:
     # The decompressor's own words: it knows nothing of what is for init.
     assert "no5lvl" in kept("quiet -- no5lvl")
     assert "console=tty0" not in kept("quiet -- console=tty0")
+    # Nothing may hide the words of ours that follow.
+    for odd in ('console=tty"0 quiet', 'console="tty0 quiet', 'console="tty0 x"', "console="):
+        assert not any(word.startswith("console") for word in kept(odd)), odd
+    line = load.command_line(
+        replace(
+            Settings(), helper=replace(Settings().helper, console='tty0 tt"y', command_line='"x')
+        ),
+        'quiet console="a b',
+        core_header=1,
+        cell=0x2000,
+    )
+    assert parse(line).value("kjump.return") == "0x2000"
 
 
 def test_the_paging_mode_goes_with_the_command_line() -> None:

@@ -66,7 +66,9 @@ def words(running: str, *, consoles: Iterable[str] = (), cpus: int) -> list[str]
     ``consoles``: values for ``console=``; none: the running kernel's own.
     """
     found = cmdline.parse(running)
-    named = list(consoles) or [word.value for word in found.all("console") if word.value]
+    named = list(consoles) or [word.value or "" for word in found.all("console")]
+    # A quote would hide the words that follow it, and with them the way back.
+    named = [name for name in named if name and not set(name) & {*cmdline.BLANKS, '"'}]
     # The kernel's decompressor reads some of these by itself: it takes no quotes away, and what
     # follows "--" counts there.
     plain = running.split()
