@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kjump import errors
-from kjump.machine import memory, udev
+from kjump.machine import memory, syscalls, udev
 from kjump.machine.cmdline import parse
 from kjump.machine.memory import parse_meminfo
 from kjump.session.checks import facts, readiness
@@ -403,3 +403,13 @@ def test_the_facts_say_whether_there_is_a_window(monkeypatch: pytest.MonkeyPatch
     assert "NoWindow" in names(read_facts(Settings()))
     machine.found = None
     assert "NoWindow" not in names(read_facts(Settings()))
+
+
+def test_no_window_is_looked_for_while_an_image_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pages are in the way and go with it: what is remembered would be wrong afterwards."""
+    machine = Looks()
+    monkeypatch.setattr(facts, "_window_look", facts.WindowLook(machine.look))
+    monkeypatch.setattr(facts, "measure", lambda *_: sizing())
+    monkeypatch.setattr(syscalls, "kexec_loaded", lambda: True)
+    found = read_facts(Settings())
+    assert found.window is None and found.foreign_image and not machine.sizes

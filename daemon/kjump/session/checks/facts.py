@@ -249,6 +249,7 @@ def read_facts(settings: Settings) -> Facts:
     target = devices.resolve_or_error(settings.target.path)
     there = target if isinstance(target, TargetDevice) else None
     sizing = measure(settings, release)
+    loaded = syscalls.kexec_loaded()
     command_line = cmdline.read()
     cmdline_target = command_line.value(cmdline.TARGET) or ""
     return replace(
@@ -260,9 +261,10 @@ def read_facts(settings: Settings) -> Facts:
         jump=probe_jump() if is_x86_64 else None,
         snapshot_device=SNAPSHOT_DEVICE.exists(),
         command_line=command_line,
-        foreign_image=syscalls.kexec_loaded(),
+        foreign_image=loaded,
         sizing=sizing,
-        window=_window_look.find(settings, sizing),
+        # The pages of a loaded image are scattered over memory, and go when it is unloaded.
+        window=None if loaded else _window_look.find(settings, sizing),
         available=available_memory(read_meminfo(), reclaim.read_zoneinfo()),
         boot=boot_mark(),
         fingerprint=configuration.fingerprint(settings, there.place if there else ""),
