@@ -228,9 +228,9 @@ def test_homes_are_locked_if_somebody_does_that(others: Others, connection: Any)
 def test_who_inhibits_sleep(others: Others, connection: Any) -> None:
     player = Inhibitor("sleep", "a player", "music", "block", 1000, 7)
     loop = GLib.MainLoop()
-    answers: list[list[Inhibitor]] = []
+    answers: list[Any] = []
 
-    def done(found: list[Inhibitor]) -> None:
+    def done(found: Any) -> None:
         answers.append(found)
         loop.quit()
 

@@ -70,7 +70,7 @@ def journal_fields(event: Mapping[str, Any]) -> dict[str, str]:
 
 
 class _Journal:
-    """A structlog logger whose lines are fields for the journal; to stderr if that fails."""
+    """A structlog logger whose lines are fields for the journal; to stderr where it fails."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -97,7 +97,7 @@ def _render_plain(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> 
 
 
 def set_up(*, debug: bool = False) -> None:
-    """Send lines to the journal if systemd connected stderr to it, else to stderr."""
+    """Choose where lines go: the journal where systemd connected stderr to it, else stderr."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The mark of a running operation: what a killed daemon leaves to clean up.
+"""The mark of a running operation: what a killed daemon still owes.
 
-Runs in the session.  The mark is a file in /run; it says which cycle is running, and what has to
-be undone for it.
+Runs in the session.  It never decides what to do about a mark.
+
+``/run/kjump/staged`` exists from before staging until after unloading and `post` hooks, and as long
+as a warm helper rests.  If a daemon finds it at its start, an earlier one was killed meanwhile.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kjump import atomic
@@ -18,23 +20,22 @@ MARK = Path("/run/kjump/staged")
 
 @dataclass(frozen=True)
 class Mark:
-    """What an interrupted cycle leaves to clean up."""
+    """What an interrupted operation leaves to clean up."""
 
     cycle: str
     target: str = ""
     hooks: bool = False
-    """Whether `pre` hooks were started, so that `post` has to run."""
+    """Whether `pre` hooks were started and `post` is owed."""
     kind: str = "cycle"
-    """"cycle"; "warm" for a helper that gets warm or rests, "dry-run" for one that is only
-    tried: no cycle is lost with those."""
+    """"cycle", "warm-up" (also while the helper rests) or "dry-run": only cycles have a history."""
     frozen: bool = False
-    """Whether the users' sessions were frozen and have to be thawed."""
+    """Whether the sessions of users were stopped and have to be let go on."""
 
 
 def write_mark(mark: Mark, path: Path = MARK) -> None:
-    """Record what has to be cleaned up, atomically.  Raises OSError."""
+    """Note what is owed, atomically.  Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write(path, json.dumps(mark.__dict__))
+    atomic.write(path, json.dumps(asdict(mark)))
 
 
 def read_mark(path: Path = MARK) -> Mark | None:
@@ -57,5 +58,5 @@ def read_mark(path: Path = MARK) -> Mark | None:
 
 
 def clear_mark(path: Path = MARK) -> None:
-    """Nothing is left to clean up.  Raises OSError, but not if there was no mark."""
+    """Nothing is owed any more.  Raises OSError, but not if there was no mark."""
     path.unlink(missing_ok=True)

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What happened: all cycles in a file, and the mark of the cycle that runs.
+"""What happened: the reports of all cycles, in a file.
 
-Runs in the session.  It never decides anything about a cycle, and never raises into one: what
-cannot be kept is logged by the caller, the cycle goes on.
+Runs in the session, in the daemon and in kjumpctl.  It never decides anything about a cycle; if a
+report cannot be written, the caller logs that and the cycle goes on.
 
 ``/var/lib/kjump/history.jsonl`` holds one report a line, oldest first, the last `KEEP` of them.
-``/run/kjump/staged`` exists from before staging until after unloading and `post` hooks, and as long
-as a warm helper rests; where a daemon finds it at its start, an earlier one was killed meanwhile.
 """
 
 from __future__ import annotations
@@ -77,9 +75,10 @@ class History:
             return False
 
     def _trim(self) -> None:
-        """Keep the last `keep` lines; rewritten beside the file and renamed, now and then."""
+        """Keep the last `keep` lines; the file is only rewritten now and then."""
         with self.path.open("rb") as stream:
             lines = stream.readlines()
         if len(lines) <= self.keep + self.keep // 4:
             return
-        atomic.write(self.path, b"".join(lines[-self.keep :]))
+        with atomic.replacing(self.path) as out:
+            out.writelines(lines[-self.keep :])

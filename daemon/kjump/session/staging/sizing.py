@@ -72,7 +72,7 @@ def find_kernel(settings: Settings, release: str) -> Path:
 
 
 def unpacked_size(initrd: Path) -> int:
-    """Bytes the unpacked initrd takes: recorded beside it (``.json``), else four times its size."""
+    """Bytes the initrd takes unpacked: told beside it (``.json``), else four times its size."""
     try:
         facts = json.loads(initrd.with_suffix(".json").read_text())
         return int(facts["unpacked"])
@@ -81,7 +81,7 @@ def unpacked_size(initrd: Path) -> int:
 
 
 def splash_size(initrd: Path) -> int:
-    """Bytes that a splash screen takes while it runs: recorded beside the initrd, else 0."""
+    """Bytes that a splash screen takes while it runs, told beside the initrd; else it has none."""
     try:
         return int(json.loads(initrd.with_suffix(".json").read_text())["splash"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -99,7 +99,7 @@ def window_parts(
     """What the window has to hold, in bytes: the helper's memory at its fullest.
 
     The packed initrd is free memory again once it is unpacked, before the programs in it run; so
-    it counts only if it is larger than what those take.  ``memory_size``: the session's RAM.
+    it counts only where it is larger than what those take.  ``memory_size``: the session's RAM.
     What is not computed was measured: see docs/window.md.
     """
     return {
