@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +90,22 @@ def test_free_pages_are_zero_where_the_kernel_trusts_them_to_be(
 def test_every_spelling_of_yes_that_some_kernel_reads(word: str) -> None:
     words = parse(f"BOOT_IMAGE=/x root=/dev/sda2 {word} quiet")
     assert describe.free_pages_policy(words, "CONFIG_HIBERNATION=y\n") == "zero"
+
+
+def test_where_the_kernels_configuration_is(tmp_path: Path) -> None:
+    assert describe.kernel_config("6.1", tmp_path) == ""
+    for text, name in (
+        ("modules", "usr/lib/modules/6.1/config"),
+        ("boot", "boot/config-6.1"),
+        ("kernel", "proc/config.gz"),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+        assert describe.kernel_config("6.1", tmp_path) == text
+    for torn in (b"", b"no gzip", gzip.compress(b"kernel")[:-9]):
+        path.write_bytes(torn)
+        assert describe.kernel_config("6.1", tmp_path) == "boot"
 
 
 def test_words_that_the_next_kernel_needs_as_well() -> None:

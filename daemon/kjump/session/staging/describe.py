@@ -11,6 +11,7 @@ import os
 import socket
 import time
 import uuid
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,16 +68,20 @@ def free_pages_policy(words: CommandLine, config: str) -> str:
     return "zero" if words.may_be_on("init_on_free", default=default) else "skip"
 
 
-def kernel_config(release: str) -> str:
-    """The running kernel's configuration, or the empty string if it is nowhere to be read."""
+def kernel_config(release: str, root: Path = Path("/")) -> str:
+    """The running kernel's configuration; empty if it cannot be read anywhere."""
     try:
-        return gzip.decompress(Path("/proc/config.gz").read_bytes()).decode()
-    except OSError:
+        packed = (root / "proc/config.gz").read_bytes()
+        if text := gzip.decompress(packed).decode(errors="replace"):
+            return text
+    except (OSError, EOFError, zlib.error):
         pass
-    try:
-        return Path(f"/boot/config-{release}").read_text()
-    except OSError:
-        return ""
+    for name in (f"boot/config-{release}", f"usr/lib/modules/{release}/config"):
+        try:
+            return (root / name).read_text(errors="replace")
+        except OSError:
+            continue
+    return ""
 
 
 def deadline(settings: Settings, ram: Sequence[Sequence[int]]) -> int:
