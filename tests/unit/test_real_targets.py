@@ -80,8 +80,7 @@ def test_flags_of_a_file(image: Path) -> None:
             image.open("r+b")
     finally:
         with image.open("rb") as file:
-            plain = files._flags(file.fileno()) & ~files.IMMUTABLE
-            fcntl.ioctl(file.fileno(), files.SET_FLAGS, struct.pack("<Q", plain))
+            files.clear_flags(file.fileno(), files.IMMUTABLE)
     with image.open("r+b"):
         pass
 

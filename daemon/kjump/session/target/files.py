@@ -177,8 +177,7 @@ def file_system(fd: int) -> int:
 
 
 def blocks_of(path: Path, *, swap: bool = False) -> Blocks:
-    """Where the file is on its device.  ``swap``: it is an active swap area; only its first block
-    matters.
+    """Where the file lies.  ``swap``: it is an active swap area, whose first block is asked for.
 
     Raises `TargetMissing`, `UnsuitableFile`, `TargetMapped`.
     """
@@ -187,13 +186,19 @@ def blocks_of(path: Path, *, swap: bool = False) -> Blocks:
     except OSError as error:
         raise TargetMissing(f"The target {path} cannot be opened: {error.strerror}.") from error
     try:
-        return _blocks(fd, str(path), swap=swap)
-    except OSError as error:
-        raise UnsuitableFile(
-            f"Cannot determine where {path} is stored on disk: {error.strerror}."
-        ) from error
+        return blocks_of_open(fd, str(path), swap=swap)
     finally:
         os.close(fd)
+
+
+def blocks_of_open(fd: int, name: str, *, swap: bool = False) -> Blocks:
+    """The same of an open file.  Raises `UnsuitableFile`, `TargetMapped`."""
+    try:
+        return _blocks(fd, name, swap=swap)
+    except OSError as error:
+        raise UnsuitableFile(
+            f"Cannot determine where {name} is stored on disk: {error.strerror}."
+        ) from error
 
 
 def _blocks(fd: int, name: str, *, swap: bool) -> Blocks:
@@ -234,6 +239,11 @@ def _flags(fd: int) -> int:
 def set_flags(fd: int, flags: int) -> None:
     """Add inode flags (chattr(1)) to an open file.  Raises OSError."""
     fcntl.ioctl(fd, SET_FLAGS, struct.pack("<Q", _flags(fd) | flags))
+
+
+def clear_flags(fd: int, flags: int) -> None:
+    """Take inode flags away from an open file.  Raises OSError."""
+    fcntl.ioctl(fd, SET_FLAGS, struct.pack("<Q", _flags(fd) & ~flags))
 
 
 def _is_realtime(fd: int) -> bool:
