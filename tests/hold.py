@@ -10,7 +10,8 @@ import mmap
 import sys
 import time
 
-from kjump.session.checks.facts import available_memory, read_text
+from kjump.machine.memory import read_meminfo
+from kjump.session.checks.facts import available_memory
 from kjump.session.staging.memory_pressure import POPULATE_WRITE
 from kjump.session.staging.reclaim import read_zoneinfo
 
@@ -19,7 +20,7 @@ MIB = 1 << 20
 
 def main(left: int) -> None:
     held = []
-    while available_memory(read_text("/proc/meminfo"), read_zoneinfo()) > left * MIB:
+    while available_memory(read_meminfo(), read_zoneinfo()) > left * MIB:
         held.append(mmap.mmap(-1, MIB // 2, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         held[-1].madvise(POPULATE_WRITE)
     print("held", flush=True)

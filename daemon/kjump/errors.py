@@ -2,12 +2,12 @@
 """Every way a cycle can fail, in one table.
 
 Runs in all three kernels, so it imports nothing.  Each error has a name (the last part of its
-D-Bus name ``org.kjump1.Error.<name>``), an exit code, and a sentence that tells a person what
-to do.  ``availability`` says what ``CanHibernate`` answers where the error is a readiness
-reason: ``na`` (this machine or kernel cannot), ``no`` (not now).
+D-Bus name ``org.kjump1.Error.<name>``), an exit code, and a sentence that says what to do.
+``availability`` is what ``CanHibernate`` answers if the error is a readiness reason: ``na`` (this
+machine or kernel cannot), ``no`` (not now).
 
 Errors travel between kernels as ``error`` (the name), ``what`` and ``todo`` in a report;
-`from_report` makes the same exception of them again.
+`from_report` makes the same exception again.
 """
 
 from __future__ import annotations
@@ -90,12 +90,12 @@ class Busy(KjumpError):
 
 class Interrupted(KjumpError):
     exit_code = 6
-    advice = "Nothing is left staged; ask again."
+    advice = "Nothing is left staged; try again."
 
 
 class Cancelled(KjumpError):
     exit_code = 7
-    advice = "Nothing is lost, and the session goes on; ask again at any time."
+    advice = "Nothing is lost and the session continues; try again at any time."
 
 
 class BadRequest(KjumpError):
@@ -110,7 +110,9 @@ class BadConfiguration(KjumpError):
 
 class Inhibited(KjumpError):
     exit_code = 8
-    advice = "Wait for its end; an administrator can do without: --ignore-inhibitors."
+    advice = (
+        "Wait until that program ends, or override it as administrator with --ignore-inhibitors."
+    )
 
 
 # -- readiness: this kernel or machine cannot -------------------------------------------------
@@ -131,13 +133,18 @@ class NoKexecJump(KjumpError):
 class Lockdown(KjumpError):
     exit_code = 22
     availability = "na"
-    advice = "Kernel lockdown (usually secure boot) forbids kexec; it has to be off for kjump."
+    advice = (
+        "Kernel lockdown, which usually comes with Secure Boot, forbids kexec; kjump needs it off."
+    )
 
 
 class KexecDisabled(KjumpError):
     exit_code = 23
     availability = "na"
-    advice = "The sysctl kernel.kexec_load_disabled is 1 until the next boot; remove what sets it."
+    advice = (
+        "The sysctl kernel.kexec_load_disabled stays 1 until the next boot; remove what sets it,"
+        " and restart."
+    )
 
 
 class NoSnapshotDevice(KjumpError):
@@ -152,13 +159,13 @@ class NoSnapshotDevice(KjumpError):
 class PagePoison(KjumpError):
     exit_code = 25
     availability = "na"
-    advice = "Remove page_poison from the kernel command line."
+    advice = "Remove page_poison from the kernel command line, and restart."
 
 
 class NotPrivileged(KjumpError):
     exit_code = 26
     availability = "na"
-    advice = "Look for what takes it away: systemctl cat kjumpd.service."
+    advice = "Find out what takes the capability away: systemctl cat kjumpd.service."
 
 
 # -- readiness: not now ------------------------------------------------------------------------
@@ -174,12 +181,12 @@ class NoTarget(KjumpError):
 
 class TargetMissing(KjumpError):
     exit_code = 31
-    advice = "Attach the device, or name another in /etc/kjump/kjump.conf."
+    advice = "Attach the device, or name another target in /etc/kjump/kjump.conf."
 
 
 class TargetInUse(KjumpError):
     exit_code = 32
-    advice = "Unmount it (or swapoff), or name another target; the image overwrites it."
+    advice = "Unmount it, or name another target; an image overwrites everything on it."
 
 
 class TargetTooSmall(KjumpError):
@@ -189,7 +196,10 @@ class TargetTooSmall(KjumpError):
 
 class TargetHoldsData(KjumpError):
     exit_code = 34
-    advice = "If it may be overwritten, clear it with wipefs --all DEVICE."
+    advice = (
+        "Name another target, or, if you need nothing that is on it, clear it with: wipefs --all"
+        " DEVICE."
+    )
 
 
 class NoHelperKernel(KjumpError):
@@ -209,12 +219,12 @@ class TooLittleMemory(KjumpError):
 
 class NoWindow(KjumpError):
     exit_code = 38
-    advice = "Free memory is too scattered among the kernel's own; a restart helps."
+    advice = "The kernel's own memory is scattered too widely; restart the machine."
 
 
 class ForeignKexecImage(KjumpError):
     exit_code = 39
-    advice = "Another kexec image is loaded; unload it with: kexec -u."
+    advice = "Another program has loaded it; unload it with: kexec -u."
 
 
 class NoBootResume(KjumpError):
@@ -225,21 +235,21 @@ class NoBootResume(KjumpError):
 class TargetMapped(KjumpError):
     exit_code = 41
     advice = (
-        "Helper and boot initrd cannot open it; name a target on a plain partition, see"
+        "The helper and the boot initrd cannot open it; name a target on a plain partition, see"
         " kjump.conf(5)."
     )
 
 
 class UnsuitableFile(KjumpError):
     exit_code = 42
-    advice = "Make one that is suitable with: kjumpctl setup --file PATH."
+    advice = "Make a suitable file with: kjumpctl setup --file PATH."
 
 
 class NoWarmHelper(KjumpError):
     exit_code = 48
     advice = (
-        "Use a helper kernel with CONFIG_KEXEC_JUMP=y ([Helper] Kernel=), or do without a warm"
-        " helper ([Helper] Warm=no)."
+        "Use a helper kernel with CONFIG_KEXEC_JUMP=y ([Helper] Kernel=), or set Warm=no in"
+        " [Helper]."
     )
 
 
@@ -262,7 +272,10 @@ class StagingFailed(KjumpError):
 
 class JumpFailed(KjumpError):
     exit_code = 51
-    advice = "The kernel refused to suspend its devices; see the kernel log (dmesg)."
+    advice = (
+        "See the kernel log (dmesg) for the process that did not freeze, or the device that did not"
+        " suspend."
+    )
 
 
 class HelperSilent(KjumpError):
@@ -277,7 +290,9 @@ class DamagedHandoff(KjumpError):
 
 class WrongHandoffVersion(KjumpError):
     exit_code = 54
-    advice = "Session and helper initrd are of different kjump versions: kjumpctl update-initrd."
+    advice = (
+        "The session and the helper initrd have different versions; run: kjumpctl update-initrd."
+    )
 
 
 class TargetWriteFailed(KjumpError):
@@ -287,7 +302,7 @@ class TargetWriteFailed(KjumpError):
 
 class HelperDeadline(KjumpError):
     exit_code = 56
-    advice = "The target is slower than [Helper] DeadlineSec allows."
+    advice = "The target is too slow for [Helper] DeadlineSec=; raise it, or use a faster target."
 
 
 class MemoryUnreadable(KjumpError):
@@ -301,14 +316,15 @@ class HelperFailed(KjumpError):
 class HelperHung(KjumpError):
     exit_code = 80
     advice = (
-        "Check the device (smartctl, kernel log); if it only is slow, raise [Helper] WatchdogSec=."
+        "Check the device (smartctl, kernel log); if it is only slow, raise [Helper] WatchdogSec=."
     )
 
 
 class WrongTarget(KjumpError):
     exit_code = 59
     advice = (
-        "The device found in the helper is not the one the session prepared; nothing was written."
+        "The helper found another device than the one that the session prepared; nothing was"
+        " written."
     )
 
 
@@ -327,17 +343,17 @@ class ImageIncomplete(KjumpError):
 
 class ImageDamaged(KjumpError):
     exit_code = 62
-    advice = "The target returned other bytes than were written; check the device."
+    advice = "The target did not return what was written to it; check the device."
 
 
 class ImageVersion(KjumpError):
     exit_code = 63
-    advice = "It was written by another version of kjump; boot with that one."
+    advice = "Another version of kjump wrote it; boot with that version."
 
 
 class ImageSpent(KjumpError):
     exit_code = 64
-    advice = "An image is used at most once."
+    advice = "An image can be used only once."
 
 
 class OtherMachine(KjumpError):
@@ -347,7 +363,7 @@ class OtherMachine(KjumpError):
 
 class MemoryMapChanged(KjumpError):
     exit_code = 66
-    advice = "Firmware settings or memory modules changed since; that session cannot be resumed."
+    advice = "Firmware settings or memory modules have changed; that session cannot be resumed."
 
 
 class PagingModeDiffers(KjumpError):
@@ -357,7 +373,7 @@ class PagingModeDiffers(KjumpError):
 
 class FileSystemChanged(KjumpError):
     exit_code = 68
-    advice = "It was mounted by another system since; resuming would destroy it."
+    advice = "Another system has mounted it since; resuming would destroy it."
 
 
 class RestoreFailed(KjumpError):
@@ -371,12 +387,15 @@ class RestoreNoMemory(KjumpError):
 
 class ResumeSkipped(KjumpError):
     exit_code = 73
-    advice = "The boot was told not to resume (by kjump.noresume, or with a key)."
+    advice = "This boot was asked not to resume, with kjump.noresume or with a key."
 
 
 class ExportFailed(KjumpError):
     exit_code = 74
-    advice = "Nothing is left of the file; name one on a file system with room, that holds holes."
+    advice = (
+        "The partial file was removed. Choose a file system with enough space that supports sparse"
+        " files."
+    )
 
 
 def table() -> dict[str, type[KjumpError]]:

@@ -22,10 +22,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kjump.machine import udev
+
 MAIN = Path("etc/kjump/kjump.conf")
 DROP_INS = (Path("usr/lib/kjump/kjump.conf.d"), Path("etc/kjump/kjump.conf.d"))
 """Least important first; below the root directory."""
-STOCK, NONE = "stock", "none"
+KERNEL_HIBERNATION, NONE = "stock", "none"
 """``Fallback=``: the kernel's own hibernation, or nothing."""
 HELPER_INITRD = "/var/lib/kjump/helper-{release}.img"
 
@@ -35,8 +37,13 @@ class Target:
     """``[Target]``: where the image goes."""
 
     path: str = ""
-    """``PARTUUID=...``, ``PARTLABEL=...``, ``UUID=...``, ``LABEL=...`` or the absolute path of a
-    device or a file; empty: none."""
+    """``PARTUUID=...``, ``PARTLABEL=...``, ``UUID=...``, ``LABEL=...``, ``ID=...`` or the absolute
+    path of a device or a file; empty: none."""
+
+    @property
+    def names_a_file(self) -> bool:
+        """Whether it is the path of a file, and not a device."""
+        return udev.names_a_file(self.path)
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class Helper:
     warm: bool = False
     """Whether a helper is started ahead and rests until it is needed."""
     plymouth: bool = False
-    """Whether the helper's initrd gets Plymouth, where that is installed."""
+    """Whether the helper's initrd gets Plymouth, if that is installed."""
 
     def initrd_of(self, release: str) -> Path:
         """The helper initrd for a kernel release."""
@@ -85,8 +92,8 @@ class Session:
 
     hook_timeout: int = 30
     """Seconds the system-sleep hooks may take, each time."""
-    fallback: str = STOCK
-    """``stock`` or ``none``: what is done where a jump is not possible."""
+    fallback: str = KERNEL_HIBERNATION
+    """``stock`` or ``none``: what happens if a jump is not possible."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ class Resume:
     wait: int = 10
     """Seconds to wait for the target to appear at boot."""
     skip_wait: int = 1
-    """Seconds, at the least, in which Esc is heard before the session is resumed."""
+    """Seconds, at least, in which Esc is accepted before the session is resumed."""
 
 
 class Complaint(NamedTuple):
@@ -112,7 +119,7 @@ class Complaint(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings in force; ``warnings`` tells what was written but not used."""
+    """All settings in force; ``warnings`` names what was written but not used."""
 
     target: Target = field(default_factory=Target)
     helper: Helper = field(default_factory=Helper)
@@ -147,13 +154,16 @@ def _seconds(low: int, high: int) -> Callable[[str], int]:
 
 def _target(text: str) -> str:
     kind, equals, value = text.partition("=")
-    if equals and kind in ("PARTUUID", "PARTLABEL", "UUID", "LABEL"):
+    if equals and kind in udev.FOLDERS:
         if not value:
             raise ValueError(f"{kind}= needs a value")
+        if not udev.paths(text):
+            raise ValueError(f"no device can have that name: {text!r}")
         return text
     if text.startswith("/") and ".." not in text.split("/"):
         return text
-    raise ValueError(f"not PARTUUID=, PARTLABEL=, UUID=, LABEL= or an absolute path: {text!r}")
+    kinds = ", ".join(f"{name}=" for name in udev.FOLDERS)
+    raise ValueError(f"not {kinds} or an absolute path: {text!r}")
 
 
 def _file(text: str) -> str:
@@ -210,7 +220,7 @@ KEYS = (
     Key("Image", "Compression", "compression", _one_of("auto", "zstd", "lz4", "none")),
     Key("Image", "CompressionLevel", "compression_level", _whole(1, 19)),
     Key("Session", "HookTimeoutSec", "hook_timeout", _seconds(1, 3600)),
-    Key("Session", "Fallback", "fallback", _one_of(STOCK, NONE)),
+    Key("Session", "Fallback", "fallback", _one_of(KERNEL_HIBERNATION, NONE)),
     Key("Resume", "WaitSec", "wait", _seconds(0, 3600)),
     Key("Resume", "SkipWaitSec", "skip_wait", _seconds(0, 60)),
 )
@@ -336,7 +346,7 @@ def fingerprint(settings: Settings, place: str = "") -> str:
 
     ``place``: where the first block of a target that is a file lies (device and byte offset); the
     boot initrd holds that, too.  Whoever builds the boot initrd keeps the sum in
-    ``/var/lib/kjump/boot.json``; where it differs from the running configuration's, the initrd
+    ``/var/lib/kjump/boot.json``; if it differs from the running configuration's, the initrd
     would look for another image.
     """
     return hashlib.sha256((dump(settings, BOOT_SECTIONS) + place).encode()).hexdigest()

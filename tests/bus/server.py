@@ -46,8 +46,9 @@ from kjump.session.service.manager import Manager
 from kjump.session.service.notify import ServiceManager
 from kjump.session.systemd import kernel_hibernation
 from kjump.session.systemd.hooks import Result
-from kjump.session.systemd.kernel_hibernation import KernelHibernation, Swap
+from kjump.session.systemd.kernel_hibernation import KernelHibernation
 from kjump.session.systemd.systemd_bus import Inhibitor
+from kjump.session.target.swaps import SwapArea
 from kjump.settings import Settings, parse
 from tests.unit.test_readiness import DISK, READY
 
@@ -155,7 +156,8 @@ class World:
         return []
 
     def kernel_hibernation(self) -> KernelHibernation:
-        swaps = (Swap(1 << 30, 0, "8:1"),) if self.has("kernel-hibernation") else ()
+        area = SwapArea(Path("/dev/sda1"), False, 1 << 30, 0, "8:1")
+        swaps = (area,) if self.has("kernel-hibernation") else ()
         return KernelHibernation(resume="8:1", swaps=swaps)
 
     def offer(self, possible: bool, settings: Settings) -> bool:

@@ -242,7 +242,7 @@ self.EmitSignal('{systemd_bus.MANAGER}', 'JobRemoved', 'uoss',
 def test_a_unit_is_started_and_its_job_waited_for(
     systemd: Client, address: str, result: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hooks, "find", lambda: [Path("/usr/lib/systemd/system-sleep/x")])
+    monkeypatch.setattr(hooks, "find_hooks", lambda: [Path("/usr/lib/systemd/system-sleep/x")])
     once = """
 if getattr(self, 'subscribed', False):
     raise dbus.exceptions.DBusException('Client is already subscribed.',
@@ -279,7 +279,7 @@ def test_a_job_that_does_not_end_is_stopped(systemd: Client, address: str) -> No
 def test_where_there_are_no_hooks_no_unit_is_started(
     client: Client, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hooks, "find", lambda: [])
+    monkeypatch.setattr(hooks, "find_hooks", lambda: [])
     connection = connect(address).con
     assert in_thread(client, lambda: sleep.run_hooks(connection, "pre", 5)) == []
 
@@ -287,7 +287,7 @@ def test_where_there_are_no_hooks_no_unit_is_started(
 def test_without_systemd_hooks_are_not_run(
     client: Client, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hooks, "find", lambda: [Path("/usr/lib/systemd/system-sleep/x")])
+    monkeypatch.setattr(hooks, "find_hooks", lambda: [Path("/usr/lib/systemd/system-sleep/x")])
     connection = connect(address).con
     found = in_thread(client, lambda: sleep.run_hooks(connection, "pre", 5))
     assert isinstance(found, errors.HooksFailed)

@@ -19,6 +19,7 @@ from kjump.cli.client import error_of
 from kjump.image import prepare
 from kjump.session.cycle.history import History
 from kjump.session.systemd import kernel_hibernation
+from kjump.session.target.swaps import SwapArea
 
 ROOT = Path(__file__).parents[2]
 REPORT = {
@@ -288,7 +289,7 @@ def hibernated(monkeypatch: pytest.MonkeyPatch, daemon: Kjumpd, *words: str) -> 
 
 SLEEP = ["/usr/lib/systemd/systemd-sleep", "hibernate"]
 GOOD = kernel_hibernation.KernelHibernation(
-    resume="8:1", swaps=(kernel_hibernation.Swap(1 << 30, 0, "8:1"),)
+    resume="8:1", swaps=(SwapArea(Path("/dev/sda1"), False, 1 << 30, 0, "8:1"),)
 )
 
 
@@ -317,11 +318,11 @@ def test_without_the_daemon(
     monkeypatch: pytest.MonkeyPatch, became: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = errors.ServiceUnreachable.exit_code
-    monkeypatch.setattr(kernel_hibernation, "read", lambda: GOOD)
+    monkeypatch.setattr(kernel_hibernation, "read_state", lambda: GOOD)
     assert hibernated(monkeypatch, Kjumpd(None)) == code and not became
     hibernated(monkeypatch, Kjumpd(None), "--fallback")
     assert became == [SLEEP]
-    monkeypatch.setattr(kernel_hibernation, "read", kernel_hibernation.KernelHibernation)
+    monkeypatch.setattr(kernel_hibernation, "read_state", kernel_hibernation.KernelHibernation)
     assert hibernated(monkeypatch, Kjumpd(None), "--fallback") == code
     assert became == [SLEEP] and "No swap is in use." in capsys.readouterr().err
 
@@ -333,7 +334,7 @@ def test_a_daemon_that_dies_meanwhile_is_no_reason_to_hibernate_again(
         def hibernate(self, **options: bool) -> dict[str, Any]:
             raise errors.ServiceUnreachable("kjumpd does not answer: no reply.")
 
-    monkeypatch.setattr(kernel_hibernation, "read", lambda: GOOD)
+    monkeypatch.setattr(kernel_hibernation, "read_state", lambda: GOOD)
     code = errors.ServiceUnreachable.exit_code
     assert hibernated(monkeypatch, Dies({}), "--fallback") == code and not became
 

@@ -25,7 +25,8 @@ from kjump.session.cycle.recovery import CleanUpActions, LookBack, clean_up, loo
 from kjump.session.log import set_up
 from kjump.session.mark import Mark, clear_mark, read_mark, write_mark
 from kjump.session.systemd import hooks
-from kjump.session.systemd.kernel_hibernation import KernelHibernation, Swap
+from kjump.session.systemd.kernel_hibernation import KernelHibernation
+from kjump.session.target.swaps import SwapArea
 from kjump.settings import Settings
 from tests.unit.test_readiness import DISK, READY
 
@@ -850,7 +851,9 @@ def test_how_far_it_came() -> None:
 
 # -- the kernel's own hibernation instead
 
-POSSIBLE = KernelHibernation(resume="8:1", swaps=(Swap(1 << 30, 0, "8:1"),))
+POSSIBLE = KernelHibernation(
+    resume="8:1", swaps=(SwapArea(Path("/dev/sda1"), False, 1 << 30, 0, "8:1"),)
+)
 
 
 def test_a_request_that_may_falls_back() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,3 +121,40 @@ def test_more_events_than_are_kept() -> None:
     if "unshare failed" in done.stderr:
         pytest.skip("no network namespace can be made here")
     assert done.stdout == "good\n", done.stderr
+
+
+def test_swap_that_is_switched_on_and_off_is_noticed_once_each(tmp_path: Path) -> None:
+    """The kernel counts the event as delivered when we poll; nothing has to be read."""
+    from gi.repository import GLib
+
+    from kjump.session.target import watch
+
+    area = tmp_path / "swap"
+    area.write_bytes(bytes(1 << 20))
+    area.chmod(0o600)
+    if os.getuid() or not shutil.which("mkswap"):
+        pytest.skip("switching swap on takes root and mkswap")
+    subprocess.run(["mkswap", str(area)], check=True, capture_output=True)
+
+    heard: list[int] = []
+    stop = watch.watch_swaps(lambda: heard.append(1))
+
+    def run(seconds: float) -> None:
+        loop = GLib.MainLoop()
+        GLib.timeout_add(int(seconds * 1000), loop.quit)
+        loop.run()
+
+    try:
+        run(0.1)
+        heard.clear()
+        if subprocess.run(["swapon", str(area)], check=False, capture_output=True).returncode:
+            pytest.skip("no swap can be switched on here")
+        try:
+            run(0.3)
+            assert len(heard) == 1
+        finally:
+            subprocess.run(["swapoff", str(area)], check=True)
+        run(0.3)
+        assert len(heard) == 2
+    finally:
+        stop()

@@ -19,19 +19,28 @@ from kjump.machine import displays
 from kjump.session.checks import doctor, readiness
 from kjump.session.checks.doctor import FAILED, OK, SKIPPED, WARNING, Finding, Surroundings
 from kjump.session.checks.facts import Facts
+from kjump.session.staging import describe
+from kjump.session.staging.describe import MountedFileSystem, file_systems, mounted_file_systems
 from kjump.session.target.devices import FILE, SWAP
+from kjump.session.target.mounts import Mount
 from kjump.session.target.swaps import SwapArea
 from kjump.settings import Settings, parse
 from tests.unit.test_readiness import DISK, MIB, READY
 
 FINE = Surroundings(
-    enough=1000 * MIB,
+    largest_image=1000 * MIB,
     helper={"version": VERSION},
     helper_made=20.0,
     modules_made=10.0,
     installed=("6.9.0", "6.12.0"),
     configs={"6.12.0": "CONFIG_HIBERNATION_SNAPSHOT_DEV=y\n"},
     swaps=(SwapArea(Path("/dev/vda2"), False, 100 * MIB, 40 * MIB),),
+)
+ROOT = MountedFileSystem("/dev/sda2", "ext4", "/", ("/dev/disk/by-partuuid/1",))
+SNAP = MountedFileSystem("/dev/loop3", "squashfs", "/snap/x", (), "a loop device")
+UNNAMED = MountedFileSystem("/dev/sdb", "ext4", "/data")
+CRYPT = MountedFileSystem(
+    "/dev/dm-0", "xfs", "/home", ("/dev/disk/by-id/dm-name-home",), "encrypted"
 )
 LARGE = replace(
     READY,
@@ -55,9 +64,8 @@ def test_a_machine_where_all_is_well() -> None:
 
 
 def test_every_check_of_readiness_is_there_and_has_words_of_its_own() -> None:
-    names = [check.__name__.replace("_", "-") for check in readiness.CHECKS]
-    assert list(states())[: len(names)] == names
-    assert {check.__name__ for check in readiness.CHECKS} >= set(doctor.FINE)
+    names = [check.name for check in readiness.CHECKS]
+    assert list(states())[: len(names)] == names and len(set(names)) == len(names)
     for facts in (LARGE, Facts(), replace(LARGE, warm=True, foreign_image=True)):
         for finding in states(facts).values():
             assert finding.sentence and finding.sentence.endswith("."), finding
@@ -74,7 +82,9 @@ def test_every_check_of_readiness_is_there_and_has_words_of_its_own() -> None:
         ({"target": errors.NoTarget("none")}, {}, "target-size", SKIPPED, ""),
         ({"target": errors.NoTarget("none")}, {}, "target-room", SKIPPED, ""),
         ({"lockdown": "integrity"}, {}, "jump", SKIPPED, ""),
-        ({}, {"enough": 4097 * MIB}, "target-room", WARNING, "TargetTooSmall"),
+        ({"window": errors.NoWindow("none")}, {}, "window", FAILED, "NoWindow"),
+        ({"sizing": errors.NoHelperInitrd("gone")}, {}, "window", SKIPPED, ""),
+        ({}, {"largest_image": 4097 * MIB}, "target-room", WARNING, "TargetTooSmall"),
         ({}, {"helper": {"version": "0.0.9"}}, "helper-age", FAILED, "NoHelperInitrd"),
         ({}, {"helper_made": 9.0}, "helper-age", WARNING, "NoHelperInitrd"),
         ({}, {"plymouth": True}, "helper-age", WARNING, "NoHelperInitrd"),
@@ -120,13 +130,16 @@ def test_every_check_of_readiness_is_there_and_has_words_of_its_own() -> None:
         ({}, {"installed": ("6.12.0", "6.14.0")}, "next-boot", FAILED, "NoBootResume"),
         ({}, {"installed": ("6.9.0",)}, "next-boot", FAILED, "NoBootResume"),
         (
-            {"told": "/dev/vda3:0", "told_right": True},
+            {"cmdline_target": "/dev/vda3:0", "cmdline_target_matches": True},
             {"installed": ("6.9.0",)},
             "next-boot",
             OK,
             "",
         ),
         ({}, {"swaps": ()}, "swap", OK, ""),
+        ({}, {"file_systems": (ROOT, SNAP)}, "file-systems", OK, ""),
+        ({}, {"file_systems": (ROOT, UNNAMED)}, "file-systems", WARNING, ""),
+        ({}, {"file_systems": (ROOT, CRYPT)}, "file-systems", WARNING, ""),
     ],
 )
 def test_what_is_found(
@@ -146,11 +159,32 @@ def test_a_reason_that_no_check_knows_is_told_all_the_same() -> None:
     assert [f.error for f in twice if f.state == FAILED] == ["NoBootResume"]
 
 
+def test_file_systems_that_cannot_be_checked_are_counted_and_named() -> None:
+    more = replace(FINE, file_systems=(ROOT, UNNAMED, CRYPT, SNAP))
+    finding = states(LARGE, more)["file-systems"]
+    assert finding.sentence == (
+        "2 mounted file systems cannot be checked at the resume: /data (ext4 on /dev/sdb),"
+        " /home (xfs on /dev/dm-0)."
+    )
+
+
+def test_the_file_systems_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        Mount("0:40", "/", "/tmp", ("rw",), "tmpfs", "tmpfs"),
+        Mount("1:3", "/", "/data", ("rw",), "ext4", "/dev/null"),
+        Mount("1:3", "/sub", "/bind", ("rw",), "ext4", "/dev/null"),
+        Mount("9:9", "/", "/gone", ("rw",), "ext4", "/dev/nonexistent"),
+    ]
+    monkeypatch.setattr(describe, "read_mounts", lambda: lines)
+    assert mounted_file_systems() == [MountedFileSystem("/dev/null", "ext4", "/data")]
+    assert file_systems() == ()  # nothing that the helper could find
+
+
 def test_targets_have_names() -> None:
     swap = replace(DISK, kind=SWAP, locator=0, room=1)
-    assert doctor.name_of(swap) == f"swap partition {DISK.path}"
-    assert doctor.name_of(replace(swap, file="/s")) == f"swap file /s on {DISK.path}"
-    assert doctor.name_of(replace(DISK, kind=FILE, file="/f")) == f"file /f on {DISK.path}"
+    assert readiness.name_of(swap) == f"swap partition {DISK.path}"
+    assert readiness.name_of(replace(swap, file="/s")) == f"swap file /s on {DISK.path}"
+    assert readiness.name_of(replace(DISK, kind=FILE, file="/f")) == f"file /f on {DISK.path}"
 
 
 @pytest.mark.parametrize(
@@ -230,7 +264,7 @@ def test_the_configuration_is_named_with_its_line() -> None:
 
 def test_the_displays_of_the_session_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(displays, "drivers", lambda: {"bochs"})
-    assert doctor.read(Settings(), READY).displays == ("bochs",)
+    assert doctor.read_surroundings(Settings(), READY).displays == ("bochs",)
 
 
 def test_the_boot_initrd() -> None:

@@ -22,7 +22,7 @@ from kjump.helper.states import WINDOW, States
 from kjump.helper.watch import Watch
 from kjump.image import target
 from kjump.image.device import DirectDevice
-from kjump.machine import syscalls
+from kjump.machine import cmdline, syscalls
 
 from . import samples
 
@@ -119,7 +119,7 @@ def test_a_target_that_the_helper_cannot_open_or_read_is_found_out(
 
 def test_the_figures_reach_the_session(helper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Report | str] = []
-    monkeypatch.setattr(Path, "read_text", lambda *_: "quiet")
+    monkeypatch.setattr(cmdline, "read_text", lambda *_: "quiet")
     cell = Cell(0, NONCE, 0x100000, 0x100000)
     monkeypatch.setattr(leave, "find_cell", lambda: cell)
     monkeypatch.setattr(leave, "write_report", lambda _cell, report: told.append(report))

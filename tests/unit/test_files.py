@@ -28,13 +28,13 @@ def extent(logical: int, physical: int, length: int, flags: int = U) -> FileExte
 
 def test_a_whole_file() -> None:
     found = [extent(3, 200, 5), extent(0, 100, 2), extent(2, 102, 1, U | L)]
-    assert files.check(found, 8 * BLOCK, "f") == (
+    assert files.own_spans(found, 8 * BLOCK, "f") == (
         [(100 * BLOCK, 3 * BLOCK), (200 * BLOCK, 5 * BLOCK)],
         False,
     )
     # What is allocated behind its end is not its own to use.
-    assert files.check(found, 4 * BLOCK + 100, "f")[0][-1] == (200 * BLOCK, BLOCK)
-    assert files.check([extent(0, 1, 1, 0)], BLOCK, "f")[1]
+    assert files.own_spans(found, 4 * BLOCK + 100, "f")[0][-1] == (200 * BLOCK, BLOCK)
+    assert files.own_spans([extent(0, 1, 1, 0)], BLOCK, "f")[1]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_whole_file() -> None:
 )
 def test_what_is_not_whole_or_not_its_own_is_refused(found: list[FileExtent]) -> None:
     with pytest.raises(UnsuitableFile):
-        files.check(found, 8 * BLOCK, "f")
+        files.own_spans(found, 8 * BLOCK, "f")
 
 
 @given(
@@ -60,7 +60,7 @@ def test_what_is_not_whole_or_not_its_own_is_refused(found: list[FileExtent]) ->
 )
 def test_whatever_is_accepted_covers_the_file(found: list[FileExtent], size: int) -> None:
     try:
-        spans, _ = files.check(found, size, "f")
+        spans, _ = files.own_spans(found, size, "f")
     except UnsuitableFile:
         return
     assert sum(length for _, length in spans) == size // BLOCK * BLOCK
@@ -133,12 +133,12 @@ def answer(name: str) -> bytes:
 
 def test_what_a_kernel_answered_of_ext4() -> None:
     found = fiemap.unpack_extents(answer("ext4"))
-    assert files.check(found, 20 << 20, "f") == ([(603979776, 20 << 20)], False)
+    assert files.own_spans(found, 20 << 20, "f") == ([(603979776, 20 << 20)], False)
 
 
 def test_what_a_kernel_answered_of_a_hole() -> None:
     with pytest.raises(UnsuitableFile):
-        files.check(fiemap.unpack_extents(answer("sparse")), 1 << 20, "f")
+        files.own_spans(fiemap.unpack_extents(answer("sparse")), 1 << 20, "f")
 
 
 def test_what_a_kernel_answered_of_btrfs() -> None:
@@ -147,7 +147,7 @@ def test_what_a_kernel_answered_of_btrfs() -> None:
     (count,) = struct.unpack_from("<I", data, 64)
     chunks = btrfs.unpack_chunks(data[btrfs.SEARCH_KEY.size :], count)
     found = fiemap.unpack_extents(answer("btrfs"))
-    spans, written = files.check(btrfs.translate(found, chunks, 1), 1200 << 20, "f")
+    spans, written = files.own_spans(btrfs.translate(found, chunks, 1), 1200 << 20, "f")
     assert not written
     assert spans == [
         (575668224, 256 << 20),

@@ -33,10 +33,10 @@ def test_arguments_environment_and_output(
     monkeypatch.setenv("NOTIFY_SOCKET", "/run/x")
     monkeypatch.setenv("KEPT", "yes")
     hook(folders[1], "a", 'echo "$@" $SYSTEMD_SLEEP_ACTION [$NOTIFY_SOCKET] $KEPT; echo err >&2')
-    (only,) = hooks.run("pre", seconds=10, folders=folders)
+    (only,) = hooks.run_all("pre", seconds=10, folders=folders)
     assert only.output == "pre hibernate hibernate [] yes\nerr"
     assert only.code == 0 and not only.failed
-    (only,) = hooks.run("post", seconds=10, folders=folders)
+    (only,) = hooks.run_all("post", seconds=10, folders=folders)
     assert only.output.startswith("post hibernate")
 
 
@@ -50,8 +50,8 @@ def test_which_run(folders: tuple[Path, Path]) -> None:
     (usr / "folder").mkdir()
     (etc / "masked").symlink_to("/dev/null")
     replaced = hook(etc, "b", "")
-    assert hooks.find(folders) == [usr / "a", replaced]
-    assert hooks.find([Path("/nonexistent")]) == []
+    assert hooks.find_hooks(folders) == [usr / "a", replaced]
+    assert hooks.find_hooks([Path("/nonexistent")]) == []
 
 
 def test_all_at_once(folders: tuple[Path, Path]) -> None:
@@ -63,7 +63,7 @@ def test_all_at_once(folders: tuple[Path, Path]) -> None:
             f'd=${{0%/*}}/..; touch "$d/{mine}.on";'
             f' while ! [ -e "$d/{other}.on" ]; do sleep 0.02; done',
         )
-    results = hooks.run("pre", seconds=10, folders=folders)
+    results = hooks.run_all("pre", seconds=10, folders=folders)
     assert [result.code for result in results] == [0, 0]
 
 
@@ -74,7 +74,7 @@ def test_failures_are_told_and_stop_nothing(folders: tuple[Path, Path]) -> None:
     (etc / "c").write_bytes(b"\x7fELF nonsense")
     (etc / "c").chmod(0o755)
     hook(etc, "d", "echo fine")
-    a, b, c, d = hooks.run("pre", seconds=10, folders=folders)
+    a, b, c, d = hooks.run_all("pre", seconds=10, folders=folders)
     assert (a.code, b.code, c.code, d.code) == (3, -9, None, 0)
     assert "ended with 3" in a.sentence()
     assert "signal 9" in b.sentence()
@@ -87,7 +87,7 @@ def test_one_that_hangs_is_killed_with_its_children(folders: tuple[Path, Path]) 
     hook(etc, "a", "echo begun; sleep 60 & sleep 60")
     hook(etc, "b", "echo fine")
     since = time.monotonic()
-    a, b = hooks.run("pre", seconds=0.5, folders=folders)
+    a, b = hooks.run_all("pre", seconds=0.5, folders=folders)
     assert time.monotonic() - since < 5
     assert a.timed_out and "was killed" in a.sentence() and a.output == "begun"
     assert not b.failed
@@ -96,14 +96,14 @@ def test_one_that_hangs_is_killed_with_its_children(folders: tuple[Path, Path]) 
 def test_what_a_hook_leaves_running_is_not_waited_for(folders: tuple[Path, Path]) -> None:
     hook(folders[0], "a", "sleep 3 & echo done")
     since = time.monotonic()
-    (only,) = hooks.run("pre", seconds=10, folders=folders)
+    (only,) = hooks.run_all("pre", seconds=10, folders=folders)
     assert time.monotonic() - since < 2
     assert only.output == "done"
 
 
 def test_long_output_is_kept_from_its_end(folders: tuple[Path, Path]) -> None:
     hook(folders[0], "a", "yes | head -c 100000; echo end")
-    (only,) = hooks.run("pre", seconds=10, folders=folders)
+    (only,) = hooks.run_all("pre", seconds=10, folders=folders)
     assert len(only.output) <= hooks.KEPT_OUTPUT and only.output.endswith("end")
 
 
@@ -112,8 +112,8 @@ def test_the_units_program_tells_the_journal_of_the_cycle(
 ) -> None:
     hook(folders[0], "good", 'echo "hello from $1"')
     hook(folders[0], "bad", "exit 3")
-    found = hooks.find(folders)
-    monkeypatch.setattr(hooks, "find", lambda _folders: found)
+    found = hooks.find_hooks(folders)
+    monkeypatch.setattr(hooks, "find_hooks", lambda _folders: found)
     monkeypatch.setattr(hooks, "read_mark", lambda: Mark("12345678-aaaa", hooks=True))
     assert hooks.main(["post"]) == 0  # exit codes are noted, not obeyed
     told = capsys.readouterr().err

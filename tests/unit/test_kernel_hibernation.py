@@ -10,24 +10,32 @@ from pathlib import Path
 import pytest
 
 from kjump import errors
+from kjump.machine.cmdline import parse
 from kjump.session.cycle.history import History
 from kjump.session.log import set_up
 from kjump.session.service import main
 from kjump.session.systemd import kernel_hibernation, sleep, systemd_bus
 from kjump.session.systemd.kernel_hibernation import (
     KernelHibernation,
-    Swap,
     decide,
     offered,
     why_not,
 )
+from kjump.session.target import mounts, swaps
+from kjump.session.target.swaps import SwapArea
 from kjump.settings import Settings
 
 GIB = 1 << 30
+
+
+def swap(size: int, used: int, device: str) -> SwapArea:
+    return SwapArea(Path("/dev/sdz9"), False, size, used, device)
+
+
 GOOD = KernelHibernation(
-    command_line=("root=/dev/vda2", "resume=UUID=1-2"),
+    command_line=parse("root=/dev/vda2 resume=UUID=1-2"),
     resume="254:5",
-    swaps=(Swap(8 * GIB, 0, "254:9"), Swap(4 * GIB, 0, "254:5")),
+    swaps=(swap(8 * GIB, 0, "254:9"), swap(4 * GIB, 0, "254:5")),
     anonymous=3 * GIB,
 )
 
@@ -40,26 +48,26 @@ def plain_log() -> None:
 def test_where_it_is_possible() -> None:
     assert why_not(GOOD) == ""
     # The initrd may have its own word.
-    assert why_not(replace(GOOD, command_line=())) == ""
+    assert why_not(replace(GOOD, command_line=parse(""))) == ""
 
 
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
         ({"program": False}, "systemd-sleep"),
-        ({"state": "freeze mem"}, "no hibernation of its own"),
-        ({"disk": "[disabled]"}, "no hibernation of its own"),
-        ({"command_line": ("resume=/dev/sda3", "noresume")}, "noresume"),
-        ({"command_line": ("resume=/dev/sda3", "nohibernate")}, "nohibernate"),
-        ({"command_line": ("resume=/dev/sda3", "hibernate=no")}, "hibernate=no"),
+        ({"state": "freeze mem"}, "itself offers no hibernation"),
+        ({"disk": "[disabled]"}, "itself offers no hibernation"),
+        ({"command_line": parse("resume=/dev/sda3 noresume")}, "noresume"),
+        ({"command_line": parse("resume=/dev/sda3 nohibernate")}, "nohibernate"),
+        ({"command_line": parse("resume=/dev/sda3 hibernate=no")}, "hibernate=no"),
         ({"swaps": ()}, "No swap"),
         ({"resume": "0:0\n"}, "resume="),
         ({"resume": ""}, "resume="),
         ({"resume": "254:7"}, "254:7, which boots resume from, is not in use"),
         # What kjumpd has put there is no sign that any boot looks there.
-        ({"resume": "254:5\n", "told": "254:5"}, "resume="),
-        ({"anonymous": 4 * GIB}, "4096 MiB are free"),
-        ({"swaps": (Swap(4 * GIB, 2 * GIB, "254:5"),)}, "2048 MiB are free"),
+        ({"resume": "254:5\n", "recorded": "254:5"}, "resume="),
+        ({"anonymous": 4 * GIB}, "4096 MiB of swap are free"),
+        ({"swaps": (swap(4 * GIB, 2 * GIB, "254:5"),)}, "2048 MiB of swap are free"),
     ],
 )
 def test_where_it_is_not(changes: dict[str, object], word: str) -> None:
@@ -106,26 +114,29 @@ def test_the_offer(tmp_path: Path) -> None:
     )
 
 
-def test_reading_swaps() -> None:
+def test_reading_swaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "swap file"
+    file.touch()
     text = (
         "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
         "/dev/null                               partition\t4194300\t\t1024\t\t-2\n"
         "/dev/zram0                              partition\t1000\t\t0\t\t100\n"
+        f"{str(file).replace(' ', chr(92) + '040')} file\t\t8\t\t4\t\t-3\n"
     )
-    (found,) = kernel_hibernation.swaps(text)
-    assert (found.size, found.used) == (4194300 << 10, 1024 << 10)
-    assert kernel_hibernation._device("/nonexistent") == ""
-    number = os.stat(__file__).st_dev
-    assert kernel_hibernation._device(__file__) == f"{os.major(number)}:{os.minor(number)}"
-    assert kernel_hibernation.swaps("") == ()
-    assert (
-        kernel_hibernation.anonymous_memory("MemTotal: 1 kB\nActive(anon):     2048 kB\n")
-        == 2048 << 10
-    )
+    monkeypatch.setattr(swaps, "SWAPS", tmp_path / "swaps")
+    assert kernel_hibernation.read_state().swaps == ()
+    (tmp_path / "swaps").write_text(text)
+    null, found = kernel_hibernation.read_state().swaps
+    assert (null.size, null.used, null.device) == (4194300 << 10, 1024 << 10, "1:3")
+    status = file.stat()
+    assert (found.path, found.free) == (file, 4 << 10)
+    assert found.device == f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+    assert "1:3" in swaps.swap_numbers()
+    assert mounts.device_number("/nonexistent") == ""
 
 
 def test_reading_this_machine() -> None:
-    assert kernel_hibernation.read().command_line
+    assert kernel_hibernation.read_state().command_line.words
 
 
 @pytest.mark.parametrize("taken_over", [False, True])
@@ -143,7 +154,7 @@ def test_only_where_requests_lead_to_kjump_logind_is_told(
         return True
 
     monkeypatch.setattr(main, "TAKEN_OVER", drop_in)
-    monkeypatch.setattr(kernel_hibernation, "read", KernelHibernation)
+    monkeypatch.setattr(kernel_hibernation, "read_state", KernelHibernation)
     monkeypatch.setattr(kernel_hibernation, "offer", offer)
     assert main.offer(False, Settings()) is not taken_over
     assert main.offer(True, Settings())

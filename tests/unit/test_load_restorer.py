@@ -27,6 +27,7 @@ from kjump.image.extents import Extents
 from kjump.image.layout import COMPLETE, RESTORING, ZERO, Extent
 from kjump.image.read import Image
 from kjump.machine import memory, pages, syscalls
+from kjump.machine.cmdline import parse
 from kjump.machine.ranges import PAGE
 from kjump.resume import load_restorer
 
@@ -39,18 +40,26 @@ MIB = 1 << 20
 @pytest.mark.parametrize(
     ("words", "pages", "available", "restorer", "way"),
     [
-        ([], 1000, 200 * MIB, True, SNAPSHOT),
-        ([], 100_000, 200 * MIB, True, IN_PLACE),
-        ([], 100_000, 200 * MIB, False, SNAPSHOT),
-        ([], 40_000, 200 * MIB, True, IN_PLACE),  # the margin counts
-        (["kjump.restore=in-place"], 1, 200 * MIB, True, IN_PLACE),
-        (["kjump.restore=snapshot"], 100_000, 200 * MIB, True, SNAPSHOT),
+        ("", 1000, 200 * MIB, True, SNAPSHOT),
+        ("", 100_000, 200 * MIB, True, IN_PLACE),
+        ("", 100_000, 200 * MIB, False, SNAPSHOT),
+        ("", 40_000, 200 * MIB, True, IN_PLACE),  # the margin counts
+        ("kjump.restore=in-place", 1, 200 * MIB, True, IN_PLACE),
+        (
+            'kjump.restore=snapshot "kjump.restore=in-place"',
+            1,
+            200 * MIB,
+            True,
+            IN_PLACE,
+        ),
+        ("kjump.restore=1234", 1, 200 * MIB, True, SNAPSHOT),
+        ("kjump.restore=snapshot", 100_000, 200 * MIB, True, SNAPSHOT),
     ],
 )
 def test_the_way_is_chosen_by_what_fits(
-    words: list[str], pages: int, available: int, restorer: bool, way: str
+    words: str, pages: int, available: int, restorer: bool, way: str
 ) -> None:
-    found = load_restorer.choose(words, pages=pages, available=available, restorer=restorer)
+    found = load_restorer.choose(parse(words), pages=pages, available=available, restorer=restorer)
     assert found == way
 
 
@@ -162,18 +171,13 @@ def test_what_the_restorer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with DirectDevice(disk) as device:
         about = samples.description(window=(64 * MIB, 192 * MIB))
         load_restorer.load(Image(device), about, "console=ttyS0 kjump.noresume", 2.5)
-    words = restore_in_place.words_of(" ".join(told))
-    assert words == {
+    words = parse(" ".join(told))
+    assert {w.name: w.value for w in words.words if w.name.startswith("kjump.")} == {
         "kjump.restore": str(cycle),
         "kjump.target": str(disk),
         "kjump.skip-wait": "2.5",
     }
     assert restore_in_place._seconds(words) == 2.5 and "console=ttyS0" in told
-
-
-def test_words_of_the_command_line() -> None:
-    found = restore_in_place.words_of("quiet kjump.restore=abc kjump.target=/dev/x=y root=/dev/z")
-    assert found == {"kjump.restore": "abc", "kjump.target": "/dev/x=y"}
 
 
 # -- Esc while pages are put back
@@ -272,8 +276,12 @@ def test_who_gives_it_up_in_the_restorer_gets_another_boot(
 
 
 def test_the_time_for_the_key_comes_from_the_boot_kernel() -> None:
-    assert restore_in_place._seconds({"kjump.skip-wait": "2.5"}) == 2.5
-    assert restore_in_place._seconds({}) == restore_in_place._seconds({"kjump.skip-wait": "x"}) == 0
+    assert restore_in_place._seconds(parse("kjump.skip-wait=2.5")) == 2.5
+    assert (
+        restore_in_place._seconds(parse(""))
+        == restore_in_place._seconds(parse("kjump.skip-wait=x"))
+        == 0
+    )
 
 
 def test_a_target_that_cannot_be_used_restarts_the_machine(
@@ -303,7 +311,7 @@ def test_in_the_restorer_a_target_that_fails_hides_no_reason(
         os.dup2(nothing, image.device.fd)  # it is gone
         raise RestoreFailed("It broke.")
 
-    monkeypatch.setattr(target, "parse_location", lambda _: (path, None))
+    monkeypatch.setattr(target, "parse_location", lambda _: ([path], None))
     monkeypatch.setattr(restore_in_place, "put_back", fail)
     monkeypatch.setattr(restore_in_place, "say", said.append)
     monkeypatch.setattr(restore_in_place, "Screen", lambda: Screen([]))
@@ -319,7 +327,7 @@ def test_in_the_restorer_a_target_that_fails_hides_no_reason(
 
 
 @pytest.mark.parametrize(
-    ("window", "cmdline", "kernel", "advice"),
+    ("window", "running", "kernel", "advice"),
     [
         ((64 * MIB, 68 * MIB), "console=ttyS0", fake_bzimage(), "WindowSizeMiB="),
         (
@@ -332,7 +340,7 @@ def test_in_the_restorer_a_target_that_fails_hides_no_reason(
     ],
 )
 def test_what_does_not_fit_in_the_boot_kernel_is_a_failed_restore(
-    tmp_path: Path, window: tuple[int, int], cmdline: str, kernel: bytes, advice: str
+    tmp_path: Path, window: tuple[int, int], running: str, kernel: bytes, advice: str
 ) -> None:
     """The session that would take other advice is gone; nothing is staged here."""
     disk, kernel_file, initrd = (tmp_path / name for name in ("disk", "kernel", "initrd"))
@@ -343,5 +351,5 @@ def test_what_does_not_fit_in_the_boot_kernel_is_a_failed_restore(
         disk, cycle_id=uuid.UUID(int=1), hostname="h", restorer=(kernel_file, initrd)
     )
     with DirectDevice(disk) as device, pytest.raises(RestoreFailed) as raised:
-        load_restorer.load(Image(device), samples.description(window=window), cmdline, 0)
+        load_restorer.load(Image(device), samples.description(window=window), running, 0)
     assert advice in raised.value.todo

@@ -502,8 +502,9 @@ def test_an_area_without_room_is_refused(disk: Path) -> None:
     ],
 )
 def test_places(text: str, path: str, offset: int | None) -> None:
-    assert parse_location(text) == (Path(path), offset)
-    assert parse_location(format_location(Path(path), offset)) == (Path(path), offset)
+    paths, found = parse_location(text)
+    assert (paths[0], found) == (Path(path), offset)
+    assert parse_location(format_location(Path(path), offset)) == ([Path(path)], offset)
 
 
 def test_the_state_of_an_image_is_kept_over_reopening(disk: Path) -> None:

@@ -20,8 +20,9 @@ from kjump.session.service.assessment import LogindActions
 from kjump.session.service.calls import Wrapper
 from kjump.session.service.manager import Manager, interface_xml
 from kjump.session.systemd import systemd_bus
-from kjump.session.systemd.kernel_hibernation import KernelHibernation, Swap
+from kjump.session.systemd.kernel_hibernation import KernelHibernation
 from kjump.session.systemd.systemd_bus import Inhibitor
+from kjump.session.target.swaps import SwapArea
 from kjump.settings import Settings, parse
 from tests.unit.played import Authority, Caller, Invocation, Machine, NoThreads, settle, until
 from tests.unit.test_readiness import READY
@@ -265,7 +266,9 @@ def test_falling_back_is_no_error(service: Service) -> None:
     service.machine.facts = replace(READY, boot=None)
     assert service.hibernate(fallback=True).error == "NoBootResume"
     assert "no_fallback" in service.manager.LastCycle
-    service.kernel = KernelHibernation(resume="8:1", swaps=(Swap(1 << 30, 0, "8:1"),))
+    service.kernel = KernelHibernation(
+        resume="8:1", swaps=(SwapArea(Path("/dev/sda1"), False, 1 << 30, 0, "8:1"),)
+    )
     (report,) = service.hibernate(fallback=True).answer
     assert (report["result"], report["fallback"]) == ("failed", "stock")
     assert service.hibernate().error == "NoBootResume"

@@ -12,19 +12,25 @@ from typing import Any
 import pytest
 
 from kjump import errors
-from kjump.session.checks import readiness
+from kjump.machine import memory, syscalls, udev
+from kjump.machine.cmdline import parse
+from kjump.machine.memory import parse_meminfo
+from kjump.session.checks import facts, readiness
 from kjump.session.checks.facts import (
     Facts,
     available_memory,
     boot_mark,
-    is_place_of,
+    leads_to,
     lockdown_mode,
-    place_in,
     read_facts,
 )
 from kjump.session.checks.readiness import availability, reasons
+from kjump.session.staging import load, window
+from kjump.session.staging.sizing import Sizing
 from kjump.session.target import devices
 from kjump.session.target.devices import TargetDevice
+from kjump.session.target.mounts import Mount
+from kjump.settings import Settings
 
 MIB = 1 << 20
 DISK = TargetDevice(
@@ -33,18 +39,12 @@ DISK = TargetDevice(
     "254:3",
     "abcd-01",
     "kjump image",
-    ("/dev/disk/by-partuuid/abcd-01",),
+    ("/dev/disk/by-partlabel/kjump\\x20image", "/dev/disk/by-partuuid/abcd-01"),
 )
 
 
-def sizing(need: int = 256 * MIB) -> Any:
-    return types.SimpleNamespace(
-        kernel=Path("/boot/vmlinuz"),
-        initrd=Path("/x.img"),
-        window_size=160 * MIB,
-        available_needed=need,
-        parts={},
-    )
+def sizing(need: int = 256 * MIB) -> Sizing:
+    return Sizing(Path("/boot/vmlinuz"), Path("/x.img"), 160 * MIB, need)
 
 
 READY = Facts(
@@ -75,10 +75,11 @@ def test_a_ready_machine() -> None:
         ({"jump": errors.NoKexecJump("no")}, "NoKexecJump", "na"),
         ({"jump": errors.Lockdown("no")}, "Lockdown", "na"),
         ({"snapshot_device": False}, "NoSnapshotDevice", "na"),
-        ({"command_line": ("quiet", "nohibernate")}, "NoSnapshotDevice", "na"),
-        ({"command_line": ("hibernate=no",)}, "NoSnapshotDevice", "na"),
-        ({"command_line": ("page_poison=on",)}, "PagePoison", "na"),
-        ({"command_line": ("page_poison=1",)}, "PagePoison", "na"),
+        ({"command_line": parse("quiet nohibernate")}, "NoSnapshotDevice", "na"),
+        ({"command_line": parse('hibernate="no"')}, "NoSnapshotDevice", "na"),
+        ({"command_line": parse("page_poison=on")}, "PagePoison", "na"),
+        ({"command_line": parse("page-poison=1")}, "PagePoison", "na"),
+        ({"command_line": parse("page_poison=0 page_poison=enable")}, "PagePoison", "na"),
         ({"foreign_image": True}, "ForeignKexecImage", "no"),
         ({"target": errors.NoTarget("none")}, "NoTarget", "no"),
         ({"target": errors.TargetMissing("gone")}, "TargetMissing", "no"),
@@ -88,9 +89,11 @@ def test_a_ready_machine() -> None:
         ({"sizing": errors.NoHelperKernel("none")}, "NoHelperKernel", "no"),
         ({"sizing": errors.NoHelperInitrd("none")}, "NoHelperInitrd", "no"),
         ({"available": 255 * MIB}, "TooLittleMemory", "no"),
+        ({"window": errors.NoWindow("none")}, "NoWindow", "no"),
         ({"boot": None}, "NoBootResume", "no"),
         ({"boot": {"config": "cc"}}, "NoBootResume", "no"),
         ({"boot": {}}, "NoBootResume", "no"),
+        ({"boot_misses": "/dev/disk/by-label/x"}, "NoBootResume", "no"),
     ],
 )
 def test_each_reason(changes: dict[str, Any], name: str, answer: str) -> None:
@@ -100,7 +103,17 @@ def test_each_reason(changes: dict[str, Any], name: str, answer: str) -> None:
 
 
 def test_what_is_no_reason() -> None:
-    assert names(replace(READY, command_line=("page_poison=0", "hibernate=nocompress"))) == []
+    assert (
+        names(
+            replace(
+                READY,
+                command_line=parse(
+                    "page_poison=1 page_poison=0 hibernate=nocompress -- page_poison=1"
+                ),
+            )
+        )
+        == []
+    )
     assert names(replace(READY, boot={"config": "bb"})) == ["NoBootResume"]
     ours = replace(READY, target=replace(DISK, signature="gpt"), target_is_ours=True)
     assert names(ours) == []
@@ -129,18 +142,20 @@ def test_the_figures_are_in_the_sentence() -> None:
 
 def test_every_check_is_pure() -> None:
     for check in readiness.CHECKS:
-        assert check(READY) is None
-        assert check.__doc__
+        assert check.judge(READY) is None and check.judge.__doc__
+        assert check.fine(READY).endswith(".") and not check.not_looked_at(READY)
+    names = [check.name for check in readiness.TARGET_CHECKS]
+    assert names == ["target-free", "target-size", "target-empty", "target-session"]
 
 
 def test_small_readers(tmp_path: Path) -> None:
     assert lockdown_mode("none [integrity] confidentiality\n") == "integrity"
     assert lockdown_mode("[none] integrity confidentiality\n") == "none"
     assert lockdown_mode("") == "none"
-    assert available_memory("MemTotal: 5 kB\nMemAvailable:   2048 kB\n") == 2 * MIB
-    assert available_memory("") == 0
+    assert available_memory(parse_meminfo("MemTotal: 5 kB\nMemAvailable:   2048 kB\n")) == 2 * MIB
+    assert available_memory({}) == 0
     lists = "  pagesets\n    cpu: 0\n              count: 512\n              high:  6418\n"
-    assert available_memory("MemAvailable: 2048 kB\n", lists) == 4 * MIB
+    assert available_memory({"MemAvailable": 2 * MIB}, lists) == 4 * MIB
     mark = tmp_path / "boot.json"
     assert boot_mark(mark) is None
     mark.write_text("{")
@@ -163,36 +178,36 @@ def test_a_spec_names_a_device() -> None:
 
 def test_the_choice_of_a_device() -> None:
     other = replace(DISK, path=Path("/dev/vdb3"))
-    assert devices.choose("/dev/vdb3", [DISK, other]) is other
+    assert devices.device_named("/dev/vdb3", [DISK, other]) is other
     with pytest.raises(errors.NoTarget):
-        devices.choose("", [DISK])
-    with pytest.raises(errors.TargetMissing, match="not there"):
-        devices.choose("/dev/vdc", [DISK])
+        devices.device_named("", [DISK])
+    with pytest.raises(errors.TargetMissing, match="not found"):
+        devices.device_named("/dev/vdc", [DISK])
     with pytest.raises(errors.TargetMissing, match="/dev/vda3 and /dev/vdb3"):
-        devices.choose("PARTLABEL=kjump image", [DISK, other])
+        devices.device_named("PARTLABEL=kjump image", [DISK, other])
 
 
 def test_udevs_escapes() -> None:
-    assert devices.decode(r"kjump\x20image") == "kjump image"
-    assert devices.decode(r"\xc3\xa4") == "ä"
-    assert devices.decode(r"a\xzz") == r"a\xzz"
-    assert devices.decode("ä") == "ä"
+    assert udev.decode(r"kjump\x20image") == "kjump image"
+    assert udev.decode(r"\xc3\xa4") == "ä"
+    assert udev.decode(r"a\xzz") == r"a\xzz"
+    assert udev.decode("ä") == "ä"
 
 
-MOUNTINFO = "36 35 254:3 / /home/a\\040b rw - ext4 /dev/vda3 rw\n"
+MOUNTED = [Mount("254:3", "/", "/home/a b", ("rw",), "ext4", "/dev/vda3")]
 
 
 def test_who_uses_a_device() -> None:
     def occupied(**changes: Any) -> str | None:
-        given: dict[str, Any] = {"mountinfo": "", "swaps": (), "claimed": False, **changes}
+        given: dict[str, Any] = {"mounts": [], "swaps": (), "claimed": False, **changes}
         return devices.occupation(given.pop("device", DISK), **given)
 
     assert occupied() is None
-    assert occupied(mountinfo=MOUNTINFO) == "mounted on /home/a\\040b"
+    assert occupied(mounts=MOUNTED) == "mounted on /home/a b"
     assert occupied(swaps={"254:3"}) == "in use as swap"
     assert occupied(device=replace(DISK, holders=("dm-0",))) == "in use by dm-0"
     assert occupied(claimed=True) == "in use by the kernel"
-    assert occupied(mountinfo=MOUNTINFO.replace("254:3", "254:33")) is None
+    assert occupied(mounts=[replace(MOUNTED[0], number="254:33")]) is None
 
 
 def test_a_described_udev_device(tmp_path: Path) -> None:
@@ -210,7 +225,7 @@ def test_a_described_udev_device(tmp_path: Path) -> None:
         device_node="/dev/vda3",
         attributes=types.SimpleNamespace(asstring={"size": "2048"}.__getitem__),
     )
-    found = devices.describe(raw)
+    found = devices.from_udev(raw)
     assert found.size == MIB
     assert found.number == "254:3"
     assert found.label == "kjump image"
@@ -222,12 +237,16 @@ def test_a_described_udev_device(tmp_path: Path) -> None:
 
 
 def test_reading_this_machine_never_raises() -> None:
-    from kjump.settings import Settings
+    found = read_facts(Settings())
+    assert found.release
+    assert found.available > 0
+    assert "NoTarget" in names(found)
 
-    facts = read_facts(Settings())
-    assert facts.release
-    assert facts.available > 0
-    assert "NoTarget" in names(facts)
+
+def test_a_swap_area_that_is_off_is_switched_on_and_not_wiped() -> None:
+    (reason,) = reasons(replace(READY, target=replace(DISK, signature="swap")))
+    assert reason.name == "TargetHoldsData"
+    assert "swapon /dev/vda3" in reason.todo and "wipefs" not in reason.sentence
 
 
 def test_another_machines_session_is_not_overwritten() -> None:
@@ -236,8 +255,9 @@ def test_another_machines_session_is_not_overwritten() -> None:
 
 def test_a_warm_helper_is_not_foreign_and_has_its_memory() -> None:
     """What is staged already needs no second window, and its image is ours."""
-    short = replace(READY, foreign_image=True, available=0)
-    assert {reason.name for reason in reasons(short)} == {"ForeignKexecImage", "TooLittleMemory"}
+    short = replace(READY, foreign_image=True, available=0, window=errors.NoWindow("none"))
+    found = {reason.name for reason in reasons(short)}
+    assert found == {"ForeignKexecImage", "TooLittleMemory", "NoWindow"}
     assert reasons(replace(short, warm=True)) == []
 
 
@@ -277,14 +297,18 @@ def test_the_boot_has_to_know_where_a_file_lies() -> None:
 
 
 def test_the_kernel_command_line_says_where_the_target_is() -> None:
-    there = replace(READY, target=FILE, fingerprint="bb", told="/dev/vda3:8192", told_right=True)
+    there = replace(
+        READY,
+        target=FILE,
+        fingerprint="bb",
+        cmdline_target="/dev/vda3:8192",
+        cmdline_target_matches=True,
+    )
     assert names(there) == []
     assert names(replace(there, boot=None)) == ["NoBootResume"]
-    wrong = replace(READY, told="/dev/vda9", told_right=False)
+    wrong = replace(READY, cmdline_target="/dev/vda9", cmdline_target_matches=False)
     assert names(wrong) == ["NoBootResume"]
     assert "kjump.target=" in reasons(wrong)[0].todo
-    assert place_in(["a", "kjump.target=/dev/x", "kjump.target=/dev/y:1"]) == "/dev/y:1"
-    assert place_in(["a"]) == ""
 
 
 @pytest.mark.parametrize(
@@ -292,7 +316,7 @@ def test_the_kernel_command_line_says_where_the_target_is() -> None:
     [("/dev/vda3:8192", True), ("/dev/vda3", False), ("/dev/vda3:0", False), ("nonsense", False)],
 )
 def test_a_told_place_is_the_targets_or_not(place: str, right: bool) -> None:
-    assert is_place_of(place, FILE) is right
+    assert leads_to(place, FILE) is right
 
 
 def test_swap_by_its_uuid() -> None:
@@ -300,3 +324,92 @@ def test_swap_by_its_uuid() -> None:
     assert devices.matches("UUID=12-ab", disk)
     assert devices.matches("LABEL=s", disk)
     assert not devices.matches("UUID=12", disk)
+
+
+# -- the window ----------------------------------------------------------------------------------
+
+
+class Looks:
+    """A machine with and without a window, and a clock."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.found: errors.NoWindow | None = errors.NoWindow("none")
+        self.sizes: list[int] = []
+
+    def look(self, size: int) -> errors.NoWindow | None:
+        self.sizes.append(size)
+        return self.found
+
+
+def test_a_window_is_looked_for_now_and_then() -> None:
+    machine = Looks()
+    look = facts.WindowLook(machine.look, lambda: machine.now, 3.0)
+    settings, size = Settings(), 160 * MIB
+    assert isinstance(look.find(settings, sizing()), errors.NoWindow)
+    machine.found, machine.now = None, 102.9
+    assert isinstance(look.find(settings, sizing()), errors.NoWindow)
+    assert machine.sizes == [size]
+    machine.now = 103.0
+    assert look.find(settings, sizing()) is None
+    assert machine.sizes == [size] * 2
+    # At once after the configuration was read again, and for another size.
+    machine.found = errors.NoWindow("none")
+    assert look.find(Settings(), sizing()) is not None
+    look.find(settings, replace(sizing(), window_size=2 * MIB))
+    assert machine.sizes == [size, size, size, 2 * MIB]
+
+
+def test_without_a_helper_no_window_is_looked_for() -> None:
+    machine = Looks()
+    look = facts.WindowLook(machine.look)
+    assert look.find(Settings(), errors.NoHelperInitrd("gone")) is None
+    assert look.find(Settings(), None) is None and not machine.sizes
+
+
+def test_in_doubt_there_is_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(error: Exception) -> Any:
+        def look(*_: object) -> None:
+            raise error
+
+        return look
+
+    monkeypatch.setattr(facts, "vmcoreinfo_note", lambda: (0, 0))
+    for error in (OSError(1, "no"), errors.NotPrivileged("no")):
+        monkeypatch.setattr(window, "read_kpageflags", fails(error))
+        monkeypatch.setattr(memory, "iomem", fails(error))
+        assert facts.look_for_window(1 << 40) is None
+    monkeypatch.setattr(facts, "vmcoreinfo_note", fails(errors.StagingFailed("no")))
+    assert facts.look_for_window(1 << 40) is None
+
+
+def test_a_window_that_no_machine_has() -> None:
+    """The real flags of this machine, if we may read them."""
+    try:
+        window.read_kpageflags(0, 1)
+        load.vmcoreinfo_note()
+        assert memory.iomem()
+    except (OSError, errors.KjumpError):
+        pytest.skip("needs root")
+    assert isinstance(facts.look_for_window(4 << 30), errors.NoWindow)
+    assert facts.look_for_window(2 * MIB) is None
+
+
+def test_the_facts_say_whether_there_is_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CanHibernate answers from; before, only staging found it out."""
+    machine = Looks()
+    monkeypatch.setattr(facts, "_window_look", facts.WindowLook(machine.look))
+    monkeypatch.setattr(facts, "measure", lambda *_: sizing())
+    assert "NoWindow" in names(read_facts(Settings()))
+    machine.found = None
+    assert "NoWindow" not in names(read_facts(Settings()))
+
+
+def test_no_window_is_looked_for_while_an_image_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pages are in the way and go with it: what is remembered would be wrong afterwards."""
+    machine = Looks()
+    monkeypatch.setattr(facts, "_window_look", facts.WindowLook(machine.look))
+    monkeypatch.setattr(facts, "measure", lambda *_: sizing())
+    monkeypatch.setattr(syscalls, "kexec_loaded", lambda: True)
+    found = read_facts(Settings())
+    assert found.window is None and found.foreign_image and not machine.sizes

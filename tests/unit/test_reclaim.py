@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kjump.machine.memory import parse_meminfo
 from kjump.machine.ranges import MIB
 from kjump.session.staging import memory_pressure, reclaim
 from kjump.session.staging.reclaim import ReclaimActions
@@ -62,7 +63,7 @@ class Machine:
 
     def means(self) -> ReclaimActions:
         return ReclaimActions(
-            meminfo=lambda: (
+            meminfo=lambda: parse_meminfo(
                 f"MemTotal: 1 kB\nMemFree:  {self.free << 10} kB\n"
                 f"SwapFree: {self.swap << 10} kB\nHugePages_Total:       0\n"
             ),
@@ -133,7 +134,7 @@ def test_pressing_ends_when_there_is_enough_or_no_more(
     free: int, cache: int, held: int, ends: bool
 ) -> None:
     now = {"MemFree": free * MIB, "Active(file)": MIB, "Inactive(file)": (cache - 1) * MIB}
-    assert memory_pressure.enough(now, held * MIB, 100 * MIB) is ends
+    assert memory_pressure.is_enough(now, held * MIB, 100 * MIB) is ends
 
 
 def test_pressing_holds_no_memory_that_is_free_anyway() -> None:
@@ -176,9 +177,9 @@ def test_it_always_ends_and_finds_what_there_is(
 
 
 def test_a_kernel_that_does_not_know_swappiness_is_not_asked_without_it(tmp_path: Path) -> None:
-    assert not reclaim.ask(tmp_path / "absent" / "memory.reclaim", MIB)
+    assert not reclaim.reclaim_from(tmp_path / "absent" / "memory.reclaim", MIB)
     group = tmp_path / "memory.reclaim"
-    assert reclaim.ask(group, 5 * MIB)
+    assert reclaim.reclaim_from(group, 5 * MIB)
     assert group.read_text() == f"{5 * MIB} swappiness=0"
 
 
@@ -194,10 +195,10 @@ def test_a_file_is_forgotten(tmp_path: Path) -> None:
         os.fsync(file.fileno())
     if cached(path) == 0:
         pytest.skip("this file system has no page cache to give up")
-    reclaim.forget(path)
+    reclaim.drop_file_cache(path)
     assert cached(path) == 0
 
 
 def test_a_file_that_is_gone_need_not_be_forgotten(tmp_path: Path) -> None:
     """The helper is staged by then: an error would leave it loaded."""
-    reclaim.forget(tmp_path / "absent")
+    reclaim.drop_file_cache(tmp_path / "absent")

@@ -228,7 +228,7 @@ def test_freezing_and_the_jump_are_one_call(
     """What is no /dev/snapshot knows none of its requests."""
     path = tmp_path / "snapshot"
     path.touch()
-    monkeypatch.setattr(snapshot, "DEVICE", path)
+    monkeypatch.setattr(snapshot, "SNAPSHOT_DEVICE", path)
     with snapshot.Snapshot() as device, pytest.raises(RestoreFailed, match="restoring"):
         device.restore()
     assert not hasattr(snapshot, "fcntl")

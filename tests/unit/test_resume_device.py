@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kjump.errors import NoTarget, TargetMapped
+from kjump.machine.cmdline import parse
 from kjump.session.systemd import kernel_hibernation, resume_device
 from kjump.session.target import files, swaps
 from kjump.session.target.swaps import SwapArea
@@ -19,11 +20,9 @@ NONE = NoTarget("none")
 
 
 def test_only_where_logind_waits_for_it() -> None:
-    def told(
-        *, efi: bool = False, resume: str = "0:0\n", words: tuple[str, ...] = (), ours: str = ""
-    ) -> bool:
+    def told(*, efi: bool = False, resume: str = "0:0\n", words: str = "", ours: str = "") -> bool:
         return resume_device.needs_resume_device(
-            efi=efi, resume=resume, command_line=words, told=ours
+            efi=efi, resume=resume, command_line=parse(words), recorded=ours
         )
 
     assert told()
@@ -32,7 +31,7 @@ def test_only_where_logind_waits_for_it() -> None:
     assert not told(resume="254:5\n", ours="254:6")
     # What was named by us may be swapped off by now.
     assert told(resume="254:5\n", ours="254:5")
-    assert not told(words=("noresume",))
+    assert not told(words="noresume")
 
 
 def test_the_target_comes_first() -> None:
@@ -62,21 +61,21 @@ def test_the_kernel_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
     (tmp_path / "resume").write_text("0:0\n")
-    monkeypatch.setattr(resume_device, "POWER", tmp_path)
+    monkeypatch.setattr(kernel_hibernation, "POWER", tmp_path)
     monkeypatch.setattr(resume_device, "EFI", tmp_path / "none")
     monkeypatch.setattr(swaps, "read_swaps", list)
     monkeypatch.setattr(kernel_hibernation, "RESUME_DEVICE_RECORD", tmp_path / "run/told")
-    assert resume_device.set_resume_device(NONE, ()) is None
+    assert resume_device.set_resume_device(NONE, parse("")) is None
     target = replace(SWAP, locator=page * 4096)
-    assert resume_device.set_resume_device(target, ()) == (DISK.number, page)
+    assert resume_device.set_resume_device(target, parse("")) == (DISK.number, page)
     assert (tmp_path / "resume").read_text() == DISK.number
     assert (tmp_path / "resume_offset").exists() == bool(page)
     assert (tmp_path / "run/told").read_text() == DISK.number
-    assert resume_device.set_resume_device(target, ()) is None
+    assert resume_device.set_resume_device(target, parse("")) is None
     # Another area is in use instead.
     other = replace(target, number="8:3", locator=3 * 4096)
-    assert resume_device.set_resume_device(other, ()) == ("8:3", 3)
+    assert resume_device.set_resume_device(other, parse("")) == ("8:3", 3)
     assert (tmp_path / "resume").read_text() == (tmp_path / "run/told").read_text() == "8:3"
     # The boot's own word is left alone.
     (tmp_path / "resume").write_text("254:9\n")
-    assert resume_device.set_resume_device(target, ()) is None
+    assert resume_device.set_resume_device(target, parse("")) is None

@@ -34,6 +34,7 @@ from kjump.image.description import Description, SavedFileSystem
 from kjump.image.device import DirectDevice
 from kjump.image.layout import COMPLETE, EMPTY, RESTORING, SPENT, WRITING
 from kjump.image.read import Image
+from kjump.machine.cmdline import parse
 from kjump.machine.memory import Entry
 from kjump.machine.ranges import PAGE
 from kjump.resume import load_restorer, main, restore, snapshot
@@ -367,9 +368,9 @@ def test_a_place_that_holds_something_else_is_left_alone(tmp_path: Path) -> None
 def test_where_to_look() -> None:
     recorded = TargetPlace("/img", ("/dev/disk/by-partuuid/ab",), 0, 8192)
     there = [Path("/dev/disk/by-partuuid/ab")]
-    assert main.place_to_look([], "/img", recorded) == (there, 8192)
-    assert main.place_to_look([], "PARTUUID=ab", recorded) == (there, None)
-    words = ["quiet", "kjump.target=/dev/sda1:4096"]
+    assert main.place_to_look(parse(""), "/img", recorded) == (there, 8192)
+    assert main.place_to_look(parse(""), "PARTUUID=ab", recorded) == (there, None)
+    words = parse("quiet kjump.target=/dev/sda1:4096")
     assert main.place_to_look(words, "/img", recorded) == ([Path("/dev/sda1")], 4096)
     assert main.place_to_look(words, "", None) == ([Path("/dev/sda1")], 4096)
     for spec, known in (
@@ -378,7 +379,7 @@ def test_where_to_look() -> None:
         ("/img", replace(recorded, locator=None)),
     ):
         with pytest.raises(NoTarget):
-            main.place_to_look([], spec, known)
+            main.place_to_look(parse(""), spec, known)
 
 
 def test_started_early_it_waits_for_the_word(

@@ -28,6 +28,7 @@ from kjump.session.checks.doctor import Finding
 from kjump.session.target import claim, files
 from kjump.session.target.devices import TargetDevice
 from kjump.session.target.files import Blocks
+from kjump.session.target.mounts import parse_mountinfo
 
 MIB = 1 << 20
 
@@ -307,12 +308,15 @@ def test_file_systems_that_can_hold_a_file() -> None:
         "34 1 8:4 / /cd ro - ext4 /dev/sda4 ro",
         "35 1 8:1 /sub /bind rw - ext4 /dev/sda1 rw",
         "36 1 0:41 /@data /data rw - btrfs /dev/sda5 rw",
+        "37 1 8:6 / /my\\040disk rw - ext4 /dev/sda6 rw",
+        "38 1 8:7 / /new\\012line rw - ext4 /dev/sda7 rw",
         "torn",
     ]
-    assert setup.supported("\n".join(lines)) == [
+    assert setup.supported(parse_mountinfo("\n".join(lines))) == [
         ("/", "xfs"),
         ("/home", "ext4"),
         ("/data", "btrfs"),
+        ("/my disk", "ext4"),
     ]
 
 

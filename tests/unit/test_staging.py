@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
 from kjump.errors import StagingFailed
-from kjump.handoff import note
+from kjump.handoff import note, window_layout
 from kjump.handoff.documents import FileSystem
 from kjump.machine import elf
+from kjump.machine.cmdline import parse
 from kjump.machine.ranges import MIB
 from kjump.session.staging import describe, load
 from kjump.session.staging import window as windows
@@ -56,16 +59,80 @@ def test_no_kcore_is_no_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cmdline", "config", "policy"),
     [
-        ("quiet", "", "skip"),
-        ("init_on_free=1", "", "zero"),
+        ("quiet", "CONFIG_HIBERNATION=y\n", "skip"),
+        ("quiet -- init_on_free=1", "CONFIG_HIBERNATION=y\n", "skip"),
+        # A /boot that is not mounted: nobody knows.
+        ("quiet", "", "zero"),
+        ("init_on_free=0", "", "skip"),
         ("init_on_free=0", "CONFIG_INIT_ON_FREE_DEFAULT_ON=y\n", "skip"),
+        ("init_on_free=1 init_on_free=off", "CONFIG_INIT_ON_FREE_DEFAULT_ON=y\n", "skip"),
+        ("init_on_free=false", "CONFIG_INIT_ON_FREE_DEFAULT_ON=y\n", "zero"),
         ("quiet", "CONFIG_INIT_ON_FREE_DEFAULT_ON=y\n", "zero"),
     ],
 )
 def test_free_pages_are_zero_where_the_kernel_trusts_them_to_be(
     cmdline: str, config: str, policy: str
 ) -> None:
-    assert describe.free_pages_policy(cmdline, config) == policy
+    assert describe.free_pages_policy(parse(cmdline), config) == policy
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "init_on_free=1",
+        "init_on_free=on",
+        "init_on_free=Y",
+        "init-on-free=1",
+        'init_on_free="1"',
+        '"init_on_free=1"',
+        "init_on_free=t",
+        "init_on_free=enable",
+        "init_on_free=true",
+        "init_on_free=0 init_on_free=1",
+    ],
+)
+def test_every_spelling_of_yes_that_some_kernel_reads(word: str) -> None:
+    words = parse(f"BOOT_IMAGE=/x root=/dev/sda2 {word} quiet")
+    assert describe.free_pages_policy(words, "CONFIG_HIBERNATION=y\n") == "zero"
+
+
+def test_where_the_kernels_configuration_is(tmp_path: Path) -> None:
+    assert describe.kernel_config("6.1", tmp_path) == ""
+    for text, name in (
+        ("modules", "usr/lib/modules/6.1/config"),
+        ("boot", "boot/config-6.1"),
+        ("kernel", "proc/config.gz"),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+        assert describe.kernel_config("6.1", tmp_path) == text
+    for torn in (b"", b"no gzip", gzip.compress(b"kernel")[:-9]):
+        path.write_bytes(torn)
+        assert describe.kernel_config("6.1", tmp_path) == "boot"
+
+
+def test_words_that_the_next_kernel_needs_as_well() -> None:
+    def kept(running: str) -> set[str]:
+        return {*window_layout.words(running, cpus=1)}
+
+    assert "console=ttyS0,115200" in kept('"console=ttyS0,115200"')
+    assert "noapic" in kept('"noapic"') and "nomodeset" in kept("nomodeset")
+    # The decompressor's own words: it knows nothing of what is for init.
+    assert "no5lvl" in kept("quiet -- no5lvl")
+    assert "console=tty0" not in kept("quiet -- console=tty0")
+    # Nothing may hide the words of ours that follow.
+    for odd in ('console=tty"0 quiet', 'console="tty0 quiet', 'console="tty0 x"', "console="):
+        assert not any(word.startswith("console") for word in kept(odd)), odd
+    line = load.command_line(
+        replace(
+            Settings(), helper=replace(Settings().helper, console='tty0 tt"y', command_line='"x')
+        ),
+        'quiet console="a b',
+        core_header=1,
+        cell=0x2000,
+    )
+    assert parse(line).value("kjump.return") == "0x2000"
 
 
 def test_the_paging_mode_goes_with_the_command_line() -> None:

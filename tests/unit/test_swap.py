@@ -50,7 +50,7 @@ def test_a_descriptor_that_gives_no_slots_is_an_error() -> None:
 def test_no_snapshot_device(monkeypatch: pytest.MonkeyPatch) -> None:
     from pathlib import Path
 
-    monkeypatch.setattr(swap, "DEVICE", Path("/nonexistent/snapshot"))
+    monkeypatch.setattr(swap, "SNAPSHOT_DEVICE", Path("/nonexistent/snapshot"))
     with pytest.raises(NoSnapshotDevice):
         swap.Slots(os.makedev(8, 1), 0, 1)
 

@@ -146,3 +146,33 @@ def test_a_kernel_without_huge_pages_is_sampled(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(mmap, "mmap", Small)
     monkeypatch.setattr(window, "HIGHEST", 1 << 42)  # this machine may have more than 4 GiB
     assert sum(window.sample_allocations(1 << 20)) == 256
+
+
+@given(
+    st.lists(st.booleans(), min_size=64, max_size=64),
+    st.integers(1, 20),
+)
+def test_readiness_finds_what_staging_finds(bad: list[bool], wanted: int) -> None:
+    resources = parse_iomem(f"{16 * MIB:x}-{(16 + 2 * 64) * MIB - 1:x} : System RAM\n")
+    read = flags({(8 + n) * 512 + 17 for n in range(64) if bad[n]})
+    avoid = [(60 * MIB, 60 * MIB + PAGE)]
+    size = wanted * window.ALIGNMENT
+    found = window.find_out(size, resources, read, avoid)
+    try:
+        window.choose(size, resources, read, avoid)
+    except NoWindow as error:
+        assert found is not None and found.what == error.what
+    else:
+        assert found is None
+
+
+def test_few_flags_are_read_where_there_is_a_window() -> None:
+    reads: list[int] = []
+
+    def read(first: int, count: int) -> bytes:
+        reads.append(count)
+        return bytes(8 * count)
+
+    resources = parse_iomem("01000000-bfffffff : System RAM\n")
+    assert window.find_out(160 * MIB, resources, read) is None
+    assert sum(reads) <= 2 * window.STEP * 512

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from kjump.machine.memory import meminfo
+from kjump.machine.memory import parse_meminfo
 
 from .guest import Guest, Shape
 from .image import MIB, Image
@@ -40,7 +40,7 @@ def filled(guest: Guest, memory: int) -> float:
     # The window and 5 %; where that is not more than staging asks for, no request could be served.
     spare = max(window["size"] + memory * MIB * 50 // 1000, window["available_needed"] + 8 * MIB)
     blocks = guest.fill(f"start --until-available {spare // MIB}")["blocks"]
-    facts = meminfo(guest.check("cat /proc/meminfo"))
+    facts = parse_meminfo(guest.check("cat /proc/meminfo"))
     used = 1 - facts["MemAvailable"] / facts["MemTotal"]
     print(
         f"filled: {blocks} MiB; {facts['MemAvailable'] // MIB} of {facts['MemTotal'] // MIB} MiB"

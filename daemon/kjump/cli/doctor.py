@@ -266,4 +266,4 @@ def without_service(settings: configuration.Settings) -> list[Finding]:
         ]
 
     facts = read_facts(settings)
-    return doctor.examine(facts, doctor.read(settings, facts))
+    return doctor.examine(facts, doctor.read_surroundings(settings, facts))

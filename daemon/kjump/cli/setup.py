@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from kjump.errors import BadConfiguration, BadRequest, Internal, KjumpError, NoT
 from kjump.image.layout import BLOCK
 from kjump.image.target import SMALLEST
 from kjump.machine.ranges import align_up
-from kjump.session.checks.facts import Facts, holds_our_image, session_of_another
+from kjump.session.checks import readiness
 from kjump.session.target import claim, devices, files
+from kjump.session.target.mounts import Mount, read_mounts
 from kjump.session.target.swaps import read_swaps
 
 DROP_IN = Path("/etc/kjump/kjump.conf.d/90-target.conf")
@@ -134,24 +135,19 @@ def choose(survey: Survey, size: int) -> Plan:
     )
 
 
-def supported(mountinfo: str) -> list[tuple[str, str]]:
+def supported(mounts: Iterable[Mount]) -> list[tuple[str, str]]:
     """(mount point, type) of the writable file systems that can hold an image file.
 
     The root comes first, then the others in the order in which they were mounted, each once.
-    ``mountinfo``: text of /proc/self/mountinfo.
     """
     found: dict[str, tuple[str, str]] = {}
-    for line in mountinfo.splitlines():
-        words = line.split()
-        try:
-            kind = words[words.index("-") + 1]
-        except (ValueError, IndexError):
-            continue
-        point, options = words[4], words[5].split(",")
+    for mount in mounts:
         # A subtree is mounted as a whole elsewhere, or belongs to a container.
-        whole = words[3] == "/" or kind == "btrfs"
-        if kind in files.NAMES.values() and "rw" in options and whole and "\\" not in point:
-            found.setdefault(words[2], (point, kind))
+        whole = mount.root == "/" or mount.kind == "btrfs"
+        # Another name could not be written into the configuration.
+        plain = mount.point.isprintable()
+        if mount.kind in files.NAMES.values() and "rw" in mount.options and whole and plain:
+            found.setdefault(mount.number, (mount.point, mount.kind))
     return sorted(found.values(), key=lambda pair: pair[0] != "/")
 
 
@@ -166,23 +162,12 @@ def stable(device: devices.TargetDevice) -> str:
 
 def look_at(path: str, name: str) -> Candidate:
     """What a path or spec leads to, as a candidate.  Never raises."""
-    from kjump.session.checks import readiness
-
     try:
         found = devices.resolve(path)
     except (KjumpError, OSError) as error:
         why = error.what if isinstance(error, KjumpError) else str(error.strerror)
         return Candidate(path, name, 0, why.rstrip("."))
-    user = devices.user_of(found) if found.kind == devices.PARTITION else None
-    ours = holds_our_image(found)
-    facts = Facts(
-        target=found,
-        target_user=user,
-        target_is_ours=ours,
-        target_session=session_of_another(found),
-    )
-    checks = (readiness.target_free, readiness.target_empty, readiness.target_session)
-    reasons = [reason for check in checks if (reason := check(facts)) is not None]
+    reasons = readiness.target_reasons(found)
     why = reasons[0].what.rstrip(".") if reasons else ""
     return Candidate(stable(found), name, found.capacity, why)
 
@@ -197,15 +182,10 @@ def survey() -> Survey:
         look_at(str(area.path), f"the swap {'file' if area.is_file else 'partition'} {area.path}")
         for area in read_swaps()
     ]
-    labelled = any(device.label == LABEL for device in devices.listing())
+    labelled = any(device.label == LABEL for device in devices.list_devices())
     partitions = [look_at(f"PARTLABEL={LABEL}", f"the partition named {LABEL}")] if labelled else []
-    try:
-        mounts = supported(Path("/proc/self/mountinfo").read_text())
-    except OSError:
-        mounts = []
-    return Survey(
-        configured, tuple(swaps), tuple(partitions), tuple(file_system(*pair) for pair in mounts)
-    )
+    file_systems = [file_system(*pair) for pair in supported(read_mounts())]
+    return Survey(configured, tuple(swaps), tuple(partitions), tuple(file_systems))
 
 
 def file_system(point: str, kind: str) -> Candidate:

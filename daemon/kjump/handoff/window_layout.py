@@ -24,7 +24,7 @@ import mmap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from kjump.machine import bzimage, code, memory
+from kjump.machine import bzimage, cmdline, code, memory
 from kjump.machine.memory import HEADROOM, Entry
 from kjump.machine.ranges import PAGE, Range, align_down
 from kjump.machine.syscalls import Segment
@@ -77,11 +77,16 @@ def words(running: str, *, consoles: Iterable[str] = (), cpus: int) -> list[str]
 
     ``consoles``: values for ``console=``; none: the running kernel's own.
     """
-    have = running.split()
-    named = [f"console={c}" for c in consoles] or [w for w in have if w.startswith("console=")]
+    found = cmdline.parse(running)
+    named = list(consoles) or [word.value or "" for word in found.all("console")]
+    # A quote would hide the words that follow it, and with them the way back.
+    named = [name for name in named if name and not set(name) & {*cmdline.BLANKS, '"'}]
+    # The kernel's decompressor reads some of these by itself: it takes no quotes away, and what
+    # follows "--" counts there.
+    plain = running.split()
     return [
-        *named,
-        *(w for w in have if w in KEPT_WORDS),
+        *(f"console={console}" for console in named),
+        *(word for word in KEPT_WORDS if word in plain or found.has(word)),
         "rd.systemd.unit=kjump-helper.target",
         f"nr_cpus={cpus}",
         "reset_devices",

@@ -46,7 +46,7 @@ from kjump.image.description import Description, SavedFileSystem
 from kjump.image.device import DirectDevice
 from kjump.image.layout import BLOCK, EMPTY, Superblock
 from kjump.image.write import SPAN_PAGES, Writer
-from kjump.machine import syscalls, vmcoreinfo
+from kjump.machine import cmdline, syscalls, vmcoreinfo
 from kjump.machine.memory import own_memory, processors
 from kjump.machine.ranges import PAGE
 from kjump.machine.vmcore import Vmcore
@@ -267,7 +267,7 @@ def run(cell: Cell, clock: Clock, watch: Watch, screen: Screen) -> Report:
         signal.setitimer(signal.ITIMER_REAL, max(1.0, left))
         if order.mode == documents.DRY_RUN:
             return rehearse(core, info, order, clock)
-        screen.begin(Path("/proc/cmdline").read_text())
+        screen.begin(cmdline.read_text())
         watch.begin(order.watchdog)
         try:
             report = save(core, info, order, found.jump_back, clock, watch)
@@ -290,11 +290,11 @@ def main() -> int:
 
     The same initrd serves for restoring in place: the command line says so.
     """
-    cmdline = Path("/proc/cmdline").read_text()
-    if "kjump.restore" in restore_in_place.words_of(cmdline):
-        return restore_in_place.main(cmdline)
+    words = cmdline.read()
+    if words.has(cmdline.RESTORE):
+        return restore_in_place.main(cmdline.read_text())
     clock = Clock()
-    watch = Watch(restore_in_place.words_of(cmdline).get("kjump.inject", ""))
+    watch = Watch(words.value(cmdline.INJECT) or "")
     screen = Screen()
     say("the helper is running")
     try:

@@ -8,7 +8,6 @@ the copy could not even begin.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NoReturn
 
 from kjump.console.lines import say
@@ -17,26 +16,25 @@ from kjump.handoff import cell as cells
 from kjump.handoff import report as reports
 from kjump.handoff.report import Report
 from kjump.helper import watch, watchdog
-from kjump.machine import code, memory, syscalls
+from kjump.machine import cmdline, code, memory, syscalls
 from kjump.machine.ranges import PAGE
 from kjump.machine.syscalls import Segment
 
 
-def find_cell(cmdline: str | None = None) -> cells.Cell:
+def find_cell() -> cells.Cell:
     """The return cell that ``kjump.return=`` on the command line points to.
 
     Raises `DamagedHandoff`.
     """
-    words = (Path("/proc/cmdline").read_text() if cmdline is None else cmdline).split()
-    for word in words:
-        if word.startswith("kjump.return="):
-            try:
-                address = int(word.partition("=")[2], 16)
-                with memory.PhysicalMemory() as physical:
-                    return cells.unpack(physical.read(address, cells.CELL.size))
-            except (OSError, ValueError) as error:
-                raise DamagedHandoff(f"The return cell cannot be read: {error}.") from error
-    raise DamagedHandoff("There is no kjump.return= on the helper's command line.")
+    found = cmdline.read().value(cmdline.RETURN)
+    if found is None:
+        raise DamagedHandoff(f"There is no {cmdline.RETURN}= on the helper's command line.")
+    try:
+        address = int(found, 16)
+        with memory.PhysicalMemory() as physical:
+            return cells.unpack(physical.read(address, cells.CELL.size))
+    except (OSError, ValueError) as error:
+        raise DamagedHandoff(f"The return cell cannot be read: {error}.") from error
 
 
 def write_report(cell: cells.Cell, report: Report) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from kjump.console.keys import Keys
 from kjump.console.lines import Progress, say
@@ -26,7 +26,8 @@ from kjump.image.extents import Extents
 from kjump.image.layout import COMPLETE, RESTORING, Extent
 from kjump.image.read import Chunk, Image
 from kjump.image.skip import ResumeAttempt
-from kjump.machine import memory, pages, syscalls
+from kjump.machine import cmdline, memory, pages, syscalls
+from kjump.machine.cmdline import CommandLine
 from kjump.machine.maps import Maps
 from kjump.machine.ranges import PAGE, Range
 
@@ -63,12 +64,6 @@ class PageWriter:
 
     def close(self) -> None:
         self._maps.close()
-
-
-def words_of(cmdline: str) -> dict[str, str]:
-    """The ``kjump.*=`` words of the command line."""
-    found = (word.partition("=") for word in cmdline.split())
-    return {name: value for name, _, value in found if name.startswith("kjump.")}
 
 
 class _Asked(Exception):
@@ -131,19 +126,22 @@ def put_back(image: Image, started: float, chance: SkipPrompt) -> Cell:
     return Cell(0, bytes(16), start, end - start, description.jump_back)
 
 
-def main(cmdline: str) -> int:
-    """The restorer.  Does not return when it works; restarts the machine when it does not."""
+def main(running: str) -> int:
+    """The restorer.  Does not return when it works; restarts the machine when it does not.
+
+    ``running``: this kernel's command line.
+    """
     started = time.monotonic()
-    words = words_of(cmdline)
+    words = cmdline.parse(running)
     screen = Screen()
-    screen.begin(cmdline)
+    screen.begin(running)
     try:
-        place, locator = target.parse_location(words.get("kjump.target", ""))
-        path = target.wait_for([place], DEVICE_WAIT)
+        paths, locator = target.parse_location(words.value(cmdline.TARGET) or "")
+        path = target.wait_for(paths, DEVICE_WAIT)
         with target.open_image(path, locator, writable=True) as device:
             image = Image(device)
             s = image.superblock
-            if s.state != COMPLETE or str(s.cycle) != words["kjump.restore"]:
+            if s.state != COMPLETE or str(s.cycle) != words.value(cmdline.RESTORE):
                 raise WrongTarget(f"{path} does not hold the image that is being restored.")
             keys = Keys(earlier=True)  # those that were pressed while this kernel booted
             try:
@@ -168,9 +166,9 @@ def main(cmdline: str) -> int:
     return 1
 
 
-def _seconds(words: Mapping[str, str]) -> float:
+def _seconds(words: CommandLine) -> float:
     """In which the key is heard at the least."""
     try:
-        return float(words.get("kjump.skip-wait", ""))
+        return float(words.value(cmdline.SKIP_WAIT) or "")
     except ValueError:
         return 0.0

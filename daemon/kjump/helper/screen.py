@@ -21,6 +21,7 @@ from pathlib import Path
 
 from kjump.console import lines
 from kjump.console.splash import CLIENTS, Splash
+from kjump.machine.cmdline import parse
 
 DAEMONS = (Path("/usr/sbin/plymouthd"), Path("/sbin/plymouthd"), Path("/usr/bin/plymouthd"))
 WORDS = "splash plymouth.ignore-serial-consoles"
@@ -34,10 +35,11 @@ LEAVE = 2.0
 """Seconds that the helper waits for it to go, at the most."""
 
 
-def command(daemon: Path, cmdline: str) -> list[str]:
-    """How plymouthd is started.  ``cmdline``: the helper's, for words to debug it with.  Pure."""
-    given = [word for word in cmdline.split() if word.startswith("plymouth.")]
-    words = " ".join([WORDS, *given])
+def command(daemon: Path, running: str) -> list[str]:
+    """How plymouthd is started.  ``running``: the helper's command line, for words to debug it
+    with.  Pure."""
+    own = [str(word) for word in parse(running).words if word.name.startswith("plymouth.")]
+    words = " ".join([WORDS, *own])
     return [
         str(daemon),
         "--no-daemon",

@@ -16,8 +16,6 @@ from kjump.machine.native import INT, LIBRARY, POINTER, U32, U64, U64_OUT, addre
 from kjump.machine.pages import Bundle
 from kjump.machine.ranges import PAGE, align_up
 
-RAW, ZSTD, LZ4 = range(3)
-
 Buffer = bytes | bytearray | mmap.mmap | memoryview
 
 _context = LIBRARY.kj_context

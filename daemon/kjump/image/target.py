@@ -33,14 +33,9 @@ from kjump.image.layout import (
     Superblock,
 )
 from kjump.image.locator import Locator
+from kjump.machine import udev
 
 SMALLEST = 16 << 20
-LINKS = {
-    "PARTUUID": "/dev/disk/by-partuuid",
-    "PARTLABEL": "/dev/disk/by-partlabel",
-    "UUID": "/dev/disk/by-uuid",
-    "LABEL": "/dev/disk/by-label",
-}
 
 
 @dataclass(frozen=True)
@@ -99,35 +94,38 @@ class Found:
         return self.state == "complete" and bool(self.machine) and self.machine != machine
 
 
-def link(spec: str) -> Path:
-    """The path udev gives a target spec (``PARTUUID=…``, ``PARTLABEL=…``, a path).
+def links(spec: str) -> list[Path]:
+    """The paths by which udev knows a target that is a device: any of them leads to it.
 
-    Raises `NoTarget` for an empty or unknown form.
+    Raises `NoTarget` for a spec that is empty or of an unknown form.
     """
-    if spec.startswith("/dev/"):
-        return Path(spec)
-    kind, sign, value = spec.partition("=")
-    if not sign or kind not in LINKS or not value or "/" in value:
+    found = udev.paths(spec)
+    if not found:
         raise NoTarget(f"No target is configured ({spec!r}).")
-    if kind in ("PARTUUID", "UUID"):
-        value = value.lower()
-    return Path(LINKS[kind], value)
+    return found
 
 
-def parse_location(text: str) -> tuple[Path, int | None]:
-    """(path, byte offset of the locator or None) of ``kjump.target=PLACE[:OFFSET]``.
+def link(spec: str) -> Path:
+    """The first of `links` that is there; the first of all if none is.  Raises `NoTarget`."""
+    found = links(spec)
+    return next((path for path in found if path.exists()), found[0])
+
+
+def parse_location(text: str) -> tuple[list[Path], int | None]:
+    """(device by any of these paths, byte offset of the locator or None) of
+    ``kjump.target=DEVICE[:OFFSET]``.
 
     What stands behind the last colon is the offset if it is a number; a colon at the end says
     that there is none.  Raises `NoTarget`.
     """
-    place, colon, number = text.rpartition(":")
+    spec, colon, number = text.rpartition(":")
     if colon and number.isascii() and number.isdigit():
-        return link(place), int(number)
-    return link(place if colon and not number else text), None
+        return links(spec), int(number)
+    return links(spec if colon and not number else text), None
 
 
 def format_location(path: Path, locator: int | None) -> str:
-    """The word that `parse_place` reads."""
+    """The word that `parse_location` reads."""
     if locator is not None:
         return f"{path}:{locator}"
     # Names below by-path may end in a number behind a colon themselves.

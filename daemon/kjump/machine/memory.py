@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kjump.errors import NotPrivileged
+from kjump.machine import cmdline
 from kjump.machine.ranges import PAGE, Range, align_down, align_up, merge
 
 E820_RAM, E820_RESERVED = 1, 2
@@ -138,8 +139,8 @@ def is_5_level() -> bool:
     """Whether the running kernel uses 5-level page tables (CR4.LA57)."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("flags"):
-            words = Path("/proc/cmdline").read_text().split()
-            return "la57" in line.split() and "no5lvl" not in words
+            # The decompressor reads this word, and by its own rules: quotes and "--" mean nothing.
+            return "la57" in line.split() and "no5lvl" not in cmdline.read_text().split()
     return False
 
 
@@ -189,15 +190,23 @@ class PhysicalMemory:
         self.close()
 
 
-def meminfo(text: str) -> dict[str, int]:
+def parse_meminfo(text: str) -> dict[str, int]:
     """What /proc/meminfo says in KiB, in bytes; its counts are left out."""
     lines = (line.split() for line in text.splitlines())
     return {words[0].rstrip(":"): int(words[1]) << 10 for words in lines if len(words) == 3}
 
 
+def read_meminfo() -> dict[str, int]:
+    """/proc/meminfo, in bytes; empty if it cannot be read."""
+    try:
+        return parse_meminfo(Path("/proc/meminfo").read_text())
+    except OSError:
+        return {}
+
+
 def own_memory() -> dict[str, int]:
     """The running kernel's memory in bytes: ``total`` and ``available`` (/proc/meminfo)."""
-    facts = meminfo(Path("/proc/meminfo").read_text())
+    facts = read_meminfo()
     return {"total": facts.get("MemTotal", 0), "available": facts.get("MemAvailable", 0)}
 
 

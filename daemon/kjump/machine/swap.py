@@ -25,7 +25,7 @@ from kjump.errors import NoSnapshotDevice, TargetInUse, TargetMissing, TargetToo
 from kjump.machine.native import INT, LIBRARY, POINTER, U64, U64_OUT
 from kjump.machine.ranges import PAGE
 
-DEVICE = Path("/dev/snapshot")
+SNAPSHOT_DEVICE = Path("/dev/snapshot")
 FREE_SWAP_PAGES = 0x3309
 SET_SWAP_AREA = 0x400C330D
 """``_IOW('3', 13, struct resume_swap_area)``, which is packed: 12 bytes."""
@@ -62,13 +62,15 @@ class Writable:
         where the area is not in use any more.
         """
         try:
-            self._fd = os.open(DEVICE, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = os.open(SNAPSHOT_DEVICE, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             if error.errno == errno.EBUSY:
                 raise TargetInUse(
                     "The kernel's own hibernation holds the swap.", advice="Try again."
                 ) from error
-            raise NoSnapshotDevice(f"{DEVICE} cannot be used: {error.strerror}.") from error
+            raise NoSnapshotDevice(
+                f"{SNAPSHOT_DEVICE} cannot be used: {error.strerror}."
+            ) from error
         area = AREA.pack(first_block // PAGE, encoded_device(device))
         try:
             fcntl.ioctl(self._fd, SET_SWAP_AREA, area)

@@ -9,9 +9,6 @@ the only limit, and this kernel needs no CONFIG_HIBERNATION.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from kjump.errors import KjumpError, RestoreFailed
 from kjump.handoff import window_layout
 from kjump.handoff.cell import JUMP_BACK_OFFSET
@@ -19,7 +16,8 @@ from kjump.handoff.report import IN_PLACE, SNAPSHOT
 from kjump.image.description import Description
 from kjump.image.read import Image
 from kjump.image.target import Opened, format_location
-from kjump.machine import memory, syscalls
+from kjump.machine import cmdline, memory, syscalls
+from kjump.machine.cmdline import CommandLine
 from kjump.machine.ranges import PAGE
 
 PER_PAGE = PAGE + 40
@@ -29,21 +27,22 @@ MARGIN = 48 << 20
 kernel cannot wait for memory there."""
 
 
-def choose(words: Sequence[str], *, pages: int, available: int, restorer: bool) -> str:
+def choose(words: CommandLine, *, pages: int, available: int, restorer: bool) -> str:
     """Which way to take: beside the boot kernel if that has room, else in place.
 
     ``pages``: those to be loaded; ``available``: bytes; ``restorer``: whether one lies with the
-    image.  ``kjump.restore=snapshot|in-place`` among the command line's words forces it.
+    image.  ``kjump.restore=snapshot|in-place`` on the kernel command line forces it.
     """
-    for way in (SNAPSHOT, IN_PLACE):
-        if f"kjump.restore={way}" in words:
-            return way
+    forced = words.value(cmdline.RESTORE)
+    if forced in (SNAPSHOT, IN_PLACE):
+        return forced
     fits = pages * PER_PAGE + MARGIN <= available
     return SNAPSHOT if fits or not restorer else IN_PLACE
 
 
-def load(image: Image, description: Description, cmdline: str, wait: float) -> None:
-    """Load the restorer.  ``wait``: seconds, at the least, in which it hears Esc.
+def load(image: Image, description: Description, running: str, wait: float) -> None:
+    """Load the restorer.  ``running``: this kernel's command line; ``wait``: seconds, at the least,
+    in which it hears Esc.
 
     Raises `ImageDamaged`, `RestoreFailed`; nothing is touched then.
     """
@@ -56,10 +55,10 @@ def load(image: Image, description: Description, cmdline: str, wait: float) -> N
     nowhere = facts.window[0] + window_layout.CELL + JUMP_BACK_OFFSET
     text = " ".join(
         [
-            *window_layout.words(cmdline, cpus=min(memory.processors(), window_layout.CPUS)),
-            f"kjump.restore={image.superblock.cycle}",
-            f"kjump.target={place(image)}",
-            f"kjump.skip-wait={wait:g}",
+            *window_layout.words(running, cpus=min(memory.processors(), window_layout.CPUS)),
+            f"{cmdline.RESTORE}={image.superblock.cycle}",
+            f"{cmdline.TARGET}={place(image)}",
+            f"{cmdline.SKIP_WAIT}={wait:g}",
         ]
     )
     try:
@@ -107,7 +106,3 @@ def jump() -> None:
     except OSError as error:
         raise RestoreFailed(f"The kernel did not jump: {error.strerror}.") from error
     raise RestoreFailed("The kernel did not jump.")
-
-
-def command_line() -> str:
-    return Path("/proc/cmdline").read_text()

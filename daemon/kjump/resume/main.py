@@ -36,8 +36,10 @@ from kjump.image import target
 from kjump.image.device import DirectDevice
 from kjump.image.layout import EMPTY, SPENT
 from kjump.image.read import Image
-from kjump.machine import memory
+from kjump.machine import cmdline, memory
+from kjump.machine.cmdline import CommandLine
 from kjump.machine.identity import machine_identity
+from kjump.machine.udev import names_a_file
 from kjump.resume import restore
 
 RECORDED = Path("/var/lib/kjump/target.json")
@@ -120,25 +122,24 @@ def _require_complete(image: Image) -> None:
 
 
 def place_to_look(
-    words: Sequence[str], spec: str, recorded: TargetPlace | None
+    words: CommandLine, spec: str, recorded: TargetPlace | None
 ) -> tuple[list[Path], int | None]:
     """(device by any of these paths, byte offset of the locator or None) of the target.
 
-    ``words``: of the kernel command line, where ``kjump.target=`` wins; ``spec``: as configured;
+    ``words``: the kernel command line, where ``kjump.target=`` wins; ``spec``: as configured;
     ``recorded``: where update-initrds found the file that it names.  Raises `NoTarget`.
     """
-    given = [word.partition("=")[2] for word in words if word.startswith("kjump.target=")]
-    if given:
-        path, locator = target.parse_location(given[-1])
-        return [path], locator
-    if spec.startswith("/") and not spec.startswith("/dev/"):
+    location = words.value(cmdline.TARGET)
+    if location:
+        return target.parse_location(location)
+    if names_a_file(spec):
         if recorded is None or recorded.spec != spec or recorded.locator is None:
             raise NoTarget(
                 f"This initrd does not say where {spec} lies.",
                 advice="Rebuild it with: kjumpctl update-initrd.",
             )
         return [Path(link) for link in recorded.links], recorded.locator
-    return [target.link(spec)], None
+    return target.links(spec), None
 
 
 def recorded_place() -> TargetPlace | None:
@@ -172,19 +173,23 @@ def main(arguments: Sequence[str] = ()) -> int:
     ``arguments``: ``--after PATH``: started early; touch nothing before this file is there.
     """
     after = Path(arguments[1]) if arguments[:1] == ["--after"] else None
-    words = Path("/proc/cmdline").read_text().split()
+    words = cmdline.read()
     settings = configuration.load()
     while after is not None and not after.exists():
         time.sleep(0.01)
     started = time.monotonic()
-    given = any(word.startswith("kjump.target=") for word in words)
-    if not settings.target.path and not given:
+    if not settings.target.path and not words.value(cmdline.TARGET):
         return 0
     try:
         paths, locator = place_to_look(words, settings.target.path, recorded_place())
         path = target.wait_for(paths, settings.resume.wait)
-        skip = "kjump.noresume" in words or "noresume" in words
-        look(path, locator, started=started, skip=skip, wait=settings.resume.skip_wait)
+        look(
+            path,
+            locator,
+            started=started,
+            skip=words.skips_resume,
+            wait=settings.resume.skip_wait,
+        )
     except (NoTarget, TargetMissing) as error:
         say(f"no image looked for: {error.sentence}")
         return error.exit_code

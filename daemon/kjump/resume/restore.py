@@ -28,7 +28,7 @@ from kjump.image.description import Description, Owner
 from kjump.image.extents import Extents
 from kjump.image.layout import COMPLETE, EXTENT, RESTORING
 from kjump.image.read import Image
-from kjump.machine import code, memory
+from kjump.machine import cmdline, code, memory
 from kjump.machine.ranges import PAGE
 from kjump.resume import load_restorer, snapshot
 
@@ -112,7 +112,7 @@ def restore(
     restorer = image.superblock.kernel_length > 0
     plan, tables = beside(index, description, image.superblock.outcome)
     way = load_restorer.choose(
-        load_restorer.command_line().split(),
+        cmdline.read(),
         pages=plan.pages,
         available=memory.own_memory()["available"],
         restorer=restorer,
@@ -128,7 +128,7 @@ def restore(
     say("restoring in place: the image does not fit beside the boot kernel")
     # No wait here: the restorer hears the key, too, and nothing is lost until it jumps.
     skippable.look()
-    load_restorer.load(image, description, load_restorer.command_line(), chance.wait)
+    load_restorer.load(image, description, cmdline.read_text(), chance.wait)
     load_restorer.jump()
 
 

@@ -31,7 +31,6 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from kjump.errors import NoSnapshotDevice, RestoreFailed, RestoreNoMemory
@@ -40,8 +39,8 @@ from kjump.image.layout import DATA, Extent
 from kjump.image.read import Chunk
 from kjump.machine.native import INT, INT_OUT, LIBRARY, POINTER, U64, address_of
 from kjump.machine.ranges import PAGE, align_up, overlaps, subtract
+from kjump.machine.swap import SNAPSHOT_DEVICE
 
-DEVICE = Path("/dev/snapshot")
 MAGIC = 0x23456789ABCDEF02
 END = (1 << 64) - 1
 NUMBERS = PAGE // 8
@@ -155,13 +154,13 @@ class Snapshot:
     def __init__(self) -> None:
         """Raises `NoSnapshotDevice`, `RestoreFailed`."""
         try:
-            self._fd = os.open(DEVICE, os.O_WRONLY | os.O_CLOEXEC)
+            self._fd = os.open(SNAPSHOT_DEVICE, os.O_WRONLY | os.O_CLOEXEC)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.EPERM):
                 raise NoSnapshotDevice(
-                    f"The boot kernel's {DEVICE} cannot be used: {error.strerror}."
+                    f"The boot kernel's {SNAPSHOT_DEVICE} cannot be used: {error.strerror}."
                 ) from error
-            raise RestoreFailed(f"{DEVICE}: {error.strerror}.") from error
+            raise RestoreFailed(f"{SNAPSHOT_DEVICE}: {error.strerror}.") from error
 
     def write_page(self, page: bytes | memoryview) -> None:
         """One page; the device takes no more in a plain write.  Raises OSError."""

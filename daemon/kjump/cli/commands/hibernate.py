@@ -57,7 +57,7 @@ def run(options: Options) -> int:
             raise
         chosen = configuration.load().session.fallback
         decision = kernel_hibernation.decide(
-            error, jumped=False, fallback=chosen, facts=kernel_hibernation.read()
+            error, jumped=False, fallback=chosen, facts=kernel_hibernation.read_state()
         )
         if not decision.fall_back:
             raise ServiceUnreachable(f"{error.what}  {decision.why_not}") from error

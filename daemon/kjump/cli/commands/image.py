@@ -19,6 +19,7 @@ from kjump.cli.commands import add_command
 from kjump.cli.completion import FILES, completes
 from kjump.cli.terminal import Options, byte_progress, print_result
 from kjump.errors import BadRequest, NoImage, NoTarget, TargetMapped, UnsuitableFile
+from kjump.machine.udev import names_a_file
 
 if TYPE_CHECKING:
     from kjump.image.read import Image
@@ -107,7 +108,7 @@ def locate(path: str | None) -> tuple[Path, int | None]:
     spec = str(path or configuration.load().target.path)
     if not spec:
         raise NoTarget("No target is configured, and no PATH was given.")
-    if not path and (not spec.startswith("/") or spec.startswith("/dev/")):
+    if not path and not names_a_file(spec):
         return link(spec), None
     file = Path(spec)
     if not file.is_file() or _is_copy(file):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Every readiness check with its result: what ``kjumpctl doctor`` shows of the machine.
 
-Runs in the session, as root.  It judges what `kjump.session.checks.readiness` judges, with the same
-functions, and besides what may go wrong later: a target that may become too small, an initrd that
-is behind, another kernel at the next boot.  Nothing here changes the machine.
+Runs in the session, as root.  It shows the checks of `kjump.session.checks.readiness`, and adds
+what may go wrong later: a target that may become too small, an outdated initrd, another kernel at
+the next boot.  Nothing here changes the machine.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from kjump.machine import displays
 from kjump.session.checks import readiness
 from kjump.session.checks.facts import Facts, read_text
 from kjump.session.checks.readiness import mib
+from kjump.session.staging.describe import MountedFileSystem, mounted_file_systems
 from kjump.session.target import claim
-from kjump.session.target.devices import FILE, SWAP, TargetDevice
 from kjump.session.target.swaps import SwapArea, read_swaps
 from kjump.settings import Settings
 
@@ -46,10 +46,10 @@ class Finding:
     name: str
     state: str
     """`OK`; `WARNING`: works now, may not later; `FAILED`: hibernation is refused, or a session
-    would be lost; `SKIPPED`: could not be looked at."""
+    would be lost; `SKIPPED`: could not be checked."""
     sentence: str
     error: str = ""
-    """Name of the error, see `kjump.errors`; empty where there is none."""
+    """Name of the error, see `kjump.errors`; empty if there is none."""
     advice: str = ""
 
     def texts(self) -> tuple[str, str, str, str, str]:
@@ -63,7 +63,7 @@ def failed(name: str, error: KjumpError) -> Finding:
 
 
 def warning(name: str, error: KjumpError) -> Finding:
-    """The same where it stops nothing yet."""
+    """The same, if it does not prevent hibernation yet."""
     return Finding(name, WARNING, error.what, error.name, error.todo)
 
 
@@ -71,10 +71,10 @@ def warning(name: str, error: KjumpError) -> Finding:
 class Surroundings:
     """What was read besides `Facts`."""
 
-    enough: int = 0
+    largest_image: int = 0
     """Bytes that any image of this machine fits into."""
     helper: Mapping[str, Any] = field(default_factory=dict)
-    """What stands beside the helper's initrd; empty where nothing does."""
+    """The document beside the helper's initrd; empty if there is none."""
     helper_made: float = 0.0
     modules_made: float = 0.0
     """Seconds since 1970: when the helper's initrd and the running kernel's modules were made."""
@@ -85,88 +85,28 @@ class Surroundings:
     installed: tuple[str, ...] = ()
     """Releases of the kernels in /boot, oldest first."""
     configs: Mapping[str, str] = field(default_factory=dict)
-    """Configuration of each of them, as text; empty where it is not known."""
+    """Configuration of each of them, as text; empty if it is not known."""
     grub_default: str | None = None
-    """GRUB_DEFAULT; None where it is not set."""
+    """GRUB_DEFAULT; None if it is not set."""
     swaps: tuple[SwapArea, ...] = ()
+    file_systems: tuple[MountedFileSystem, ...] = ()
+    """Those that are mounted."""
 
 
 # -- the checks of readiness -----------------------------------------------------------------------
-
-FINE: dict[str, Callable[[Facts], str]] = {
-    "machine": lambda facts: f"The machine is {facts.machine}.",
-    "lockdown": lambda facts: "The kernel is not locked down.",
-    "kexec_disabled": lambda facts: "Loading kernels with kexec is allowed.",
-    "jump": lambda facts: f"The kernel {facts.release} can jump and come back (CONFIG_KEXEC_JUMP).",
-    "snapshot_device": lambda facts: "The kernel can load an image (/dev/snapshot).",
-    "page_poison": lambda facts: "The kernel does not poison free pages.",
-    "foreign_image": lambda facts: (
-        "No other kexec image is loaded." if not facts.warm else "A warm helper is loaded."
-    ),
-    "target_there": lambda facts: f"The target is there: {name_of(facts.target)}.",
-    "target_free": lambda facts: "Nobody else uses the target.",
-    "target_size": lambda facts: f"The target has {mib(room_of(facts.target))}.",
-    "target_empty": lambda facts: "The target holds no data of anyone else's.",
-    "target_session": lambda facts: "The target holds no session of another machine.",
-    "helper": lambda facts: "The helper's kernel and initrd are there.",
-    "boot_resume": lambda facts: "The boot initrd was made with this configuration.",
-    "memory": lambda facts: (
-        f"{mib(facts.available)} of memory are available,"
-        f" {mib(needed(facts))} are needed to stage the helper."
-    ),
-}
-"""What is said where a check of readiness finds nothing, by the check's name."""
-
-NEEDS_TARGET = {"target_free", "target_size", "target_empty", "target_session"}
-
-
-def name_of(target: TargetDevice | KjumpError) -> str:
-    """The target for a person."""
-    if isinstance(target, KjumpError):
-        return ""
-    if target.kind == SWAP:
-        kind = f"swap file {target.file}" if target.file else "swap partition"
-        return f"{kind} on {target.path}" if target.file else f"{kind} {target.path}"
-    return f"file {target.file} on {target.path}" if target.kind == FILE else str(target.path)
-
-
-def room_of(target: TargetDevice | KjumpError) -> int:
-    """Bytes that an image may have; 0 without a target."""
-    return 0 if isinstance(target, KjumpError) else target.capacity
-
-
-def needed(facts: Facts) -> int:
-    """Bytes of available memory that staging needs; 0 where that is not known."""
-    sizing = facts.sizing
-    return 0 if sizing is None or isinstance(sizing, KjumpError) else sizing.available_needed
-
-
-def not_looked_at(name: str, facts: Facts) -> str:
-    """Why a check of readiness could say nothing; empty: it could."""
-    if name in NEEDS_TARGET and isinstance(facts.target, KjumpError):
-        return "there is no target"
-    if name == "jump" and (facts.kexec_disabled or facts.lockdown != "none"):
-        return "kexec is not allowed"
-    if name == "memory" and isinstance(facts.sizing, KjumpError):
-        return "there is no helper to measure"
-    return ""
 
 
 def of_readiness(facts: Facts) -> list[Finding]:
     """Each check of readiness, in its order."""
     out = []
     for check in readiness.CHECKS:
-        key = check.__name__
-        name = key.replace("_", "-")
-        reason = check(facts)
+        reason = check.judge(facts)
         if reason is not None:
-            out.append(failed(name, reason))
-        elif missing := not_looked_at(key, facts):
-            out.append(Finding(name, SKIPPED, f"Not looked at: {missing}."))
+            out.append(failed(check.name, reason))
+        elif missing := check.not_looked_at(facts):
+            out.append(Finding(check.name, SKIPPED, f"Not looked at: {missing}."))
         else:
-            say = FINE.get(key)
-            words = say(facts) if say else (check.__doc__ or name).split("\n")[0]
-            out.append(Finding(name, OK, words))
+            out.append(Finding(check.name, OK, check.fine(facts)))
     return out
 
 
@@ -174,20 +114,20 @@ def of_readiness(facts: Facts) -> list[Finding]:
 
 
 def room(facts: Facts, more: Surroundings) -> Finding:
-    """Whether the target is large enough whatever is in memory."""
+    """Whether the target is large largest_image whatever is in memory."""
     name = "target-room"
     if isinstance(facts.target, KjumpError):
         return Finding(name, SKIPPED, "Not looked at: there is no target.")
     capacity = facts.target.capacity
-    if capacity >= more.enough:
-        return Finding(name, OK, f"Whatever is in memory fits: {mib(more.enough)} at the most.")
+    if capacity >= more.largest_image:
+        return Finding(name, OK, f"Any image fits: it has {mib(more.largest_image)} at most.")
     return warning(
         name,
         TargetTooSmall(
-            f"The target has {mib(capacity)}.  Where memory is full of what does not compress,"
-            f" {mib(more.enough)} are needed.",
-            advice="A larger target is always enough; one that is too small is noticed while"
-            " saving, and the session comes back.",
+            f"The target has {mib(capacity)}.  If memory is full of data that does not compress,"
+            f" {mib(more.largest_image)} are needed.",
+            advice="Use a larger target to be safe.  If it turns out too small while saving, the"
+            " session comes back.",
         ),
     )
 
@@ -199,7 +139,7 @@ def helper_age(facts: Facts, more: Surroundings) -> Finding:
         return Finding(name, SKIPPED, "Not looked at: there is no helper.")
     version = str(more.helper.get("version", ""))
     if version and version != VERSION:
-        what = f"The helper's initrd is of kjump {version}, this is {VERSION}."
+        what = f"The helper's initrd is from kjump {version}, this is kjump {VERSION}."
         return failed(name, NoHelperInitrd(what))
     if more.helper_made and more.helper_made < more.modules_made:
         what = f"The modules of {facts.release} have changed since the helper's initrd was made."
@@ -207,12 +147,12 @@ def helper_age(facts: Facts, more: Surroundings) -> Finding:
     if version and bool(more.helper.get("plymouth")) != more.plymouth:
         what = f"The helper's initrd was made {'without' if more.plymouth else 'with'} Plymouth."
         return warning(name, NoHelperInitrd(what))
-    told = more.helper.get("displays")
-    foreign = sorted({*told} - {*more.displays}) if isinstance(told, list) else []
+    drives = more.helper.get("displays")
+    foreign = sorted({*drives} - {*more.displays}) if isinstance(drives, list) else []
     if foreign:
         what = (
-            f"The helper drives the display with {', '.join(foreign)}, which this session does"
-            " not: its screen may stay dark afterwards."
+            f"The helper drives the display with {', '.join(foreign)}, and this session does not:"
+            " its screen may stay dark afterwards."
         )
         return warning(name, NoHelperInitrd(what))
     return Finding(name, OK, f"The helper's initrd is kjump {VERSION}'s, made for {facts.release}.")
@@ -238,14 +178,14 @@ def next_boot(facts: Facts, more: Surroundings) -> Finding:
             WARNING,
             f"GRUB_DEFAULT={more.grub_default} chooses the kernel that boots next;"
             " it could not be checked.",
-            advice="See that it is one with kjump's boot initrd.",
+            advice="Make sure that its boot initrd contains kjump.",
         )
     if not more.installed:
         return Finding(
             name,
             WARNING,
             "No kernel was found in /boot.",
-            advice="See that the kernel that boots next has kjump's initrd.",
+            advice="Make sure that the boot initrd of the kernel that boots next contains kjump.",
         )
     release = more.installed[-1]
     config = more.configs.get(release, "")
@@ -253,7 +193,7 @@ def next_boot(facts: Facts, more: Surroundings) -> Finding:
         what = f"The kernel that boots next, {release}, cannot load an image."
         return failed(name, NoSnapshotDevice(what))
     releases = (facts.boot or {}).get("releases")
-    if isinstance(releases, Mapping) and not facts.told:
+    if isinstance(releases, Mapping) and not facts.cmdline_target:
         if release not in releases:
             what = f"The boot initrd of {release}, which boots next, was not made with kjump."
             return failed(name, NoBootResume(what))
@@ -264,23 +204,60 @@ def next_boot(facts: Facts, more: Surroundings) -> Finding:
 
 
 def swap(facts: Facts, more: Surroundings) -> Finding:
-    """What swap there is.  It stops nothing; who looks for it wants to know."""
+    """What swap there is.  Informational only."""
     total, free = (sum(getattr(a, k) for a in more.swaps) for k in ("size", "free"))
     words = f"{mib(total)} of swap, {mib(free)} free." if more.swaps else "None; none is needed."
     return Finding("swap", OK, words)
 
 
-MORE: tuple[Callable[[Facts, Surroundings], Finding], ...] = (room, helper_age, next_boot, swap)
+UNCHANGING = ("squashfs", "erofs", "iso9660", "udf", "cramfs")
+"""File systems that mounting does not change."""
+
+
+def has_no_fingerprint(file_system: MountedFileSystem) -> bool:
+    """Whether the helper cannot find its device, so that it has nothing to compare at the resume.
+
+    A loop device is in a file of another file system, and memory (zram) does not outlive the power.
+    """
+    if file_system.kind in UNCHANGING or file_system.source.startswith(("/dev/loop", "/dev/zram")):
+        return False
+    return bool(file_system.mapped) or not file_system.links
+
+
+def fingerprints(_facts: Facts, more: Surroundings) -> Finding:
+    """Whether a resume would notice that another system has mounted a file system."""
+    name = "file-systems"
+    without = [x for x in more.file_systems if has_no_fingerprint(x)]
+    if not without:
+        return Finding(name, OK, "A resume notices if another system has mounted a file system.")
+    count = len(without)
+    what = ", ".join(f"{x.point} ({x.kind} on {x.source})" for x in without)
+    return Finding(
+        name,
+        WARNING,
+        f"{count} mounted file system{'s' * (count > 1)} cannot be checked at the resume: {what}.",
+        advice="While a session is saved, mount none of them in another system: the resume would"
+        " not notice, and would damage it.",
+    )
+
+
+MORE: tuple[Callable[[Facts, Surroundings], Finding], ...] = (
+    room,
+    helper_age,
+    next_boot,
+    fingerprints,
+    swap,
+)
 
 
 def examine(facts: Facts, more: Surroundings, reasons: Iterable[KjumpError] = ()) -> list[Finding]:
-    """All findings, in the order in which they are told: those of readiness first.
+    """All findings, in the order in which they are shown: those of readiness first.
 
-    ``reasons``: what CanHibernate would say; one that no check has found is a finding, too.
+    ``reasons``: what CanHibernate would answer; one that no check has found is a finding, too.
     """
     found = of_readiness(facts)
-    told = {finding.error for finding in found}
-    found += [failed("can-hibernate", reason) for reason in reasons if reason.name not in told]
+    known = {finding.error for finding in found}
+    found += [failed("can-hibernate", reason) for reason in reasons if reason.name not in known]
     return [*found, *(check(facts, more) for check in MORE)]
 
 
@@ -293,8 +270,8 @@ def worst(findings: Iterable[Finding]) -> str:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def document(path: Path) -> Mapping[str, Any]:
-    """A JSON object in a file; empty where there is none."""
+def read_json(path: Path) -> Mapping[str, Any]:
+    """A JSON object in a file; empty if there is none."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -302,8 +279,8 @@ def document(path: Path) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def made(path: Path) -> float:
-    """When a file was written: seconds since 1970; 0 where it is not there."""
+def modified_at(path: Path) -> float:
+    """When a file was written: seconds since 1970; 0 if it does not exist."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -311,11 +288,13 @@ def made(path: Path) -> float:
 
 
 def newer_modules(settings: Settings, release: str) -> Finding | None:
-    """The warning of `helper_age` alone: for who sees the modules, which kjumpd does not."""
-    initrd = made(settings.helper.initrd_of(release))
+    """The warning of `helper_age` alone, for kjumpctl: kjumpd does not see the modules."""
+    initrd = modified_at(settings.helper.initrd_of(release))
     found = helper_age(
         Facts(release=release),
-        Surroundings(helper_made=initrd, modules_made=made(MODULES / release / "modules.dep")),
+        Surroundings(
+            helper_made=initrd, modules_made=modified_at(MODULES / release / "modules.dep")
+        ),
     )
     return found if found.state == WARNING else None
 
@@ -323,7 +302,7 @@ def newer_modules(settings: Settings, release: str) -> Finding | None:
 def installed(boot: Path = BOOT, modules: Path = MODULES) -> list[str]:
     """Releases that have both a kernel in /boot and modules, oldest first.
 
-    kjumpd's sandbox hides the modules; then a kernel's configuration in /boot stands for them.
+    kjumpd's sandbox hides the modules; there a kernel's configuration in /boot is taken instead.
     """
     found = [kernel.name.removeprefix("vmlinuz-") for kernel in boot.glob("vmlinuz-*")]
     if os.access(modules, os.R_OK | os.X_OK):
@@ -342,19 +321,20 @@ def configurations(releases: Sequence[str], boot: Path = BOOT) -> dict[str, str]
     return found
 
 
-def read(settings: Settings, facts: Facts) -> Surroundings:
+def read_surroundings(settings: Settings, facts: Facts) -> Surroundings:
     """Read what `examine` judges besides the facts.  Never raises."""
     releases = installed()
     initrd = settings.helper.initrd_of(facts.release)
     return Surroundings(
-        enough=claim.largest_image_size(),
-        helper=document(initrd.with_suffix(".json")),
-        helper_made=made(initrd),
+        largest_image=claim.largest_image_size(),
+        helper=read_json(initrd.with_suffix(".json")),
+        helper_made=modified_at(initrd),
         plymouth=settings.helper.plymouth,
         displays=tuple(displays.drivers()),
-        modules_made=made(MODULES / facts.release / "modules.dep"),
+        modules_made=modified_at(MODULES / facts.release / "modules.dep"),
         installed=tuple(releases),
         configs=configurations(releases[-1:]),
         grub_default=grub_default(read_text(str(GRUB))),
         swaps=tuple(read_swaps()),
+        file_systems=tuple(mounted_file_systems()),
     )

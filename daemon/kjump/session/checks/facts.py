@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,15 @@ from kjump.errors import (
     Internal,
     KjumpError,
     NoTarget,
+    NoWindow,
 )
-from kjump.machine.memory import meminfo
+from kjump.machine import cmdline, memory, udev
+from kjump.machine.cmdline import CommandLine
+from kjump.machine.memory import read_meminfo
+from kjump.machine.swap import SNAPSHOT_DEVICE
 from kjump.session.staging import reclaim
+from kjump.session.staging import window as windows
+from kjump.session.staging.load import vmcoreinfo_note
 from kjump.session.staging.sizing import Sizing, size_helper
 from kjump.session.target import devices
 from kjump.session.target.devices import PARTITION, TargetDevice
@@ -30,6 +37,8 @@ from kjump.settings import Settings
 
 BOOT_MARK = Path("/var/lib/kjump/boot.json")
 """Written by whatever built the boot initrd: release, and `settings.fingerprint` then."""
+WINDOW_SECONDS = 3.0
+"""Seconds for which it is remembered whether there is a window."""
 
 
 @dataclass(frozen=True)
@@ -39,51 +48,59 @@ class Facts:
     machine: str = "x86_64"
     release: str = ""
     lockdown: str = "none"
-    """The active mode of /sys/kernel/security/lockdown; "none" where there is no lockdown."""
+    """The active mode of /sys/kernel/security/lockdown; "none" if the kernel has no lockdown."""
     kexec_disabled: bool = False
     jump: KjumpError | None = None
-    """What the kernel said to a preserve-context load."""
+    """The kernel's answer to a preserve-context load: its refusal, or None."""
     snapshot_device: bool = True
-    command_line: tuple[str, ...] = ()
+    command_line: CommandLine = field(default_factory=CommandLine)
     foreign_image: bool = False
     target: TargetDevice | KjumpError = field(default_factory=lambda: NoTarget("No target is set."))
     target_user: str | None = None
     target_session: str = ""
     """The other machine whose session is saved on the target; empty: none."""
     target_is_ours: bool = False
-    """Whether an image of ours is on the target: then its content is no one else's data."""
+    """Whether an image of ours is on the target: then its content is nobody else's data."""
     sizing: Sizing | KjumpError | None = None
+    window: NoWindow | None = None
+    """That no window was found a moment ago; None: one was, or nobody could look."""
     available: int = 0
-    """What could be had, caches reclaimed; bytes."""
+    """Bytes of memory that are free if caches are reclaimed."""
     boot: Mapping[str, Any] | None = None
-    """The document in boot.json, None where there is none."""
+    """The document in boot.json; None if there is none."""
     warm: bool = False
     """Whether a helper of ours is staged already: then it needs no memory, and is not foreign."""
     fingerprint: str = ""
-    """What boot.json must say for the boot initrd to be up to date."""
-    told: str = ""
-    """Where the kernel command line says that the target is (``kjump.target=``); empty: it does
-    not."""
-    told_right: bool = False
-    """Whether the target is there."""
+    """The value in boot.json if the boot initrd is up to date."""
+    cmdline_target: str = ""
+    """``kjump.target=`` of the kernel command line; empty: it has none."""
+    cmdline_target_matches: bool = False
+    """Whether that leads to the target."""
+    boot_misses: str = ""
+    """Where the boot initrd would look for a target that is a device, if that is not the target;
+    empty: it finds the target."""
 
 
-def place_in(command_line: Iterable[str]) -> str:
-    """The place in the last ``kjump.target=`` of a kernel command line; empty: none."""
-    places = [w.partition("=")[2] for w in command_line if w.startswith("kjump.target=")]
-    return places[-1] if places else ""
-
-
-def is_place_of(place: str, target: TargetDevice) -> bool:
+def leads_to(location: str, target: TargetDevice) -> bool:
     """Whether a ``kjump.target=`` leads to this target."""
     from kjump.image.target import parse_location
 
     try:
-        path, locator = parse_location(place)
+        paths, locator = parse_location(location)
     except KjumpError:
         return False
-    real = Path(os.path.realpath(path))
-    return real == target.path and (locator or 0) == (target.locator or 0)
+    return found_at(paths) == target.path and (locator or 0) == (target.locator or 0)
+
+
+def missed_by_boot(spec: str, target: TargetDevice) -> str:
+    """The path at which the boot initrd would look for a device in vain; empty: it finds it."""
+    paths = udev.paths(spec)
+    return str(paths[0]) if paths and found_at(paths) != target.path else ""
+
+
+def found_at(paths: Sequence[Path]) -> Path:
+    """The device that the boot initrd would take: behind the first path that is there."""
+    return Path(os.path.realpath(next((path for path in paths if path.exists()), paths[0])))
 
 
 def lockdown_mode(text: str) -> str:
@@ -95,16 +112,16 @@ def lockdown_mode(text: str) -> str:
 
 
 def read_text(path: str) -> str:
-    """A file's text, empty where it is not there or not ours to read."""
+    """A file's text; empty if it does not exist or we may not read it."""
     try:
         return Path(path).read_text(errors="replace")
     except OSError:
         return ""
 
 
-def available_memory(text: str, zoneinfo: str = "") -> int:
+def available_memory(meminfo: Mapping[str, int], zoneinfo: str = "") -> int:
     """MemAvailable of /proc/meminfo and the free memory that it leaves out, in bytes."""
-    return meminfo(text).get("MemAvailable", 0) + reclaim.in_lists(zoneinfo)
+    return meminfo.get("MemAvailable", 0) + reclaim.in_lists(zoneinfo)
 
 
 def boot_mark(path: Path = BOOT_MARK) -> Mapping[str, Any] | None:
@@ -120,7 +137,7 @@ _jump_is_known = False
 
 
 def probe_jump() -> KjumpError | None:
-    """Ask the kernel once; that it can is not asked again, as that never changes.
+    """Ask the kernel, until it says yes: that never changes again.
 
     (Lockdown and the sysctl may be switched on later; they are read apart.)
     """
@@ -135,7 +152,7 @@ def probe_jump() -> KjumpError | None:
 
 
 def measure(settings: Settings, release: str) -> Sizing | KjumpError:
-    """What the helper needs, or why that is not known."""
+    """What the helper needs, or why that cannot be measured."""
 
     try:
         return size_helper(settings, release)
@@ -169,33 +186,89 @@ def holds_our_image(device: TargetDevice) -> bool:
         return False
 
 
+def look_for_window(size: int) -> NoWindow | None:
+    """Whether there is no window of ``size`` bytes now.  In doubt there is one."""
+    try:
+        start, length = vmcoreinfo_note()
+        avoid = [(start, start + length)]
+        return windows.find_out(size, memory.iomem(), windows.read_kpageflags, avoid)
+    except (KjumpError, OSError):
+        return None
+
+
+class WindowLook:
+    """Looks for a window, and remembers the answer for some seconds: looking takes up to a second
+    if there is none."""
+
+    def __init__(
+        self,
+        look: Callable[[int], NoWindow | None] = look_for_window,
+        clock: Callable[[], float] = time.monotonic,
+        seconds: float = WINDOW_SECONDS,
+    ) -> None:
+        self._look = look
+        self._clock = clock
+        self._seconds = seconds
+        self._known: tuple[float, Settings, int, NoWindow | None] | None = None
+
+    def find(self, settings: Settings, sizing: Sizing | KjumpError | None) -> NoWindow | None:
+        """What was found for these settings (the same object: others were read anew) and size."""
+        if not isinstance(sizing, Sizing):
+            return None
+        now, size = self._clock(), sizing.window_size
+        if self._known is not None:
+            at, of, for_size, found = self._known
+            if of is settings and for_size == size and now - at < self._seconds:
+                return found
+        found = self._look(size)
+        self._known = now, settings, size, found
+        return found
+
+
+_window_look = WindowLook()
+
+
+def target_facts(target: TargetDevice | KjumpError) -> Facts:
+    """The facts of the target alone: enough for the checks that need nothing else."""
+    if isinstance(target, KjumpError):
+        return Facts(target=target)
+    return Facts(
+        target=target,
+        target_user=devices.user_of(target) if target.kind == PARTITION else None,
+        target_session=session_of_another(target),
+        target_is_ours=holds_our_image(target),
+    )
+
+
 def read_facts(settings: Settings) -> Facts:
     """Read the machine.  Takes up to a second, so never on the main loop; never raises."""
     from kjump.machine import syscalls
 
     release = platform.release()
     is_x86_64 = platform.machine() == "x86_64"
-    target = devices.error_or_device(settings.target.path)
+    target = devices.resolve_or_error(settings.target.path)
     there = target if isinstance(target, TargetDevice) else None
-    command_line = tuple(read_text("/proc/cmdline").split())
-    told = place_in(command_line)
-    return Facts(
+    sizing = measure(settings, release)
+    loaded = syscalls.kexec_loaded()
+    command_line = cmdline.read()
+    cmdline_target = command_line.value(cmdline.TARGET) or ""
+    return replace(
+        target_facts(target),
         machine=platform.machine(),
         release=release,
         lockdown=lockdown_mode(read_text("/sys/kernel/security/lockdown")),
         kexec_disabled=read_text("/proc/sys/kernel/kexec_load_disabled").strip() == "1",
         jump=probe_jump() if is_x86_64 else None,
-        snapshot_device=os.path.exists("/dev/snapshot"),
+        snapshot_device=SNAPSHOT_DEVICE.exists(),
         command_line=command_line,
-        foreign_image=syscalls.kexec_loaded(),
-        target=target,
-        target_user=devices.user_of(there) if there and there.kind == PARTITION else None,
-        target_session=session_of_another(there) if there else "",
-        target_is_ours=holds_our_image(there) if there else False,
-        sizing=measure(settings, release),
-        available=available_memory(read_text("/proc/meminfo"), reclaim.read_zoneinfo()),
+        foreign_image=loaded,
+        sizing=sizing,
+        # The pages of a loaded image are scattered over memory, and go when it is unloaded.
+        window=None if loaded else _window_look.find(settings, sizing),
+        available=available_memory(read_meminfo(), reclaim.read_zoneinfo()),
         boot=boot_mark(),
         fingerprint=configuration.fingerprint(settings, there.place if there else ""),
-        told=told,
-        told_right=is_place_of(told, there) if told and there else False,
+        cmdline_target=cmdline_target,
+        boot_misses=missed_by_boot(settings.target.path, there) if there else "",
+        cmdline_target_matches=there is not None and leads_to(cmdline_target, there),
     )

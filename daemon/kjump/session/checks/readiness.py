@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Can this machine hibernate by kexec jump, now?  And if not, every reason why.
 
-Runs in the session.  `read` collects facts, the checks are pure functions over them, and
-`reasons` is what CanHibernate answers and Hibernate obeys: the same code.  Nothing here changes
-the machine, but for one probe of the kernel that stages nothing.
+Runs in the session.  `CHECKS` is the table of all checks: pure functions over `Facts`, with the
+sentences for ``kjumpctl doctor``.  `reasons` is what CanHibernate answers and Hibernate obeys: the
+same code.  Nothing here changes the machine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from kjump.errors import (
     ForeignKexecImage,
@@ -26,7 +27,9 @@ from kjump.errors import (
     UnsupportedMachine,
 )
 from kjump.image.target import SMALLEST
-from kjump.session.checks.facts import Facts
+from kjump.machine.cmdline import hibernation_off
+from kjump.session.checks.facts import Facts, target_facts
+from kjump.session.staging.sizing import Sizing
 from kjump.session.target.devices import FILE, SWAP, TargetDevice
 
 ANOTHER_FILE = "Make another with: kjumpctl setup --file PATH."
@@ -57,36 +60,34 @@ def kexec_disabled(facts: Facts) -> KjumpError | None:
 
 
 def jump(facts: Facts) -> KjumpError | None:
-    """What the probe said, unless an earlier check says it better."""
+    """The answer of the probe, unless an earlier check explains it better."""
     if facts.kexec_disabled or facts.lockdown != "none":
         return facts.jump if isinstance(facts.jump, NoKexecJump) else None
     return facts.jump
 
 
 def snapshot_device(facts: Facts) -> KjumpError | None:
-    """The boot side restores through /dev/snapshot of the same kernel configuration."""
-    for word in ("nohibernate", "hibernate=no"):
-        if word in facts.command_line:
-            return NoSnapshotDevice(f"The kernel was booted with {word}.")
+    """The boot kernel, of the same configuration, restores through /dev/snapshot."""
+    for word in hibernation_off(facts.command_line):
+        return NoSnapshotDevice(f"The kernel was booted with {word}.")
     if facts.snapshot_device:
         return None
     return NoSnapshotDevice("The kernel has no /dev/snapshot.")
 
 
 def page_poison(facts: Facts) -> KjumpError | None:
-    """With poisoning, free pages have content that the kernel checks; we do not save them."""
-    for word in facts.command_line:
-        name, _, value = word.partition("=")
-        if name == "page_poison" and value.lower() in ("1", "on", "y", "yes", "t", "true"):
-            return PagePoison(f"The kernel was booted with {word}.")
-    return None
+    """With poisoning, the kernel checks the content of free pages, and we do not save them."""
+    if not facts.command_line.may_be_on("page_poison"):
+        return None
+    word = facts.command_line.all("page_poison")[-1]
+    return PagePoison(f"The kernel was booted with {word}.")
 
 
 def foreign_image(facts: Facts) -> KjumpError | None:
-    """Somebody else's kexec image would be thrown away by ours."""
+    """Loading ours would throw away another program's kexec image."""
     if not facts.foreign_image or facts.warm:
         return None
-    return ForeignKexecImage("A kexec image is staged.")
+    return ForeignKexecImage("A kexec image is loaded.")
 
 
 def target_there(facts: Facts) -> KjumpError | None:
@@ -108,8 +109,7 @@ def target_size(facts: Facts) -> KjumpError | None:
     target, needed = facts.target, f"at least {mib(SMALLEST)} are needed."
     if target.kind == SWAP:
         return TargetTooSmall(
-            f"Of the swap on {target.file or target.path} {mib(target.capacity)} are free,"
-            f" {needed}",
+            f"The swap on {target.file or target.path} has {mib(target.capacity)} free, {needed}",
             advice="Add swap, or close programs that are swapped out.",
         )
     return TargetTooSmall(
@@ -122,11 +122,16 @@ def target_empty(facts: Facts) -> KjumpError | None:
     if isinstance(facts.target, KjumpError) or facts.target_is_ours:
         return None
     if facts.target_user is not None or not facts.target.signature or facts.target.kind == SWAP:
-        return None  # in use says it better; swap is to hold what the system puts there
+        return None  # "in use" explains it better; swap holds what the system puts there
     if facts.target.kind == FILE:
         return TargetHoldsData(
-            f"The target {facts.target.file} was written to by somebody.",
+            f"Something else was written to the target {facts.target.file}.",
             advice=ANOTHER_FILE,
+        )
+    if facts.target.signature == "swap":
+        return TargetHoldsData(
+            f"The target {facts.target.path} is a swap area that is switched off.",
+            advice=f"Switch it on with: swapon {facts.target.path}.  Or name another target.",
         )
     return TargetHoldsData(f"The target {facts.target.path} holds data ({facts.target.signature}).")
 
@@ -136,7 +141,7 @@ def target_session(facts: Facts) -> KjumpError | None:
     if isinstance(facts.target, KjumpError) or not facts.target_session:
         return None
     if facts.target.kind == SWAP:
-        return None  # it was lost when the swap was switched on
+        return None  # it was lost when that swap was switched on
     return TargetHoldsData(
         f"The target {facts.target.file or facts.target.path} holds the saved session of"
         f" {facts.target_session}.",
@@ -153,18 +158,26 @@ def boot_resume(facts: Facts) -> KjumpError | None:
     """The boot initrd can resume, and looks where the image will be."""
     if facts.boot is None:
         return NoBootResume("The boot initrd was not built with kjump in it.")
-    if facts.told:
-        # It wins over what is in the initrd.
-        if facts.told_right:
+    if facts.cmdline_target:
+        # It takes precedence over what is in the initrd.
+        if facts.cmdline_target_matches:
             return None
         return NoBootResume(
-            f"The kernel command line says that the target is at {facts.told}, and it is not.",
-            advice="Correct kjump.target= where the boot loader has it, and restart.",
+            f"The kernel command line has kjump.target={facts.cmdline_target}, which does not lead"
+            " to the target.",
+            advice="Correct kjump.target= in the boot loader's configuration, and restart.",
+        )
+    if facts.boot_misses:
+        return NoBootResume(
+            f"The boot initrd would look for the target at {facts.boot_misses}, and that is not"
+            " the target.",
+            advice="Name the target by its PARTUUID= in /etc/kjump/kjump.conf, then run: kjumpctl"
+            " update-initrd.",
         )
     if facts.boot.get("config") != facts.fingerprint:
         file = facts.target.file if isinstance(facts.target, TargetDevice) else ""
-        where = f", or {file} was moved" if file else ""
-        return NoBootResume(f"The boot initrd was built with another configuration{where}.")
+        moved = f", or {file} was moved" if file else ""
+        return NoBootResume(f"The boot initrd was built with another configuration{moved}.")
     return None
 
 
@@ -181,34 +194,131 @@ def memory(facts: Facts) -> KjumpError | None:
     )
 
 
-CHECKS: tuple[Callable[[Facts], KjumpError | None], ...] = (
-    machine,
-    lockdown,
-    kexec_disabled,
-    jump,
-    snapshot_device,
-    page_poison,
-    foreign_image,
-    target_there,
-    target_free,
-    target_size,
-    target_empty,
-    target_session,
-    helper,
-    boot_resume,
-    memory,
+def window(facts: Facts) -> KjumpError | None:
+    """Staging finds a run of memory that the kernel does not keep for itself."""
+    return None if facts.warm else facts.window
+
+
+# -- the table ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something that a check looks at, and that may be missing."""
+
+    missing: str
+    """That it is, as the end of "Not looked at: "."""
+    there: Callable[[Facts], bool]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table: all that there is to a check."""
+
+    name: str
+    """As ``kjumpctl doctor`` shows it."""
+    judge: Callable[[Facts], KjumpError | None]
+    """The reason why this machine cannot hibernate; None: this is none.  Pure."""
+    fine: Callable[[Facts], str]
+    """The sentence if there is no reason."""
+    needs: tuple[Need, ...] = ()
+
+    def not_looked_at(self, facts: Facts) -> str:
+        """What is missing, so that the check says nothing; empty: it has all it needs."""
+        return next((need.missing for need in self.needs if not need.there(facts)), "")
+
+
+def is_there(facts: Facts) -> bool:
+    """Whether the target is."""
+    return isinstance(facts.target, TargetDevice)
+
+
+TARGET = Need("there is no target", is_there)
+HELPER = Need(
+    "there is no helper to measure", lambda facts: not isinstance(facts.sizing, KjumpError)
 )
-"""In the order in which reasons are told: what no setting can change comes first."""
+KEXEC = Need(
+    "kexec is not allowed", lambda facts: not facts.kexec_disabled and facts.lockdown == "none"
+)
+
+CHECKS = (
+    Check("machine", machine, lambda facts: f"The machine is {facts.machine}."),
+    Check("lockdown", lockdown, lambda _: "The kernel is not locked down."),
+    Check("kexec-disabled", kexec_disabled, lambda _: "Loading kernels with kexec is allowed."),
+    Check(
+        "jump",
+        jump,
+        lambda facts: f"The kernel {facts.release} can jump and come back (CONFIG_KEXEC_JUMP).",
+        (KEXEC,),
+    ),
+    Check(
+        "snapshot-device",
+        snapshot_device,
+        lambda _: "The kernel can load an image (/dev/snapshot).",
+    ),
+    Check("page-poison", page_poison, lambda _: "The kernel does not poison free pages."),
+    Check(
+        "foreign-image",
+        foreign_image,
+        lambda facts: (
+            "A warm helper is loaded." if facts.warm else "No other kexec image is loaded."
+        ),
+    ),
+    Check(
+        "target-there", target_there, lambda facts: f"The target is there: {name_of(facts.target)}."
+    ),
+    Check("target-free", target_free, lambda _: "Nobody else uses the target.", (TARGET,)),
+    Check(
+        "target-size",
+        target_size,
+        lambda facts: f"The target has {mib(room_of(facts.target))}.",
+        (TARGET,),
+    ),
+    Check(
+        "target-empty", target_empty, lambda _: "The target holds nobody else's data.", (TARGET,)
+    ),
+    Check(
+        "target-session",
+        target_session,
+        lambda _: "The target holds no session of another machine.",
+        (TARGET,),
+    ),
+    Check("helper", helper, lambda _: "The helper's kernel and initrd are there."),
+    Check(
+        "boot-resume",
+        boot_resume,
+        lambda _: "The boot initrd was made with this configuration.",
+    ),
+    Check(
+        "memory",
+        memory,
+        lambda facts: (
+            f"{mib(facts.available)} of memory are available,"
+            f" {mib(needed(facts))} are needed to stage the helper."
+        ),
+        (HELPER,),
+    ),
+    Check("window", window, lambda _: "There is room below 4 GiB for the helper.", (HELPER,)),
+)
+"""In the order in which reasons are given: what no setting can change comes first."""
+
+TARGET_CHECKS = tuple(check for check in CHECKS if TARGET in check.needs)
+"""Those that look at nothing but the target."""
 
 
-def reasons(facts: Facts) -> list[KjumpError]:
+def reasons(facts: Facts, checks: Iterable[Check] = CHECKS) -> list[KjumpError]:
     """Every reason why not, the most fundamental first; empty: it can be done."""
-    found = [check(facts) for check in CHECKS]
+    found = [check.judge(facts) for check in checks]
     return [reason for reason in found if reason is not None]
 
 
+def target_reasons(target: TargetDevice) -> list[KjumpError]:
+    """Every reason why this device or file cannot be the target.  Reads the device."""
+    return reasons(target_facts(target), TARGET_CHECKS)
+
+
 def availability(found: Iterable[KjumpError]) -> str:
-    """``yes``; ``na`` where this machine or kernel cannot; ``no`` where it cannot now."""
+    """``yes``; ``na`` if this machine or kernel cannot; ``no`` if it cannot now."""
     answers = {reason.availability for reason in found}
     if "na" in answers:
         return "na"
@@ -220,4 +330,21 @@ def mib(size: int) -> str:
     return f"{size / (1 << 20):.0f} MiB"
 
 
-# -- reading --------------------------------------------------------------------------------------
+def name_of(target: TargetDevice | KjumpError) -> str:
+    """The target for a person."""
+    if isinstance(target, KjumpError):
+        return ""
+    if target.kind == SWAP:
+        kind = f"swap file {target.file}" if target.file else "swap partition"
+        return f"{kind} on {target.path}" if target.file else f"{kind} {target.path}"
+    return f"file {target.file} on {target.path}" if target.kind == FILE else str(target.path)
+
+
+def room_of(target: TargetDevice | KjumpError) -> int:
+    """Bytes that an image may have; 0 without a target."""
+    return 0 if isinstance(target, KjumpError) else target.capacity
+
+
+def needed(facts: Facts) -> int:
+    """Bytes of available memory that staging needs; 0 if that is not known."""
+    return facts.sizing.available_needed if isinstance(facts.sizing, Sizing) else 0

@@ -105,7 +105,7 @@ def unload() -> None:
 
 
 def _hooks(when: str, seconds: float) -> Sequence[hooks.Result]:
-    return hooks.run(when, seconds=seconds)
+    return hooks.run_all(when, seconds=seconds)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Actions:
     clear_mark: Callable[[], None] = mark.clear_mark
     record: Callable[[CycleReport], None] = lambda report: None
     """Add a cycle's report to the history."""
-    read_kernel_hibernation: Callable[[], KernelHibernation] = kernel_hibernation.read
+    read_kernel_hibernation: Callable[[], KernelHibernation] = kernel_hibernation.read_state
 
 
 def read_machine(do: Actions, settings: Settings, helper: WarmHelper | None) -> tuple[Facts, bool]:

@@ -22,7 +22,7 @@ from kjump.session.cycle.operation import HOOKS, STAGING, Operation
 from kjump.session.log import logger
 from kjump.session.systemd import kernel_hibernation
 from kjump.session.target.devices import TargetDevice
-from kjump.settings import STOCK, Settings
+from kjump.settings import KERNEL_HIBERNATION, Settings
 
 log = logger()
 
@@ -127,7 +127,7 @@ class Cycle(Operation):
         )
         if decision.fall_back:
             self.falls_back = True
-            report["fallback"] = STOCK
+            report["fallback"] = KERNEL_HIBERNATION
             log.warning("the kernel's own hibernation is done instead")
             if self.warm is not None:
                 # It must find nothing of ours.

@@ -182,7 +182,7 @@ class Operation:
         with self._clock.phase("hooks-pre"):
             self._mark(hooks_owed=True)
             self._post_owed = True
-            hooks.tell("pre", self._do.hooks("pre", self._settings.session.hook_timeout))
+            hooks.log_results("pre", self._do.hooks("pre", self._settings.session.hook_timeout))
             if self.locks_homes:
                 self._attempt("locking home directories", self._do.lock_homes)
         self._step(JUMPING, 40, "Writing out file systems")
@@ -261,7 +261,7 @@ class Operation:
             with clock.phase("hooks-post"):
                 self._attempt(
                     "running the hooks",
-                    lambda: hooks.tell(
+                    lambda: hooks.log_results(
                         "post", do.hooks("post", self._settings.session.hook_timeout)
                     ),
                 )

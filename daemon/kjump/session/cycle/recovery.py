@@ -107,7 +107,7 @@ class CleanUpActions:
 
     mark: Path = MARK
     unload: Callable[[], None] = unload
-    post_hooks: Callable[[float], Sequence[hooks.Result]] = lambda seconds: hooks.run(
+    post_hooks: Callable[[float], Sequence[hooks.Result]] = lambda seconds: hooks.run_all(
         "post", seconds=seconds
     )
     thaw: Callable[[], None] = lambda: None
@@ -142,7 +142,9 @@ def clean_up(
         unloaded = _attempt("unload the kexec image", do.unload)
         if mark.hooks:
             # Tried once: systemd has the reason, and a hook may have done its part.
-            _attempt("run the hooks", lambda: hooks.tell("post", do.post_hooks(hook_timeout)))
+            _attempt(
+                "run the hooks", lambda: hooks.log_results("post", do.post_hooks(hook_timeout))
+            )
         frozen = mark.frozen and not _attempt("thaw the sessions", do.thaw)
         if mark.kind == "cycle":
             _attempt("write the history", lambda: _record(kept, mark, error))
@@ -209,12 +211,12 @@ def look_back(kept: History, facts: Facts) -> None:
             return
         cycle = str(found.cycle_id)
         known = any(entry.get("cycle") == cycle for entry in kept.entries())
-        skipped = not {"kjump.noresume", "noresume"}.isdisjoint(facts.command_line)
+        skipped = facts.command_line.skips_resume
         after = afterlife(found.state, found.reason, known=known, skipped=skipped)
         try:
             if found.area == locator.SWAP:
                 # Its slots are the system's again; only the locator may be written to.
-                claim.forget(facts.target)
+                claim.remove_swap_locator(facts.target)
             elif after.retire:
                 area = claim.file_area(facts.target) if facts.target.kind == FILE else None
                 prepare.retire_image(path, after.error, cycle_id=UUID(cycle), area=area)

@@ -61,7 +61,7 @@ def offer(possible: bool, settings: configuration.Settings) -> bool:
     Only if requests are led to kjump: otherwise logind looks for itself.
     """
     yes = not TAKEN_OVER.exists() or kernel_hibernation.offered(
-        possible, settings.session.fallback, kernel_hibernation.read()
+        possible, settings.session.fallback, kernel_hibernation.read_state()
     )
     try:
         if kernel_hibernation.offer(yes):

@@ -200,7 +200,7 @@ class Manager:
             if facts is None:
                 return [doctor.failed("reading", assessment.reasons[0])]
             try:
-                evidence = doctor.read(settings, facts)
+                evidence = doctor.read_surroundings(settings, facts)
                 return doctor.examine(facts, evidence, assessment.reasons)
             except Exception as error:
                 log.exception("the checks failed")

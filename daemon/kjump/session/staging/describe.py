@@ -11,7 +11,9 @@ import os
 import socket
 import time
 import uuid
+import zlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from kjump import VERSION
@@ -20,19 +22,22 @@ from kjump.errors import (
 )
 from kjump.handoff.documents import FileSystem, MachineFacts, SaveOrder, TargetPlace
 from kjump.image.target import Target
-from kjump.machine import elf, memory
+from kjump.machine import cmdline, elf, memory
+from kjump.machine.cmdline import CommandLine
 from kjump.machine.identity import machine_identity
 from kjump.machine.ranges import MIB, Range, whole_pages
 from kjump.machine.structpage import START_KERNEL_MAP
 from kjump.session.staging import window as windows
 from kjump.session.staging.pinned_pages import ReportPage
+from kjump.session.target import files
+from kjump.session.target.mounts import device_number, read_mounts
 from kjump.settings import Settings
 
 
 def page_offset(path: Path = Path("/proc/kcore")) -> int:
     """Virtual address of physical 0 in the running kernel's direct map; KASLR moves it.
 
-    /proc/kcore has both addresses of each range of RAM (fs/proc/kcore.c).  0: not known.
+    /proc/kcore shows both addresses of each range of RAM (fs/proc/kcore.c).  0: not known.
     """
     try:
         with path.open("rb") as file:
@@ -53,26 +58,30 @@ def page_offset(path: Path = Path("/proc/kcore")) -> int:
     return 0
 
 
-def free_pages_policy(cmdline: str, config: str) -> str:
+def free_pages_policy(words: CommandLine, config: str) -> str:
     """``skip`` free pages, or record them as ``zero``: with init_on_free the kernel trusts free
-    pages to hold zeros."""
-    on = "CONFIG_INIT_ON_FREE_DEFAULT_ON=y" in config
-    for word in cmdline.split():
-        if word.startswith("init_on_free="):
-            on = word.partition("=")[2].lower() in ("1", "on", "y", "yes", "true")
-    return "zero" if on else "skip"
+    pages to hold zeros, and memory is corrupt if they do not.  So in doubt they are recorded.
+
+    ``config``: the kernel's configuration; empty: not known.
+    """
+    default = not config or "CONFIG_INIT_ON_FREE_DEFAULT_ON=y" in config
+    return "zero" if words.may_be_on("init_on_free", default=default) else "skip"
 
 
-def kernel_config(release: str) -> str:
-    """The running kernel's configuration, or the empty string if it is not known."""
+def kernel_config(release: str, root: Path = Path("/")) -> str:
+    """The running kernel's configuration; empty if it cannot be read anywhere."""
     try:
-        return gzip.decompress(Path("/proc/config.gz").read_bytes()).decode()
-    except OSError:
+        packed = (root / "proc/config.gz").read_bytes()
+        if text := gzip.decompress(packed).decode(errors="replace"):
+            return text
+    except (OSError, EOFError, zlib.error):
         pass
-    try:
-        return Path(f"/boot/config-{release}").read_text()
-    except OSError:
-        return ""
+    for name in (f"boot/config-{release}", f"usr/lib/modules/{release}/config"):
+        try:
+            return (root / name).read_text(errors="replace")
+        except OSError:
+            continue
+    return ""
 
 
 def deadline(settings: Settings, ram: Iterable[Range]) -> int:
@@ -82,27 +91,48 @@ def deadline(settings: Settings, ram: Iterable[Range]) -> int:
     return settings.helper.deadline or 120 + total // (10 * MIB)
 
 
-def file_systems() -> tuple[FileSystem, ...]:
-    """The block devices that are mounted, by their stable links: the helper takes their
-    fingerprints, and nobody resumes when one has changed."""
-    seen: dict[str, FileSystem] = {}
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        kind, source = line.partition(" - ")[2].split()[:2]
-        if not source.startswith("/dev/"):
+@dataclass(frozen=True)
+class MountedFileSystem:
+    """A block device that is mounted."""
+
+    source: str
+    """Path of the device, e.g. /dev/sda2."""
+    kind: str
+    """Type of the file system."""
+    point: str
+    """Where it is mounted; one place of several."""
+    links: tuple[str, ...] = ()
+    """Its stable names, best first; empty: udev gave it none."""
+    mapped: str = ""
+    """What kind of mapped device it is (`files.mapped_as`); empty: none, the helper can open it."""
+
+
+def mounted_file_systems() -> list[MountedFileSystem]:
+    """The block devices that are mounted, each once."""
+    seen: dict[str, MountedFileSystem] = {}
+    for mount in read_mounts():
+        number = device_number(mount.source) if mount.source.startswith("/dev/") else ""
+        if not number or number in seen:
             continue
         try:
-            # Not the number in mountinfo: btrfs has one of its own there.
-            device = os.stat(source).st_rdev
-            number = f"{os.major(device)}:{os.minor(device)}"
             facts = Path("/run/udev/data", f"b{number}").read_text().splitlines()
         except OSError:
-            continue
-        if number in seen:
-            continue
+            facts = []
         links = [f"/dev/{x[2:]}" for x in facts if x.startswith("S:disk/by-")]
-        links.sort(key=lambda x: ("by-partuuid" not in x, "by-id" not in x, x))
-        seen[number] = FileSystem(kind, tuple(links))
-    return tuple(x for x in seen.values() if x.links)
+        seen[number] = MountedFileSystem(
+            mount.source,
+            mount.kind,
+            mount.point,
+            tuple(sorted(links, key=lambda x: ("by-partuuid" not in x, "by-id" not in x, x))),
+            files.mapped_as(number),
+        )
+    return [*seen.values()]
+
+
+def file_systems() -> tuple[FileSystem, ...]:
+    """The mounted file systems for the handoff: the helper takes their fingerprints, and nobody
+    resumes when one has changed."""
+    return tuple(FileSystem(x.kind, x.links) for x in mounted_file_systems() if x.links)
 
 
 def machine_facts(window: windows.Window, page: ReportPage) -> MachineFacts:
@@ -127,7 +157,6 @@ def save_order(
     settings: Settings, facts: MachineFacts, cycle_id: uuid.UUID, target: Target, mode: str = ""
 ) -> SaveOrder:
     """What the helper is to do in a cycle.  ``mode``: see `kjump.handoff.documents`."""
-    cmdline = Path("/proc/cmdline").read_text()
     return SaveOrder(
         facts,
         cycle=cycle_id,
@@ -136,7 +165,7 @@ def save_order(
         watchdog=settings.helper.watchdog,
         level=settings.image.compression_level,
         compression=settings.image.compression,
-        free_pages=free_pages_policy(cmdline, kernel_config(facts.release)),
+        free_pages=free_pages_policy(cmdline.read(), kernel_config(facts.release)),
         file_systems=file_systems(),
         kjump=VERSION,
         requested=time.time(),

@@ -23,7 +23,7 @@ from kjump.handoff.cell import JUMP_BACK_OFFSET, Cell
 from kjump.handoff.documents import SaveOrder, WarmOrder
 from kjump.handoff.report import Report
 from kjump.image.target import Target
-from kjump.machine import elf, memory, syscalls
+from kjump.machine import cmdline, elf, memory, syscalls
 from kjump.machine.ranges import Range, align_down, subtract
 from kjump.machine.syscalls import Segment
 from kjump.session.log import logger
@@ -51,7 +51,7 @@ def command_line(settings: Settings, running: str, *, core_header: int, cell: in
                 cpus=cpu_count(settings),
             ),
             f"elfcorehdr={core_header:#x}",
-            f"kjump.return={cell:#x}",
+            f"{cmdline.RETURN}={cell:#x}",
             *settings.helper.command_line.split(),
         ]
     )
@@ -63,7 +63,7 @@ def vmcoreinfo_note() -> tuple[int, int]:
         address, size = Path("/sys/kernel/vmcoreinfo").read_text().split()
         return int(address, 16), int(size, 16)
     except (OSError, ValueError) as error:
-        raise StagingFailed("The kernel does not say where VMCOREINFO lies.") from error
+        raise StagingFailed("The kernel does not show the address of VMCOREINFO.") from error
 
 
 class Staged:
@@ -89,7 +89,7 @@ class Staged:
         Raises `StagingFailed`.
         """
         if self._page.moved():
-            raise StagingFailed("The report page was moved while staging.", advice="Try again.")
+            raise StagingFailed("The report page moved while staging.", advice="Try again.")
         if not self.is_ours():
             raise StagingFailed(
                 "Another program unloaded the staged helper, or loaded something else.",
@@ -157,8 +157,8 @@ def make_room(sizing: Sizing) -> reclaim.Reclaimed:
     room = reclaim.free_up(sizing.available_needed)
     if room.free < sizing.window_size:
         raise TooLittleMemory(
-            f"Staging the helper needs {sizing.window_size >> 20} MiB of free memory, and with all"
-            f" caches given up {room.free >> 20} MiB are free."
+            f"Staging the helper needs {sizing.window_size >> 20} MiB of free memory, and only"
+            f" {room.free >> 20} MiB are free with all caches dropped."
         )
     return room
 
@@ -172,7 +172,7 @@ def choose_window(sizing: Sizing, avoid: Sequence[Range]) -> windows.Window:
         likely = windows.sample_allocations(sample) if sample else []
     except OSError as error:
         likely = []  # staging may take seconds longer without
-        log.warning(f"cannot find out where the kernel takes memory from: {error.strerror}")
+        log.warning(f"cannot find out where the kernel allocates from: {error.strerror}")
     return windows.choose(
         sizing.window_size,
         memory.iomem(),
@@ -195,7 +195,6 @@ def load(
     ``order``: what the handoff note says.  ``words``: more for the helper's command line.  Raises
     `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
     """
-    cmdline = Path("/proc/cmdline").read_text()
     info = vmcoreinfo_note()
     packed = damage(packed_note(order))
     headers = elf.build(
@@ -207,7 +206,7 @@ def load(
     note_slot = window_layout.NOTE + elf.descriptor_offset(note.OWNER) + note.JUMP_BACK_OFFSET
     line = command_line(
         settings,
-        cmdline,
+        cmdline.read_text(),
         core_header=window.start + window_layout.CORE_HEADER,
         cell=window.start + window_layout.CELL,
     )
@@ -240,7 +239,7 @@ def load(
     footprint.settle()
     del segments  # pages that are mapped would stay
     for path in (sizing.kernel, sizing.initrd):
-        reclaim.forget(path)
+        reclaim.drop_file_cache(path)
     return footprint
 
 

@@ -4,7 +4,7 @@
 usage: python3 -m kjump.session.staging.memory_pressure BYTES
 
 A program of its own, started by `reclaim`: whatever drop_caches leaves because a process has it
-mapped goes only where an allocation wants the memory.  Ends when BYTES would be free, or when
+mapped is freed only if an allocation needs the memory.  Ends when BYTES would be free, or when
 little page cache is left.  If the kernel runs out of memory all the same, it kills this process,
 which marks itself as the first to go (proc_pid_oom_score_adj(5)), and no program of the user's.
 """
@@ -15,7 +15,7 @@ import mmap
 import sys
 from pathlib import Path
 
-from kjump.machine.memory import meminfo
+from kjump.machine.memory import read_meminfo
 from kjump.machine.ranges import MIB
 
 STEP = 2 * MIB
@@ -26,17 +26,17 @@ POPULATE_WRITE = 23
 tables"), which the mmap module does not name."""
 
 
-def enough(now: dict[str, int], held: int, need: int) -> bool:
+def is_enough(now: dict[str, int], held: int, need: int) -> bool:
     """Whether to end: so much would be free, or there is no page cache worth the name.  Bytes."""
-    cache = now["Active(file)"] + now["Inactive(file)"]
-    return now["MemFree"] + held >= need or cache < LEAST
+    cache = now.get("Active(file)", 0) + now.get("Inactive(file)", 0)
+    return now.get("MemFree", 0) + held >= need or cache < LEAST
 
 
 def main(need: int) -> None:
     Path("/proc/self/oom_score_adj").write_text("1000")
     memory = mmap.mmap(-1, need, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     for held in range(0, need, STEP):
-        if enough(meminfo(Path("/proc/meminfo").read_text()), held, need):
+        if is_enough(read_meminfo(), held, need):
             break
         memory.madvise(POPULATE_WRITE, held, min(STEP, need - held))
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The session's pages that another kernel reads or writes: memory that stays where it is.
+"""The session's pages that another kernel reads or writes: memory with a fixed physical address.
 
-Runs in the session.  The pages are of the kernel's own, where that gives any, and those stay where
-they are.  Else they are locked.  Locked pages may still be migrated by compaction: over the days
-that a warm helper rests, and in a second where memory is full and staging wants much of it.  So
-their physical addresses are read again just before the jump, and the other side checks the nonce.
+Runs in the session.  If the kernel gives pages of its own, those never move.  Otherwise the pages
+are locked.  Compaction may still migrate locked pages: over the days that a warm helper rests, or
+within a second if memory is full and staging needs much of it.  So their physical addresses are
+read again just before the jump, and the other side checks the nonce.
 """
 
 from __future__ import annotations
@@ -30,14 +30,13 @@ MAP = struct.Struct("<5I")
 def physical_address(address: int) -> int:
     """Physical address of a virtual one of this process (/proc/self/pagemap).
 
-    Raises `StagingFailed` where the page is not in memory or the right to know is missing
-    (CAP_SYS_ADMIN).
+    Raises `StagingFailed` if the page is not in memory, or without CAP_SYS_ADMIN.
     """
     with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
         pagemap.seek(address // PAGE * 8)
         (entry,) = struct.unpack("<Q", pagemap.read(8))
     if not entry & PRESENT or not entry & PFN:
-        raise StagingFailed("The physical address of a locked page is not told.")
+        raise StagingFailed("The kernel does not show the physical address of a locked page.")
     return int((entry & PFN) * PAGE + address % PAGE)
 
 
@@ -59,7 +58,7 @@ class LockedPages:
     """Zeroed pages that stay, with the physical address that each had at first."""
 
     def __init__(self, count: int) -> None:
-        """Not to be moved at all, where the kernel can do that."""
+        """Uses pages that the kernel never moves, if it can give any."""
         self.are_the_kernels = True
         try:
             self.memory = kernel_pages(count)
@@ -73,9 +72,9 @@ class LockedPages:
                 mlock(ctypes.addressof(self._view), count * PAGE)
         except OSError as error:
             raise StagingFailed(f"A page cannot be locked: {error.strerror}.") from error
-        self.addresses = self.where()
+        self.addresses = self.physical_addresses()
 
-    def where(self) -> tuple[int, ...]:
+    def physical_addresses(self) -> tuple[int, ...]:
         """The physical addresses of the pages now."""
         start = ctypes.addressof(self._view)
         return tuple(
@@ -83,8 +82,8 @@ class LockedPages:
         )
 
     def moved(self) -> bool:
-        """Whether a page is not where it was at first."""
-        return self.where() != self.addresses
+        """Whether a page has moved since it was made."""
+        return self.physical_addresses() != self.addresses
 
     @property
     def ranges(self) -> list[Range]:
@@ -115,7 +114,7 @@ class ReportPage:
         self._page.memory[:] = report.blank(self.nonce)
 
     def moved(self) -> bool:
-        """Whether it is not any more where the handoff says."""
+        """Whether it has moved from the address in the handoff."""
         return self._page.moved()
 
     def read(self) -> report.Report | None:
@@ -141,7 +140,7 @@ class RequestPages:
         return self._pages.ranges
 
     def moved(self) -> bool:
-        """Whether one is not any more where it was: it may lie in the window now."""
+        """Whether one has moved: it may be in the window now."""
         return self._pages.moved()
 
     def write(self, data: bytes) -> None:

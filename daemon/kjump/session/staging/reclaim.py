@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Making room for the window: caches are given up before anything is staged.
+"""Making room for the window: caches are reclaimed before anything is staged.
 
 Runs in the session.  Staging allocates as much memory as the window is large.  The kernel would
-give up caches for that by itself, but page by page, and where it is short of them it may kill a
-program instead.  So they are reclaimed beforehand, no more than is missing, and what came of it
-is told.  Never swaps and never touches what is not a cache.
+reclaim caches for that by itself, but page by page, and if there are too few it may kill a program
+instead.  So they are reclaimed beforehand, no more than is missing, and the result is reported.
+Never swaps anything out, and frees nothing but caches.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kjump.machine import memory
+from kjump.machine.memory import read_meminfo
 from kjump.machine.ranges import MIB, PAGE
 
 STEP = 64 * MIB
@@ -26,7 +26,7 @@ GROUPS = Path("/sys/fs/cgroup")
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 PAGE_CACHE, SLAB = "1", "2"
 PRESS = 30
-"""Seconds that `press` may take."""
+"""Seconds that `put_pressure` may take."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ def in_lists(zoneinfo: str) -> int:
     return sum(int(words[1]) for words in counts) * PAGE
 
 
-def free_memory(meminfo: str, zoneinfo: str = "") -> int:
+def free_memory(meminfo: Mapping[str, int], zoneinfo: str = "") -> int:
     """What an allocation finds without reclaiming anything, of /proc/meminfo and /proc/zoneinfo.
     Bytes."""
-    return memory.meminfo(meminfo).get("MemFree", 0) + in_lists(zoneinfo)
+    return meminfo.get("MemFree", 0) + in_lists(zoneinfo)
 
 
 def read_zoneinfo(path: Path = Path("/proc/zoneinfo")) -> str:
-    """Empty where it may not be read: then MemFree alone counts."""
+    """Text of /proc/zoneinfo; empty if we may not read it: then MemFree alone counts."""
     try:
         return path.read_text()
     except OSError:
@@ -71,9 +71,9 @@ def free_now() -> int:
     return ReclaimActions().free()
 
 
-def swaps(meminfo: str) -> bool:
-    """Whether the kernel could swap where it is short of memory."""
-    return memory.meminfo(meminfo).get("SwapFree", 0) > 0
+def can_swap(meminfo: Mapping[str, int]) -> bool:
+    """Whether the kernel could swap if it is short of memory."""
+    return meminfo.get("SwapFree", 0) > 0
 
 
 def shortfall(need: int, free: int) -> int:
@@ -81,7 +81,7 @@ def shortfall(need: int, free: int) -> int:
     return max(0, -(-(need - free) // MIB) * MIB)
 
 
-def groups(root: Path = GROUPS) -> list[Path]:
+def control_groups(root: Path = GROUPS) -> list[Path]:
     """The control groups just below the root that can be asked to reclaim ("memcg: introduce
     per-memcg reclaim interface")."""
     try:
@@ -90,8 +90,8 @@ def groups(root: Path = GROUPS) -> list[Path]:
         return []
 
 
-def ask(group: Path, size: int) -> bool:
-    """Reclaim ``size`` bytes of a group's caches; whether it had so much.
+def reclaim_from(group: Path, size: int) -> bool:
+    """Reclaim ``size`` bytes of a group's caches; returns whether it had that many.
 
     swappiness=0 keeps what would have to be swapped.  A kernel that does not know the word yet
     ("mm: add swappiness= arg to memory.reclaim") refuses the whole, which is as well: without it
@@ -104,12 +104,12 @@ def ask(group: Path, size: int) -> bool:
     return True
 
 
-def drop(what: str) -> None:
+def drop_caches(what: str) -> None:
     """All clean caches of a kind, at once (Documentation/admin-guide/sysctl/vm.rst)."""
     DROP_CACHES.write_text(what)
 
 
-def forget(path: Path) -> None:
+def drop_file_cache(path: Path) -> None:
     """Give up a file's page cache, which would be saved with the session and loaded again.
 
     Only a hint (posix_fadvise(2)), which never fails: what is dirty, or mapped by others, stays.
@@ -118,7 +118,7 @@ def forget(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def press(need: int) -> None:
+def put_pressure(need: int) -> None:
     """Have page cache reclaimed that processes have mapped, until ``need`` bytes are free."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         subprocess.run(
@@ -135,12 +135,12 @@ def press(need: int) -> None:
 class ReclaimActions:
     """What reclaiming does to the machine."""
 
-    meminfo: Callable[[], str] = lambda: Path("/proc/meminfo").read_text()
+    meminfo: Callable[[], Mapping[str, int]] = read_meminfo
     zoneinfo: Callable[[], str] = read_zoneinfo
-    groups: Callable[[], Sequence[Path]] = groups
-    ask: Callable[[Path, int], bool] = ask
-    drop: Callable[[str], None] = drop
-    press: Callable[[int], None] = press
+    groups: Callable[[], Sequence[Path]] = control_groups
+    ask: Callable[[Path, int], bool] = reclaim_from
+    drop: Callable[[str], None] = drop_caches
+    press: Callable[[int], None] = put_pressure
     sync: Callable[[], None] = os.sync
 
     def free(self) -> int:
@@ -154,7 +154,7 @@ def free_up(need: int, means: ReclaimActions | None = None) -> Reclaimed:
     From the groups first, a step each in turn; then all at once, the page cache and, if that was
     not enough, the slab.  What is left then is mapped.  The groups gave of that, too; a kernel that
     has none (CONFIG_MEMCG), or does not know swappiness=, gives it up only under pressure, which is
-    put on it if it cannot swap instead.  Raises OSError where not even caches may be dropped.
+    put on it if it cannot swap instead.  Raises OSError if not even caches may be dropped.
     """
     do = means or ReclaimActions()
     before = free = do.free()
@@ -169,7 +169,7 @@ def free_up(need: int, means: ReclaimActions | None = None) -> Reclaimed:
         if free < need:
             do.drop(kind)
             free = do.free()
-    if free < need and not swaps(do.meminfo()):
+    if free < need and not can_swap(do.meminfo()):
         do.press(need)
         free = do.free()
     return Reclaimed(before, free)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kjump.errors import NoWindow
-from kjump.machine.memory import Resource, system_ram
+from kjump.machine.memory import LOW_END, Resource, system_ram
 from kjump.machine.native import address_of
 from kjump.machine.pages import count_blocks, flagged_blocks
 from kjump.machine.ranges import (
@@ -35,7 +35,6 @@ ALIGNMENT = 2 << 20
 LOWEST = 16 << 20
 HIGHEST = 1 << 32
 """Above 4 GiB the helper would have no memory for 32-bit DMA."""
-LOW_END = 1 << 20
 STEP = 64
 """Blocks of 2 MiB whose flags are read at a time."""
 
@@ -76,12 +75,11 @@ def low_ranges(resources: Iterable[Resource]) -> tuple[Range, ...]:
 
 
 def came_in(before: bytes | bytearray, now: bytes | bytearray, mask: int = RESTING) -> bool:
-    """Whether a page has a flag of ``mask`` now that it had not before.
+    """Whether a page has a flag of ``mask`` that it did not have before.
 
-    Both: flags of the window's pages.  Just after staging some are reserved already, and rightly:
-    where kexec_load happened to get a page of the window itself, that page becomes its own source
-    and lies where it belongs (kimage_alloc_page in kernel/kexec_core.c).  That is usual where
-    memory is full.
+    Both: flags of the window's pages.  Just after staging some are reserved, rightly: if kexec_load
+    happens to get a page of the window itself, that page becomes its own source and is in its
+    place already (kimage_alloc_page in kernel/kexec_core.c).  That is usual if memory is full.
     """
     if len(before) != len(now):
         raise ValueError("flags of another window")
@@ -99,18 +97,13 @@ def choose(
     """The best window of ``size`` bytes below 4 GiB without anything immovable.
 
     ``avoid``: physical ranges it must not touch.  ``likely``: for each 2 MiB of memory how many
-    pages the kernel is likely to give to whoever asks next; the best window has the fewest of
+    pages the kernel is likely to allocate next; the best window has the fewest of
     them, and is the highest of those.  Raises `NoWindow`.
     """
-    kernel = [(r.start, r.end) for r in resources if r.name.startswith(("Kernel ", "Crash kernel"))]
-    holes = [(align_down(s, ALIGNMENT), align_up(e, ALIGNMENT)) for s, e in (*kernel, *avoid)]
-    rooms = subtract(intersect(system_ram(resources), [(LOWEST, HIGHEST)]), holes)
     wanted = size // ALIGNMENT
     largest = 0
     best: tuple[int, int] | None = None
-    for room_start, room_end in rooms:
-        first = align_up(room_start, ALIGNMENT) // ALIGNMENT
-        last = align_down(room_end, ALIGNMENT) // ALIGNMENT
+    for first, last in _rooms(resources, avoid):
         run = cost = 0
         for block, bad in enumerate(_bad_blocks(first, last, read_flags), first):
             if bad:
@@ -124,11 +117,45 @@ def choose(
             if run >= wanted and (best is None or cost <= best[0]):
                 best = cost, block + 1 - wanted
     if best is None:
-        raise NoWindow(
-            f"There is no run of {size >> 20} MiB below 4 GiB without memory of the kernel's own"
-            f" (the longest has {largest * ALIGNMENT >> 20} MiB)."
-        )
+        raise no_window(size, largest * ALIGNMENT)
     return Window(best[1] * ALIGNMENT, size, low_ranges(resources))
+
+
+def no_window(size: int, largest: int) -> NoWindow:
+    """That there is no window of ``size`` bytes; ``largest``: the longest run, in bytes."""
+    return NoWindow(
+        f"There is no run of {size >> 20} MiB below 4 GiB without memory of the kernel's own"
+        f" (the longest has {largest >> 20} MiB)."
+    )
+
+
+def find_out(
+    size: int, resources: list[Resource], read_flags: ReadFlags, avoid: Iterable[Range] = ()
+) -> NoWindow | None:
+    """Whether `choose` would find a window now, as its error or None.
+
+    It ends at the first run that is long enough, so on most machines few flags are read.
+    """
+    wanted = size // ALIGNMENT
+    largest = 0
+    for first, last in _rooms(resources, avoid):
+        run = 0
+        for bad in _bad_blocks(first, last, read_flags):
+            run = 0 if bad else run + 1
+            largest = max(largest, run)
+            if run >= wanted:
+                return None
+    return no_window(size, largest * ALIGNMENT)
+
+
+def _rooms(resources: list[Resource], avoid: Iterable[Range]) -> list[tuple[int, int]]:
+    """Where windows may lie, as [first, last) in blocks of 2 MiB."""
+    kernel = [(r.start, r.end) for r in resources if r.name.startswith(("Kernel ", "Crash kernel"))]
+    holes = [(align_down(s, ALIGNMENT), align_up(e, ALIGNMENT)) for s, e in (*kernel, *avoid)]
+    return [
+        (align_up(start, ALIGNMENT) // ALIGNMENT, align_down(end, ALIGNMENT) // ALIGNMENT)
+        for start, end in subtract(intersect(system_ram(resources), [(LOWEST, HIGHEST)]), holes)
+    ]
 
 
 def _at(counts: Sequence[int], block: int) -> int:

@@ -5,8 +5,8 @@ Runs in the session, in a unit of its own that kjumpd starts (``kjump-hooks@pre.
 ``@post``): hooks may do anything, and kjumpd.service may not.  systemd-hibernate.service no longer
 starts systemd-sleep, so the hooks that other packages put in ``/usr/lib/systemd/system-sleep`` are
 ours to run: all at once, with arguments ``pre|post hibernate`` and SYSTEMD_SLEEP_ACTION=hibernate,
-exit codes noted but not obeyed (systemd-sleep(8), src/shared/exec-util.c in v252).  Unlike there,
-the output is kept for the journal.  A hook that takes too long is killed with all it started.
+exit codes logged and otherwise ignored (systemd-sleep(8), src/shared/exec-util.c in v252).  Here
+the output goes to the journal, too.  A hook that takes too long is killed with all it started.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Result:
         return f"{self.path} ended with {self.code} after {self.seconds:.1f} s"
 
 
-def choose(listings: Iterable[Sequence[Path]]) -> list[Path]:
+def by_precedence(listings: Iterable[Sequence[Path]]) -> list[Path]:
     """The hooks to run of the folders' files, most important folder first; sorted by name."""
     named: dict[str, Path] = {}
     for listing in listings:
@@ -69,7 +69,7 @@ def choose(listings: Iterable[Sequence[Path]]) -> list[Path]:
     return [named[name] for name in sorted(named)]
 
 
-def find(folders: Sequence[Path] = FOLDERS) -> list[Path]:
+def find_hooks(folders: Sequence[Path] = FOLDERS) -> list[Path]:
     """The executables in the folders; a link to /dev/null masks a name."""
     listings = []
     for folder in folders:
@@ -77,10 +77,10 @@ def find(folders: Sequence[Path] = FOLDERS) -> list[Path]:
             listings.append(sorted(path for path in folder.iterdir() if path.name[0] != "."))
         except OSError:
             continue
-    return [path for path in choose(listings) if path.is_file() and os.access(path, os.X_OK)]
+    return [path for path in by_precedence(listings) if path.is_file() and os.access(path, os.X_OK)]
 
 
-def run(
+def run_all(
     when: str,
     *,
     seconds: float,
@@ -94,7 +94,7 @@ def run(
     given = dict(os.environ if environment is None else environment)
     given = {key: value for key, value in given.items() if key not in _OURS}
     given["SYSTEMD_SLEEP_ACTION"] = "hibernate"
-    started = [_start(path, when, given) for path in find(folders)]
+    started = [_start(path, when, given) for path in find_hooks(folders)]
     deadline = time.monotonic() + seconds
     return [
         _finish(path, process, output, since, deadline) for path, process, output, since in started
@@ -102,7 +102,7 @@ def run(
 
 
 _OURS = frozenset({"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "JOURNAL_STREAM"})
-"""What the service manager told us and a hook must not act on."""
+"""Variables of the service manager that are meant for us, not for a hook."""
 
 _Started = tuple[Path, "subprocess.Popen[bytes] | str", IO[bytes], float]
 
@@ -152,7 +152,7 @@ def _finish(
         return Result(path, process.returncode, took, text, timed_out)
 
 
-def tell(when: str, results: Iterable[Result]) -> None:
+def log_results(when: str, results: Iterable[Result]) -> None:
     """Log what hooks printed, and how those ended that failed."""
     for result in results:
         for line in result.output.splitlines():
@@ -161,7 +161,7 @@ def tell(when: str, results: Iterable[Result]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """What kjump-hooks@.service runs.  That a hook failed is told and no error."""
+    """What kjump-hooks@.service runs.  A hook that fails is logged; it is no error."""
     parser = argparse.ArgumentParser(description="Run the system-sleep hooks.")
     parser.add_argument("when", choices=("pre", "post"))
     when = parser.parse_args(arguments).when
@@ -171,5 +171,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if mark is not None and mark.cycle:
         fields["KJUMP_CYCLE"] = mark.cycle
     with bound(**fields):
-        tell(when, run(when, seconds=configuration.load().session.hook_timeout))
+        log_results(when, run_all(when, seconds=configuration.load().session.hook_timeout))
     return 0

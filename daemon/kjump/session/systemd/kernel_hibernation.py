@@ -1,25 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel's own hibernation, where a jump is not possible: may `systemd-sleep` be tried instead?
+"""The kernel's own hibernation: may `systemd-sleep` be tried if a jump is not possible?
 
-Runs in the session, in kjumpd and in kjumpctl.  `why_not` decides from what `read` has read, and is
-stricter than systemd: with kjump's drop-ins logind no longer looks at swap, and kjumpd may have
-named a swap area to the kernel that no boot resumes from (`kjump.session.systemd.resume_device`).
-A session that is written where nobody looks for it is lost, so what is not sure is refused.
+Runs in the session, in kjumpd and in kjumpctl.  `why_not` decides from what `read_state` has read.
+It is stricter than systemd: with kjump's drop-ins logind no longer looks at swap, and kjumpd may
+have named a swap area to the kernel that no boot resumes from
+(`kjump.session.systemd.resume_device`).  A session is lost if it is written where nobody looks for
+it, so everything uncertain is refused.
 
-Nothing here writes to the machine but `offer`, which has logind offer hibernation or not.
+Nothing here writes to the machine except `offer`, which makes logind offer hibernation or not.
 """
 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from kjump import atomic
 from kjump.errors import BadRequest, Busy, Inhibited, Interrupted, KjumpError, NotAuthorized
-from kjump.machine import memory
-from kjump.settings import STOCK
+from kjump.machine import cmdline
+from kjump.machine.cmdline import CommandLine, kernel_resume_off
+from kjump.machine.memory import read_meminfo
+from kjump.session.target.swaps import SwapArea, read_swaps
+from kjump.settings import KERNEL_HIBERNATION
 
 PROGRAM = Path("/usr/lib/systemd/systemd-sleep")
 POWER = Path("/sys/power")
@@ -33,20 +37,9 @@ OFFER_TEXT = """\
 [Sleep]
 AllowHibernation=no
 """
-OFF = ("noresume", "nohibernate", "hibernate=no", "hibernate=noresume")
 THRESHOLD = 0.98
 """Of free swap, that anonymous memory in use may take: as systemd has it
 (HIBERNATION_SWAP_THRESHOLD of src/shared/hibernate-util.c)."""
-
-
-@dataclass(frozen=True)
-class Swap:
-    """A swap area in use that is not memory itself (zram); bytes."""
-
-    size: int
-    used: int
-    device: str = ""
-    """Number of the device it lies on, as ``major:minor``."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +52,13 @@ class KernelHibernation:
     """Text of /sys/power/state."""
     disk: str = "[platform] shutdown reboot"
     """Text of /sys/power/disk."""
-    command_line: tuple[str, ...] = ()
+    command_line: CommandLine = field(default_factory=CommandLine)
     resume: str = "0:0"
     """Text of /sys/power/resume."""
-    told: str = ""
-    """What kjumpd wrote there; empty: nothing."""
-    swaps: tuple[Swap, ...] = ()
+    recorded: str = ""
+    """What kjumpd wrote there, by its own record; empty: nothing."""
+    swaps: tuple[SwapArea, ...] = ()
+    """Those in use that are not in memory (zram)."""
     anonymous: int = 0
     """Active(anon) of /proc/meminfo, bytes."""
 
@@ -77,41 +71,40 @@ def resumed_from(facts: KernelHibernation) -> str:
 
     A boot whose initrd looks there (initramfs-tools, dracut and systemd alike write the number to
     /sys/power/resume) leaves the number in the kernel.  A ``resume=`` on the command line proves
-    less: it may name what is not there, or be read by nobody.
+    less: it may name a device that does not exist, or nothing may read it.
     """
     resume = facts.resume.strip()
-    return "" if resume in ("", "0:0", facts.told.strip()) else resume
+    return "" if resume in ("", "0:0", facts.recorded.strip()) else resume
 
 
 def why_not(facts: KernelHibernation) -> str:
-    """Why the kernel's own hibernation is not to be tried, as a sentence; empty: it may be."""
+    """Why the kernel's own hibernation must not be tried, as a sentence; empty: it may be."""
     if not facts.program:
-        return f"{PROGRAM} is not there."
-    for word in OFF:
-        if word in facts.command_line:
-            return f"The kernel was booted with {word}."
+        return f"{PROGRAM} does not exist."
+    for word in kernel_resume_off(facts.command_line):
+        return f"The kernel was booted with {word}."
     if "disk" not in facts.state.split() or facts.disk.split()[:1] == ["[disabled]"]:
-        return "The kernel offers no hibernation of its own."
+        return "The kernel itself offers no hibernation."
     if not facts.swaps:
         return "No swap is in use."
     device = resumed_from(facts)
     if not device:
-        return "No boot is known to resume from swap: this one did not look there (resume=)."
+        return "No boot is known to resume from swap: this one did not look for an image (resume=)."
     there = [swap for swap in facts.swaps if swap.device == device]
     if not there:
         return f"The swap on {device}, which boots resume from, is not in use."
-    free = max(swap.size - swap.used for swap in there)
+    free = max(swap.free for swap in there)
     if facts.anonymous > free * THRESHOLD:
         return (
-            f"Of swap {free >> 20} MiB are free, and programs use {facts.anonymous >> 20} MiB of"
-            " memory."
+            f"Only {free >> 20} MiB of swap are free, and programs use {facts.anonymous >> 20} MiB"
+            " of memory."
         )
     return ""
 
 
 def is_reason(error: KjumpError) -> bool:
-    """Whether an error from before the jump is one that the kernel's own hibernation does not
-    share: not one of who asks, or when."""
+    """Whether the kernel's own hibernation could avoid an error from before the jump: one about the
+    machine, not about who asked or when."""
     return not isinstance(error, BadRequest | Busy | Inhibited | Interrupted | NotAuthorized)
 
 
@@ -121,14 +114,14 @@ class Decision:
 
     fall_back: bool
     why_not: str = ""
-    """As a sentence; empty where it is done, or not asked for."""
+    """As a sentence; empty if it is done, or was not asked for."""
 
 
 def decide(error: KjumpError, *, jumped: bool, fallback: str, facts: KernelHibernation) -> Decision:
     """Whether to go on with systemd-sleep after this error.  ``fallback``: [Session] Fallback=."""
     if jumped or not is_reason(error):
         return Decision(False)
-    if fallback != STOCK:
+    if fallback != KERNEL_HIBERNATION:
         return Decision(False, "The configuration has Fallback=none.")
     reason = why_not(facts)
     return Decision(not reason, reason)
@@ -136,35 +129,10 @@ def decide(error: KjumpError, *, jumped: bool, fallback: str, facts: KernelHiber
 
 def offered(possible: bool, fallback: str, facts: KernelHibernation) -> bool:
     """Whether anything can hibernate this machine.  ``possible``: kjump can."""
-    return possible or (fallback == STOCK and not why_not(facts))
+    return possible or (fallback == KERNEL_HIBERNATION and not why_not(facts))
 
 
 # -- reading and writing -------------------------------------------------------------------------
-
-
-def swaps(text: str) -> tuple[Swap, ...]:
-    """The areas of /proc/swaps, without those in memory."""
-    found = []
-    for line in text.splitlines()[1:]:
-        path, _kind, size, used, *_ = line.split()
-        if not path.startswith("/dev/zram"):
-            found.append(Swap(int(size) << 10, int(used) << 10, _device(path)))
-    return tuple(found)
-
-
-def _device(path: str) -> str:
-    """Of a swap partition its own number, of a swap file that of its file system."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return ""
-    number = found.st_rdev if stat.S_ISBLK(found.st_mode) else found.st_dev
-    return f"{os.major(number)}:{os.minor(number)}"
-
-
-def anonymous_memory(meminfo: str) -> int:
-    """Active(anon), bytes."""
-    return memory.meminfo(meminfo).get("Active(anon)", 0)
 
 
 def _text(path: Path) -> str:
@@ -174,22 +142,22 @@ def _text(path: Path) -> str:
         return ""
 
 
-def read() -> KernelHibernation:
+def read_state() -> KernelHibernation:
     """Read the machine.  Never raises."""
     return KernelHibernation(
         program=os.access(PROGRAM, os.X_OK),
         state=_text(POWER / "state"),
         disk=_text(POWER / "disk"),
-        command_line=tuple(_text(Path("/proc/cmdline")).split()),
+        command_line=cmdline.read(),
         resume=_text(POWER / "resume"),
-        told=_text(RESUME_DEVICE_RECORD),
-        swaps=swaps(_text(Path("/proc/swaps"))),
-        anonymous=anonymous_memory(_text(Path("/proc/meminfo"))),
+        recorded=_text(RESUME_DEVICE_RECORD),
+        swaps=tuple(area for area in read_swaps() if not area.in_memory),
+        anonymous=read_meminfo().get("Active(anon)", 0),
     )
 
 
 def offer(yes: bool, path: Path = OFFER) -> bool:
-    """Have logind offer hibernation, or not; whether that is a change.  Raises OSError."""
+    """Make logind offer hibernation, or not; returns whether that is a change.  Raises OSError."""
     if yes:
         try:
             path.unlink()
@@ -199,13 +167,10 @@ def offer(yes: bool, path: Path = OFFER) -> bool:
     if path.exists():
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    fresh.write_text(OFFER_TEXT)
-    fresh.chmod(0o644)
-    fresh.replace(path)
+    atomic.write(path, OFFER_TEXT)
     return True
 
 
 def command() -> Sequence[str]:
-    """What hibernates in the kernel's own way, as systemd-hibernate.service has it."""
+    """The command for the kernel's own hibernation, as in systemd-hibernate.service."""
     return (str(PROGRAM), "hibernate")

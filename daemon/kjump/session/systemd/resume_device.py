@@ -4,8 +4,8 @@
 Runs in the session.  logind refuses to hibernate there unless the kernel knows a device to resume
 from (systemd 255 and later, hibernation_is_safe() of hibernate-util.c: "Not running on EFI and
 resume= is not set"), although with kjump's drop-ins it is kjump that hibernates and knows where to
-resume from.  So the kernel is told of a swap area that is in use.  The kernel looks for an image of
-its own there at once, and finds none: swap that holds one cannot be in use.
+resume from.  So kjumpd names a swap area that is in use to the kernel.  The kernel looks for an
+image of its own there at once and finds none: swap that holds one cannot be in use.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kjump.errors import KjumpError
+from kjump.machine.cmdline import SYSTEM_NO_RESUME, CommandLine
 from kjump.machine.ranges import PAGE
 from kjump.session.systemd import kernel_hibernation
 from kjump.session.target import files, swaps
@@ -22,15 +23,16 @@ from kjump.session.target.devices import SWAP, TargetDevice
 from kjump.session.target.swaps import SwapArea
 
 EFI = Path("/sys/firmware/efi")
-POWER = Path("/sys/power")
 
 
 def needs_resume_device(
-    *, efi: bool, resume: str, command_line: Sequence[str], told: str = ""
+    *, efi: bool, resume: str, command_line: CommandLine, recorded: str = ""
 ) -> bool:
-    """Whether logind waits for a resume device.  ``resume``: text of /sys/power/resume; ``told``:
-    what we wrote there, which may have changed since."""
-    return not efi and resume.strip() in ("0:0", told) and "noresume" not in command_line
+    """Whether logind waits for a resume device.  ``resume``: text of /sys/power/resume;
+    ``recorded``: what we wrote there, which may have changed since."""
+    return (
+        not efi and resume.strip() in ("0:0", recorded) and not command_line.has(SYSTEM_NO_RESUME)
+    )
 
 
 def resume_device(
@@ -57,19 +59,19 @@ def _text(device: int) -> str:
 
 
 def set_resume_device(
-    target: TargetDevice | KjumpError, command_line: Sequence[str]
+    target: TargetDevice | KjumpError, command_line: CommandLine
 ) -> tuple[str, int] | None:
-    """Name a swap area to the kernel where that is needed; which one.  Raises OSError."""
+    """Name a swap area to the kernel if that is needed; returns which one.  Raises OSError."""
     try:
-        resume = (POWER / "resume").read_text()
+        resume = (kernel_hibernation.POWER / "resume").read_text()
     except OSError:
         return None  # a kernel without hibernation
     try:
-        told = kernel_hibernation.RESUME_DEVICE_RECORD.read_text().strip()
+        recorded = kernel_hibernation.RESUME_DEVICE_RECORD.read_text().strip()
     except OSError:
-        told = "0:0"
+        recorded = "0:0"
     if not needs_resume_device(
-        efi=EFI.exists(), resume=resume, command_line=command_line, told=told
+        efi=EFI.exists(), resume=resume, command_line=command_line, recorded=recorded
     ):
         return None
     found = resume_device(target, swaps.read_swaps())
@@ -77,20 +79,20 @@ def set_resume_device(
         return None
     number, page = found
     try:
-        now = int((POWER / "resume_offset").read_text())
+        now = int((kernel_hibernation.POWER / "resume_offset").read_text())
     except (OSError, ValueError):
         now = 0
     if (resume.strip(), now) == (number, page):
         return None
-    # First, so that nobody ever takes the number for one that the boot initrd has named.
+    # Recorded first, so that the number is never taken for one that the boot initrd has named.
     kernel_hibernation.RESUME_DEVICE_RECORD.parent.mkdir(parents=True, exist_ok=True)
     kernel_hibernation.RESUME_DEVICE_RECORD.write_text(number)
     if page != now:
-        (POWER / "resume_offset").write_text(str(page))
+        (kernel_hibernation.POWER / "resume_offset").write_text(str(page))
     try:
-        (POWER / "resume").write_text(number)
+        (kernel_hibernation.POWER / "resume").write_text(number)
     except OSError:
         # The kernel keeps the number, and answers that no image of its own is there.
-        if (POWER / "resume").read_text().strip() != number:
+        if (kernel_hibernation.POWER / "resume").read_text().strip() != number:
             raise
     return found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What systemd-sleep does around a sleep, done around a cycle: hooks, and sessions stopped.
+"""What systemd-sleep does around a sleep, done around a cycle: hooks, and frozen sessions.
 
 Runs in the session, in a cycle's thread, and when the daemon cleans up.
 """
@@ -21,7 +21,7 @@ from kjump.session.systemd import hooks, systemd_bus
 log = logger()
 
 GRACE = 20
-"""Seconds that the unit of the hooks may take beside the hooks."""
+"""Seconds that the hooks' unit may take in addition to the hooks themselves."""
 
 
 THAW_TRIES = 5
@@ -31,8 +31,8 @@ FREEZER = Path("/sys/fs/cgroup") / systemd_bus.SESSIONS / "cgroup.freeze"
 
 
 def run_hooks(connection: Any, when: str, seconds: float) -> Sequence[hooks.Result]:
-    """Run the hooks in their unit, which tells how they ended.  Raises `HooksFailed`."""
-    if not hooks.find():
+    """Run the hooks in their unit, which logs how they ended.  Raises `HooksFailed`."""
+    if not hooks.find_hooks():
         return []  # most machines have none, and the unit takes time to start
     unit = f"kjump-hooks@{when}.service"
     try:
@@ -45,13 +45,13 @@ def run_hooks(connection: Any, when: str, seconds: float) -> Sequence[hooks.Resu
 
 
 def thaw(connection: Callable[[], Any]) -> None:
-    """Let the sessions go on.  Tried again and again, and at last past systemd: nobody can do
-    anything on a machine with frozen sessions."""
+    """Let the sessions continue.  Tries several times, and finally without systemd: a machine with
+    frozen sessions is useless."""
     for _ in range(THAW_TRIES):
         try:
             systemd_bus.thaw(connection())
         except (systemd_bus.BusError, GLib.Error) as error:
-            log.warning(f"the sessions could not be let go on: {error}")
+            log.warning(f"the sessions could not be thawed: {error}")
             time.sleep(1)
         else:
             return
@@ -59,7 +59,7 @@ def thaw(connection: Callable[[], Any]) -> None:
 
 
 def freezes() -> bool:
-    """Whether sessions are stopped for a cycle: where systemd does it, and nobody said no."""
+    """Whether sessions are frozen for a cycle: if systemd does so, and nobody said no."""
     return systemd_bus.freezes_sessions() and not systemd_bus.says_no(
         os.environ.get(systemd_bus.FREEZE_VARIABLE, "")
     )

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""systemd and its neighbours, over the bus: units started, frozen and thawed, homes locked, who
-inhibits sleep.
+"""Calls to systemd, logind and homed: start, freeze and thaw units, lock homes, list inhibitors.
 
-Runs in the session, in worker threads: these calls wait.  Only `list_inhibitors` is for the main
-loop, and does not.
+Runs in the session, in worker threads: these calls block.  Only `list_inhibitors` is for the main
+loop; it does not block.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ POLL = 0.02
 
 
 class BusError(Exception):
-    """A call that was not served; the text says why."""
+    """A call that failed; the text says why."""
 
     def __init__(self, text: str, name: str = "") -> None:
-        """``name``: the D-Bus error's, empty where there is none."""
+        """``name``: the D-Bus error's, empty if there is none."""
         super().__init__(text)
         self.name = name
 
@@ -65,10 +64,10 @@ def _call(
 def start(connection: Any, unit: str, *, seconds: float) -> str:
     """Start a unit and wait for the job; its result ("done", "failed", ...; systemd's JobRemoved).
 
-    "timeout" after ``seconds``, and the unit is told to stop.  Raises `BusError` where it could
-    not be started.
+    "timeout" after ``seconds``; the unit is stopped then.  Raises `BusError` if it could not be
+    started.
     """
-    # The signals of this thread: the main loop has other things to do.
+    # A context of its own, so that this thread receives the signals, not the main loop.
     context = GLib.MainContext.new()
     context.push_thread_default()
     results: dict[str, str] = {}
@@ -98,7 +97,7 @@ def start(connection: Any, unit: str, *, seconds: float) -> str:
 
 
 def _subscribe(connection: Any) -> None:
-    """Have systemd send signals, for as long as the connection lasts."""
+    """Make systemd send signals, for as long as the connection lasts."""
     try:
         _call(connection, SYSTEMD, MANAGER, "Subscribe")
     except BusError as error:
@@ -107,8 +106,8 @@ def _subscribe(connection: Any) -> None:
 
 
 def freezes_sessions(program: Path = kernel_hibernation.PROGRAM) -> bool:
-    """Whether this systemd freezes sessions while the machine sleeps (sleep: "freeze user.slice",
-    v256): asked of its program, as freezing whole slices was not reliable before."""
+    """Whether this systemd freezes sessions while the machine sleeps ("freeze user.slice", v256).
+    Freezing whole slices was not reliable before; the text of its program shows it."""
     try:
         return FREEZE_VARIABLE.encode() in program.read_bytes()
     except OSError:
@@ -145,7 +144,7 @@ def thaw(connection: Any, unit: str = SESSIONS) -> None:
 
 
 def lock_homes(connection: Any) -> None:
-    """Have systemd-homed forget the keys of homes that want that, where it runs.  Raises
+    """Make systemd-homed forget the keys of homes that want that, if it runs.  Raises
     `BusError`."""
     try:
         _call(connection, HOMED, HOMED_MANAGER, "LockAllHomes", seconds=HOMES_SECONDS, start=False)
@@ -172,8 +171,8 @@ class Inhibitor(NamedTuple):
 
 
 def blocking(inhibitors: Sequence[Inhibitor]) -> list[Inhibitor]:
-    """Those that forbid sleep.  ("block-weak", new in systemd 257: not for root and for who took
-    it.  Here it counts for all: who asks can override it.)"""
+    """Those that forbid sleep.  ("block-weak", new in systemd 257, does not bind root and its
+    owner.  Here it binds everybody: the caller can override it.)"""
     return [
         one
         for one in inhibitors

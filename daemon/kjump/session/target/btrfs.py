@@ -42,7 +42,7 @@ RAID1C4 (include/uapi/linux/btrfs_tree.h)."""
 
 @dataclass(frozen=True)
 class BtrfsChunk:
-    """A chunk of btrfs: bytes of its address space, and where they lie."""
+    """A chunk of btrfs: bytes of its address space, and where they are."""
 
     start: int
     length: int
@@ -91,7 +91,7 @@ def translate(
             if chunk is None:
                 raise UnsuitableFile("A block of the file is in no chunk of its file system.")
             if chunk.kind & PROFILES or len(chunk.stripes) != 1 or chunk.stripes[0][0] != device:
-                raise UnsuitableFile("The file lies in a btrfs with another profile than single.")
+                raise UnsuitableFile("The file is on btrfs with a profile other than single.")
             count = min(end, chunk.start + chunk.length) - at
             place = chunk.stripes[0][1] + at - chunk.start
             out.append(FileExtent(logical, place, count, extent.flags))
@@ -133,7 +133,7 @@ def device_of(fd: int) -> tuple[int, int]:
     fcntl.ioctl(fd, FS_INFO, info)
     highest, count = struct.unpack_from("<QQ", info)
     if count != 1:
-        raise UnsuitableFile("The file lies in a btrfs of more than one device.")
+        raise UnsuitableFile("The file is on btrfs with more than one device.")
     for number in range(1, highest + 1):
         args = bytearray(struct.pack("<Q", number).ljust(4096, b"\0"))
         try:
@@ -144,4 +144,4 @@ def device_of(fd: int) -> tuple[int, int]:
             raise
         path = bytes(args[3072:]).split(b"\0", 1)[0]
         return number, os.stat(path).st_rdev
-    raise UnsuitableFile("The device of the btrfs is not told.")
+    raise UnsuitableFile("Cannot find out which device the btrfs file system is on.")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a cycle holds of its target: the slots of a swap area, the blocks of a file.
+"""The part of the target that a cycle holds: slots of a swap area, blocks of a file.
 
-Runs in the session, in the worker of a cycle.  A swap area is only ever written to where this
-process holds the slots; they are given back when the session runs again, and by the kernel itself
-if this process dies.
+Runs in the session, in the worker of a cycle.  Only slots of a swap area that this process holds
+are ever written to; they are given back when the session runs again, and by the kernel itself if
+this process dies.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Claim(Protocol):
     """A target that is prepared, from then until the cycle is over."""
 
     def check(self) -> None:
-        """Just before the jump: is everything where it was?  Raises `StagingFailed`."""
+        """Just before the jump: has nothing moved?  Raises `StagingFailed`."""
 
     def retire(self, error: KjumpError | None) -> None:
         """Mark the image spent, with the reason.  Raises `KjumpError`, OSError."""
@@ -55,7 +55,7 @@ class WholeDeviceClaim:
 
 
 class AreaClaim(WholeDeviceClaim):
-    """An area of a device, with its slots where it is swap."""
+    """An area of a device, with its slots if it is swap."""
 
     def __init__(
         self, device: TargetDevice, cycle: uuid.UUID, area: Area, slots: Slots | None = None
@@ -65,18 +65,18 @@ class AreaClaim(WholeDeviceClaim):
         self._slots = slots
 
     def check(self) -> None:
-        """Files are moved, too: by defragmenting, by btrfs balance."""
+        """Files can be moved: by defragmenting, by btrfs balance."""
         if not self._device.file:
             return
         try:
             found = files.blocks_of(Path(self._device.file), swap=self._slots is not None)
         except KjumpError as error:
-            raise StagingFailed(f"The target changed meanwhile: {error.what}") from error
+            raise StagingFailed(f"The target changed in the meantime: {error.what}") from error
         moved = found.first != self._device.locator
         if self._slots is None:
             moved = moved or found != self._device.blocks
         if moved:
-            raise StagingFailed("The target's file was moved meanwhile.", advice="Try again.")
+            raise StagingFailed("The target's file was moved in the meantime.", advice="Try again.")
 
     def retire(self, error: KjumpError | None) -> None:
         retire_image(self._device.path, error, cycle_id=self._cycle, area=self._area)
@@ -95,7 +95,7 @@ def largest_image_size() -> int:
 def file_area(device: TargetDevice) -> Area:
     """The area of an image file: all its blocks but the first, which is the locator's."""
     if device.blocks is None or device.locator is None:
-        raise Internal("The target's file was not looked at.")
+        raise Internal("The blocks of the target's file were not read.")
     (first, length), *others = device.blocks.spans
     spans = [(first + BLOCK, length - BLOCK), *others] if length > BLOCK else others
     return Area(locator.FILE, device.locator, tuple(spans))
@@ -106,8 +106,8 @@ def prepare(
 ) -> Claim:
     """Take what the image needs of the target, and mark it as this cycle's.
 
-    ``needed``: bytes of free swap to take at most; 0: what is `enough`.  Where it fails everything
-    was given back.  Raises any `KjumpError` of the target, OSError.
+    ``needed``: bytes of free swap to take at most; 0: `largest_image_size`.  If it fails,
+    everything is given back.  Raises any `KjumpError` of the target, OSError.
     """
     area: Area | None = None
     slots: Slots | None = None
@@ -117,7 +117,7 @@ def prepare(
         held = AreaClaim(device, cycle, area)
     elif device.kind == SWAP:
         if device.locator is None:
-            raise Internal("The target's swap area was not looked at.")
+            raise Internal("The target's swap area was not read.")
         slots = Slots(
             os.stat(device.path).st_rdev, device.locator, (needed or largest_image_size()) // BLOCK
         )
@@ -137,7 +137,7 @@ def prepare(
             raise
         free = sum(length for _, length in slots.spans) >> 20
         raise TargetTooSmall(
-            f"{free} MiB of swap are free on {device.path}, too little for an image.",
+            f"Only {free} MiB of swap are free on {device.path}, too little for an image.",
             advice="Add swap, or close programs that are swapped out.",
         ) from error
     except BaseException as error:
@@ -151,14 +151,13 @@ def _undo(held: Claim, device: TargetDevice, error: KjumpError | None) -> None:
     try:
         held.retire(error)
     except (KjumpError, OSError):
-        pass  # the first error is the one to tell
+        pass  # the first error is the one to report
     finally:
         held.close()
 
 
-def forget(device: TargetDevice) -> None:
-    """Take away the locator in a swap area whose slots nobody holds; nothing else of it is
-    written to.
+def remove_swap_locator(device: TargetDevice) -> None:
+    """Remove the locator from a swap area whose slots nobody holds; writes to nothing else.
 
     Raises `KjumpError`, OSError.
     """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The target device: found by its name, described, and watched.
 
-Runs in the session.  What the configuration names is a partition, a file, or a swap area in use;
-which of them is found out.  Nothing here opens a device for writing, nor decides whether one may
-be overwritten; `kjump.session.checks.readiness` does.
+Runs in the session.  The configuration names a partition, a file, or a swap area in use; this
+module finds out which.  Nothing here opens a device for writing or decides whether it may be
+overwritten; `kjump.session.checks.readiness` decides.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kjump.errors import KjumpError, NoTarget, TargetMissing
+from kjump.machine import udev
 from kjump.session.target import files
+from kjump.session.target.mounts import Mount, read_mounts
 from kjump.session.target.swaps import read_swaps, swap_numbers
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class TargetDevice:
     """Other paths of the same device (udev's DEVLINKS)."""
     signature: str = ""
     """What udev found on it: a file system's or partition table's type; empty: nothing.  Of a
-    file: not empty where it was written to through its file system."""
+    file: not empty if it was written to through its file system."""
     holders: tuple[str, ...] = ()
     """Devices stacked on it (dm, md)."""
     properties: dict[str, str] = field(default_factory=dict, compare=False)
@@ -56,10 +58,9 @@ class TargetDevice:
     locator: int | None = None
     """Byte offset of the target's first block on the device; None for a partition."""
     room: int = 0
-    """Bytes that the target has, where that is not the whole device: the file's, or those of free
-    swap."""
+    """Bytes of the target if it is not the whole device: the file's, or those of free swap."""
     blocks: files.Blocks | None = field(default=None, compare=False)
-    """Where the image file lies."""
+    """Where the image file is on its device."""
 
     @property
     def capacity(self) -> int:
@@ -75,7 +76,7 @@ class TargetDevice:
     @property
     def place(self) -> str:
         """What the boot initrd has to know besides the settings: where the first block of a file
-        lies.  Empty where the settings say it all."""
+        is.  Empty if the settings are enough."""
         if not self.file:
             return ""
         return f"{self.partuuid or self.path}:{self.locator}"
@@ -84,42 +85,22 @@ class TargetDevice:
 # -- deciding ------------------------------------------------------------------------------------
 
 
-def decode(text: str) -> str:
-    r"""udev's ``\x20`` escapes undone (libudev's encoding of names)."""
-    out = bytearray()
-    at = 0
-    while at < len(text):
-        if text.startswith("\\x", at):
-            try:
-                out.append(int(text[at + 2 : at + 4], 16))
-                at += 4
-                continue
-            except ValueError:
-                pass
-        out += text[at].encode("utf-8", "surrogateescape")
-        at += 1
-    return out.decode("utf-8", "replace")
-
-
 def matches(spec: str, device: TargetDevice) -> bool:
-    """Whether a ``[Target] Path=`` names this device."""
-    kind, _, value = spec.partition("=")
-    if kind == "PARTUUID":
-        return device.partuuid.lower() == value.lower()
-    if kind == "PARTLABEL":
-        return device.label == value
-    if kind in ("UUID", "LABEL"):
-        return f"/dev/disk/by-{kind.lower()}/{value}" in device.links
-    return spec == str(device.path) or spec in device.links
+    """Whether a ``[Target] Path=`` names this device.
+
+    By udev's links alone, as they are all that the boot initrd has.
+    """
+    names = {str(device.path), *device.links}
+    return any(str(path) in names for path in udev.paths(spec))
 
 
-def choose(spec: str, devices: Iterable[TargetDevice]) -> TargetDevice:
+def device_named(spec: str, devices: Iterable[TargetDevice]) -> TargetDevice:
     """The one device a spec names.  Raises `NoTarget` or `TargetMissing`."""
     if not spec:
         raise NoTarget("No target is configured.")
     found = [device for device in devices if matches(spec, device)]
     if not found:
-        raise TargetMissing(f"The target {spec} is not there.")
+        raise TargetMissing(f"The target {spec} was not found.")
     if len(found) > 1:
         names = " and ".join(sorted(str(device.path) for device in found))
         raise TargetMissing(
@@ -130,17 +111,16 @@ def choose(spec: str, devices: Iterable[TargetDevice]) -> TargetDevice:
 
 
 def occupation(
-    device: TargetDevice, mountinfo: str, swaps: Iterable[str], *, claimed: bool
+    device: TargetDevice, mounts: Iterable[Mount], swaps: Iterable[str], *, claimed: bool
 ) -> str | None:
     """Who uses a device, as the end of "it is ...", or None.
 
-    ``mountinfo``: text of /proc/self/mountinfo; ``swaps``: ``major:minor`` of the swap areas;
-    ``claimed``: whether the kernel refused an exclusive open.
+    ``swaps``: ``major:minor`` of the swap areas; ``claimed``: whether the kernel refused an
+    exclusive open.
     """
-    for line in mountinfo.splitlines():
-        words = line.split()
-        if len(words) > 4 and words[2] == device.number:
-            return f"mounted on {words[4]}"
+    for mount in mounts:
+        if mount.number == device.number:
+            return f"mounted on {mount.point}"
     if device.number in swaps:
         return "in use as swap"
     if device.holders:
@@ -151,7 +131,7 @@ def occupation(
 # -- reading -------------------------------------------------------------------------------------
 
 
-def describe(device: Any) -> TargetDevice:
+def from_udev(device: Any) -> TargetDevice:
     """A `pyudev.Device` of subsystem block in our words."""
     properties = {str(key): str(value) for key, value in device.properties.items()}
     number = device.device_number
@@ -169,8 +149,8 @@ def describe(device: Any) -> TargetDevice:
         size=sectors * SECTOR,
         number=f"{os.major(number)}:{os.minor(number)}",
         partuuid=properties.get("ID_PART_ENTRY_UUID", properties.get("PARTUUID", "")),
-        label=decode(properties.get("ID_PART_ENTRY_NAME", properties.get("PARTNAME", ""))),
-        links=tuple(sorted(properties.get("DEVLINKS", "").split())),
+        label=udev.decode(properties.get("ID_PART_ENTRY_NAME", properties.get("PARTNAME", ""))),
+        links=tuple(sorted(filter(None, properties.get("DEVLINKS", "").split(" ")))),
         signature=signature(properties),
         holders=holders,
         properties=properties,
@@ -186,12 +166,12 @@ def signature(properties: Mapping[str, str]) -> str:
     return found
 
 
-def listing() -> list[TargetDevice]:
+def list_devices() -> list[TargetDevice]:
     """All block devices with a node."""
     import pyudev
 
     found = pyudev.Context().list_devices(subsystem="block")
-    return [describe(device) for device in found if device.device_node]
+    return [from_udev(device) for device in found if device.device_node]
 
 
 def resolve(spec: str) -> TargetDevice:
@@ -199,12 +179,12 @@ def resolve(spec: str) -> TargetDevice:
 
     Raises `NoTarget`, `TargetMissing`, `TargetMapped`, `UnsuitableFile`.
     """
-    if spec.startswith("/") and not spec.startswith("/dev/"):
+    if udev.names_a_file(spec):
         return _file(Path(os.path.realpath(spec)))
     if spec.startswith("/dev/"):
         # A path may be a link that udev does not know of.
         spec = os.path.realpath(spec)
-    device = choose(spec, listing())
+    device = device_named(spec, list_devices())
     files.refuse_mapped(_number(device), f"The target {device.path}")
     area = next((a for a in read_swaps() if not a.is_file and _is_device(a.path, device)), None)
     if area is None:
@@ -213,17 +193,17 @@ def resolve(spec: str) -> TargetDevice:
 
 
 def _file(path: Path) -> TargetDevice:
-    """The target that is a file: where it lies, and whether it is swap."""
+    """The target that is a file: where it is on its device, and whether it is swap."""
     area = next((a for a in read_swaps() if a.is_file and _is_same(a.path, path)), None)
     blocks = files.blocks_of(path, swap=area is not None)
-    device = next((d for d in listing() if _number(d) == blocks.device), None)
+    device = next((d for d in list_devices() if _number(d) == blocks.device), None)
     if device is None:
-        raise TargetMissing(f"The device that {path} lies on is not told.")
+        raise TargetMissing(f"Cannot find out which device {path} is on.")
     found = replace(
         device,
         file=str(path),
         locator=blocks.first,
-        # What is on the device is not the target's.
+        # These belong to the device, not to the file.
         signature="",
         holders=(),
     )
@@ -268,14 +248,10 @@ def is_claimed(path: Path) -> bool:
 
 def user_of(device: TargetDevice) -> str | None:
     """Who uses the device now, or None."""
-    try:
-        mountinfo = Path("/proc/self/mountinfo").read_text()
-    except OSError:
-        mountinfo = ""
-    return occupation(device, mountinfo, swap_numbers(), claimed=is_claimed(device.path))
+    return occupation(device, read_mounts(), swap_numbers(), claimed=is_claimed(device.path))
 
 
-def error_or_device(spec: str) -> TargetDevice | KjumpError:
+def resolve_or_error(spec: str) -> TargetDevice | KjumpError:
     """`resolve` with the error as a value, for facts."""
     try:
         return resolve(spec)

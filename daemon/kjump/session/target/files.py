@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where the blocks of a file lie on its device, and whether an image may be written there.
+"""Where the blocks of a file are on its device, and whether an image may be written there.
 
-Runs in the session.  It only asks: FIEMAP of the file system, on btrfs the chunk tree besides, as
-its FIEMAP speaks of addresses that are the file system's own.  What cannot be told for sure is
-refused: a wrong answer would put the image over somebody's data.  Parsing is pure.
+Runs in the session; changes nothing except the flags of a file that setup makes.  The answer comes
+from FIEMAP, and on btrfs also from the chunk tree, because FIEMAP there gives addresses of the file
+system, not of the device.  Everything uncertain is refused: a wrong answer would put the image over
+somebody's data.  Parsing is pure.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ from kjump.session.target.fiemap import (
 
 EXT4, XFS, BTRFS = 0xEF53, 0x58465342, 0x9123683E
 NAMES = {EXT4: "ext4", XFS: "xfs", BTRFS: "btrfs"}
-"""statfs(2)'s f_type of the file systems whose FIEMAP tells where on one device a block lies."""
+"""statfs(2)'s f_type of the file systems whose FIEMAP gives the place of a block on one device."""
 
 REFUSED = {
-    UNKNOWN | DELALLOC: "has blocks without a place on the disk yet",
+    UNKNOWN | DELALLOC: "has blocks that have no place on the disk yet",
     ENCODED: "is compressed",
     ENCRYPTED: "is encrypted",
-    NOT_ALIGNED | INLINE | TAIL: "lies among other data",
+    NOT_ALIGNED | INLINE | TAIL: "is stored among other data",
     SHARED: "shares blocks with a copy or snapshot",
 }
 
@@ -79,10 +80,10 @@ class Blocks:
 # -- deciding --------------------------------------------------------------------------------------
 
 
-def check(extents: Sequence[FileExtent], size: int, name: str) -> tuple[list[ByteSpan], bool]:
+def own_spans(extents: Sequence[FileExtent], size: int, name: str) -> tuple[list[ByteSpan], bool]:
     """(spans in the order of the file, whether it was written to) of a file of ``size`` bytes.
 
-    Every whole block of it must lie somewhere, and be its alone.  Raises `UnsuitableFile`.
+    Every whole block of it must have a place, and belong to it alone.  Raises `UnsuitableFile`.
     """
     end = size // BLOCK * BLOCK
     at = 0
@@ -98,7 +99,7 @@ def check(extents: Sequence[FileExtent], size: int, name: str) -> tuple[list[Byt
             raise UnsuitableFile(f"{name} has holes.")
         length = min(extent.length, end - at)
         if extent.physical % BLOCK or length % BLOCK or extent.physical == 0:
-            raise UnsuitableFile(f"{name} does not lie in whole blocks of {BLOCK} bytes.")
+            raise UnsuitableFile(f"{name} is not stored in whole blocks of {BLOCK} bytes.")
         written = written or not extent.flags & UNWRITTEN
         if spans and spans[-1][0] + spans[-1][1] == extent.physical:
             spans[-1] = (spans[-1][0], spans[-1][1] + length)
@@ -137,18 +138,23 @@ def stacked(sys_path: str, dm_uuid: str = "") -> str:
     return "a virtual device"
 
 
-def refuse_mapped(device: int, what: str) -> None:
-    """Raises `TargetMapped` for a device (st_rdev) that the helper could not open by itself."""
-    folder = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+def mapped_as(number: str) -> str:
+    """What kind of mapped device ``major:minor`` is, as `stacked` says it; empty: it is none."""
+    folder = Path("/sys/dev/block", number)
     try:
         dm_uuid = (folder / "dm/uuid").read_text()
     except OSError:
         dm_uuid = ""
-    kind = stacked(os.path.realpath(folder), dm_uuid)
+    return stacked(os.path.realpath(folder), dm_uuid)
+
+
+def refuse_mapped(device: int, what: str) -> None:
+    """Raises `TargetMapped` for a device (st_rdev) that the helper could not open by itself."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    kind = mapped_as(number)
     if kind:
-        raise TargetMapped(
-            f"{what} lies on {os.path.realpath(folder).rpartition('/')[2]}, which is {kind}."
-        )
+        name = os.path.realpath(f"/sys/dev/block/{number}").rpartition("/")[2]
+        raise TargetMapped(f"{what} is on {name}, which is {kind}.")
 
 
 # -- asking ----------------------------------------------------------------------------------------
@@ -198,27 +204,29 @@ def blocks_of_open(fd: int, name: str, *, swap: bool = False) -> Blocks:
 def _blocks(fd: int, name: str, *, swap: bool) -> Blocks:
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
-        raise UnsuitableFile(f"{name} is no regular file.")
+        raise UnsuitableFile(f"{name} is not a regular file.")
     if not swap and (status.st_uid or status.st_mode & 0o077):
-        raise UnsuitableFile(f"{name} is not root's alone; memory is to lie in it.")
+        raise UnsuitableFile(
+            f"{name} must belong to root and be readable by nobody else: it will hold memory."
+        )
     kind = file_system(fd)
     if kind not in NAMES:
-        raise UnsuitableFile(f"{name} lies neither on ext4 nor xfs nor btrfs.")
+        raise UnsuitableFile(f"{name} is not on ext4, xfs or btrfs.")
     extents = fiemap(fd)
     device = status.st_dev
     if kind == BTRFS:
         number, device = device_of(fd)
         refuse_mapped(device, name)
         if not _flags(fd) & NOCOW:
-            raise UnsuitableFile(f"{name} is copied on write.")
-        # Before the chunks are asked for, what lies in none of them must be refused.
-        check(extents, status.st_size, name)
+            raise UnsuitableFile(f"{name} is a copy-on-write file.")
+        # Extents that are in no chunk must be refused before the chunks are read.
+        own_spans(extents, status.st_size, name)
         extents = translate(extents, read_chunks(fd), number)
     else:
         refuse_mapped(device, name)
         if kind == XFS and _is_realtime(fd):
-            raise UnsuitableFile(f"{name} lies in a realtime section.")
-    spans, written = check(extents, status.st_size, name)
+            raise UnsuitableFile(f"{name} is in a realtime section.")
+    spans, written = own_spans(extents, status.st_size, name)
     return Blocks(device, tuple(spans), written)
 
 

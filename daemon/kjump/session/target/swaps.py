@@ -6,10 +6,10 @@ Runs in the session; changes nothing.
 
 from __future__ import annotations
 
-import os
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from kjump.session.target.mounts import device_number, unescape
 
 SWAPS = Path("/proc/swaps")
 
@@ -22,14 +22,22 @@ class SwapArea:
     is_file: bool
     size: int
     used: int
+    device: str = ""
+    """``major:minor``: of a partition its own number, of a file that of its file system; empty: it
+    is not known."""
 
     @property
     def free(self) -> int:
         return max(0, self.size - self.used)
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether it is compressed memory, so that nothing in it outlives the machine."""
+        return str(self.path).startswith("/dev/zram")
+
 
 def parse_swaps(text: str) -> list[SwapArea]:
-    """The swap areas in use, by the text of /proc/swaps."""
+    """The swap areas in use, by the text of /proc/swaps; without their devices."""
     out = []
     for line in text.splitlines()[1:]:
         words = line.split()
@@ -37,29 +45,19 @@ def parse_swaps(text: str) -> list[SwapArea]:
             name, kind, size, used = words[0], words[1], int(words[2]), int(words[3])
         except (IndexError, ValueError):
             continue
-        # The kernel writes blanks and the like as octal numbers (mangle_path).
-        name = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), name)
-        path = Path(name.encode("latin-1", "replace").decode("utf-8", "replace"))
-        out.append(SwapArea(path, kind == "file", size << 10, used << 10))
+        out.append(SwapArea(Path(unescape(name)), kind == "file", size << 10, used << 10))
     return out
 
 
 def read_swaps() -> list[SwapArea]:
-    """The swap areas in use."""
+    """The swap areas in use, with their devices; empty if that cannot be read."""
     try:
-        return parse_swaps(SWAPS.read_text(errors="replace"))
+        text = SWAPS.read_text(errors="surrogateescape")
     except OSError:
         return []
+    return [replace(area, device=device_number(area.path)) for area in parse_swaps(text)]
 
 
-def swap_numbers(text: str | None = None) -> set[str]:
-    """``major:minor`` of the swap partitions in /proc/swaps."""
-    numbers = set()
-    for area in read_swaps() if text is None else parse_swaps(text):
-        try:
-            status = os.stat(area.path)
-        except OSError:
-            continue
-        if status.st_rdev:
-            numbers.add(f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}")
-    return numbers
+def swap_numbers() -> set[str]:
+    """``major:minor`` of the swap partitions in use."""
+    return {area.device for area in read_swaps() if not area.is_file and area.device}

@@ -42,24 +42,30 @@ def watch_devices(changed: Callable[[], None]) -> Callable[[], None]:
             changed()
         return True
 
-    source = GLib.io_add_watch(monitor.fileno(), GLib.IO_IN | GLib.IO_ERR, woken)
-    swap = _watch_swaps(changed)
+    source = GLib.io_add_watch(
+        monitor.fileno(), GLib.PRIORITY_DEFAULT, GLib.IO_IN | GLib.IO_ERR, woken
+    )
+    stop_swaps = watch_swaps(changed)
 
     def stop() -> None:
-        swap()
+        stop_swaps()
         GLib.source_remove(source)
 
     return stop
 
 
 def _pending_error(descriptor: int) -> int:
-    """The error a socket waits to tell, and will not tell again (SO_ERROR, socket(7))."""
+    """The error that a socket holds for us, which it reports once (SO_ERROR, socket(7))."""
     with socket.socket(fileno=os.dup(descriptor)) as same:
         return same.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
-def _watch_swaps(changed: Callable[[], None]) -> Callable[[], None]:
-    """The kernel wakes who polls /proc/swaps (mm/swapfile.c, swaps_poll)."""
+def watch_swaps(changed: Callable[[], None]) -> Callable[[], None]:
+    """Call ``changed`` on the main loop when swap is switched on or off; returns what stops it.
+
+    The kernel wakes whoever polls /proc/swaps, and the poll itself acknowledges the event
+    (mm/swapfile.c, swaps_poll): nothing has to be read.
+    """
     from gi.repository import GLib
 
     try:
@@ -71,7 +77,9 @@ def _watch_swaps(changed: Callable[[], None]) -> Callable[[], None]:
         changed()
         return True
 
-    source = GLib.io_add_watch(file.fileno(), GLib.IO_PRI | GLib.IO_ERR, woken)
+    source = GLib.io_add_watch(
+        file.fileno(), GLib.PRIORITY_DEFAULT, GLib.IO_PRI | GLib.IO_ERR, woken
+    )
 
     def stop() -> None:
         GLib.source_remove(source)
