@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from kjump.errors import DBUS_PREFIX, Internal, KjumpError, ServiceUnreachable, split_message, table
 from kjump.names import BUS_NAME, INTERFACE, OBJECT_PATH
+
+if TYPE_CHECKING:
+    from kjump.session.cycle.history import CycleReport
 
 
 class RemoteError(Internal):
@@ -32,7 +35,7 @@ def error_of(dbus_name: str, message: str) -> KjumpError:
     return ServiceUnreachable(f"kjumpd does not answer: {message}.".replace("..", "."))
 
 
-def full_report(report: Mapping[str, Any]) -> dict[str, Any]:
+def full_report(report: CycleReport) -> CycleReport:
     """A report from the bus with all of its content, which is in its ``json`` text."""
     try:
         found = json.loads(report["json"])
@@ -96,7 +99,7 @@ class Client:
         answer, reasons = self._call(INTERFACE, "CanHibernate")
         return str(answer), [(str(code), str(sentence)) for code, sentence in reasons]
 
-    def hibernate(self, **options: bool) -> dict[str, Any]:
+    def hibernate(self, **options: bool) -> CycleReport:
         """Hibernate; returns the report when the session runs again.  Raises kjumpd's error.
 
         ``options``: those of the interface, with ``_`` for ``-``.
@@ -118,7 +121,7 @@ class Client:
             for name, state, error, sentence, advice in found
         ]
 
-    def dry_run(self) -> dict[str, Any]:
+    def dry_run(self) -> CycleReport:
         """Jump to the helper and straight back; returns the report.  Raises kjumpd's error."""
         (report,) = self._call(INTERFACE, "DryRun", forever=True)
         return dict(report)
@@ -143,7 +146,7 @@ class Client:
             return str(error.message)
         return str(answer)
 
-    def stage(self, *, warm: bool) -> dict[str, Any]:
+    def stage(self, *, warm: bool) -> CycleReport:
         """Start a helper ahead of time; returns the report, empty if one was running already."""
         from gi.repository import GLib
 

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kjump import VERSION
 from kjump import settings as configuration
@@ -24,6 +24,9 @@ from kjump.machine.ranges import PAGE
 from kjump.session.checks import doctor
 from kjump.session.checks.doctor import FAILED, OK, SKIPPED, WARNING, Finding
 from kjump.session.checks.facts import read_facts
+
+if TYPE_CHECKING:
+    from kjump.session.cycle.history import CycleReport
 
 LISTERS = ("lsinitramfs", "lsinitrd")
 """The programs of initramfs-tools and dracut that list the files of a boot initrd."""
@@ -94,7 +97,7 @@ def of_logind(answer: str, *, enabled: bool) -> Finding:
     )
 
 
-def of_last_cycle(report: Mapping[str, Any]) -> Finding:
+def of_last_cycle(report: CycleReport) -> Finding:
     """How the last cycle ended."""
     name = "last-cycle"
     if not report:
@@ -129,7 +132,7 @@ def of_initrd(release: str, path: str, listing: str | None) -> Finding:
     )
 
 
-def of_dry_run(report: Mapping[str, Any]) -> Finding:
+def of_dry_run(report: CycleReport) -> Finding:
     """The result of a dry run that came back."""
     seconds = duration(report)
     pages = (report.get("pages") or {}).get("data")
@@ -137,7 +140,7 @@ def of_dry_run(report: Mapping[str, Any]) -> Finding:
     return Finding("dry-run", OK, f"To the helper and back in {seconds:.1f} s.{saved}")
 
 
-def duration(report: Mapping[str, Any]) -> float:
+def duration(report: CycleReport) -> float:
     """Seconds from before the jump until after it.
 
     The session's monotonic clock stands still during the jump, and its wall clock is set to a whole
@@ -187,7 +190,7 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def document(findings: list[Finding], dry_run: Mapping[str, Any] | None) -> dict[str, Any]:
+def document(findings: list[Finding], dry_run: CycleReport | None) -> dict[str, Any]:
     """All findings as JSON.  ``dry_run``: its report, if there was one."""
     return {
         "result": doctor.worst(findings),

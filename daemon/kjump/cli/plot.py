@@ -10,10 +10,13 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kjump.cli import show
 from kjump.machine.ranges import PAGE
+
+if TYPE_CHECKING:
+    from kjump.session.cycle.history import CycleReport
 
 WIDTH, MARGIN, LANE, ROW = 960, 24, 120, 26
 """Pixels: width of the picture, its margin, width of the lanes' names, height of a lane."""
@@ -64,7 +67,7 @@ class Bar:
 # -- deciding --------------------------------------------------------------------------------------
 
 
-def split(entry: Mapping[str, Any]) -> tuple[list[tuple[str, float]], ...]:
+def split(entry: CycleReport) -> tuple[list[tuple[str, float]], ...]:
     """(the session's phases before the jump, the helper's, the boot's, the session's after it).
 
     The session's phases are those with a wall-clock time.  The others follow "jump", the helper's
@@ -90,7 +93,7 @@ def split(entry: Mapping[str, Any]) -> tuple[list[tuple[str, float]], ...]:
     return before, helper, boot, after
 
 
-def bars(entry: Mapping[str, Any]) -> list[Bar]:
+def bars(entry: CycleReport) -> list[Bar]:
     """The phases in their lanes, one after the other, without the time while the power was off."""
     before, helper, boot, after = split(entry)
     out = []
@@ -115,7 +118,7 @@ def ticks(length: float, most: int = 10) -> list[float]:
     return [round(i * step, 3) for i in range(int(length / step) + 1)]
 
 
-def cells(found: Mapping[str, Any]) -> list[dict[str, float]]:
+def cells(found: CycleReport) -> list[dict[str, float]]:
     """The map's parts: the share of each kind, 0 to 1.  An unknown digit counts as 0."""
     kinds = {kind: str(found[kind]) for kind in KINDS if isinstance(found.get(kind), str)}
     count = max((len(digits) for digits in kinds.values()), default=0)
@@ -194,7 +197,7 @@ class Canvas:
         return ET.tostring(self.root, encoding="unicode") + "\n"
 
 
-def heading(canvas: Canvas, entry: Mapping[str, Any]) -> None:
+def heading(canvas: Canvas, entry: CycleReport) -> None:
     """Which cycle it was and how it ended."""
     canvas.text(MARGIN, canvas.y + 14, show.head(entry), "head")
     canvas.y += 36
@@ -258,7 +261,7 @@ def timeline(canvas: Canvas, phases: Sequence[Bar]) -> None:
     canvas.y += rows * 18 + 18
 
 
-def memory(canvas: Canvas, found: Mapping[str, Any]) -> None:
+def memory(canvas: Canvas, found: CycleReport) -> None:
     """Physical memory from left to right, each part divided by kind of page."""
     parts = cells(found)
     size = found.get("cell_pages")
@@ -293,7 +296,7 @@ def memory(canvas: Canvas, found: Mapping[str, Any]) -> None:
     canvas.y += 6
 
 
-def svg(entry: Mapping[str, Any]) -> str:
+def svg(entry: CycleReport) -> str:
     """The picture of a cycle."""
     canvas = Canvas(show.head(entry))
     heading(canvas, entry)

@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from kjump.machine.ranges import PAGE
+
+if TYPE_CHECKING:
+    from kjump.session.cycle.history import CycleReport
 
 BOLD, RED, GREEN, YELLOW = "1", "31", "32", "33"
 COLOURS = {
@@ -73,7 +76,7 @@ def table(rows: Iterable[Sequence[str]], *, heading: Sequence[str] | None = None
     return "\n".join(out)
 
 
-def figures(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+def figures(report: CycleReport) -> list[tuple[str, str]]:
     """Pages, image size and ratio of a report, as far as it has them."""
     rows: list[tuple[str, str]] = []
     pages = report.get("pages") or {}
@@ -89,13 +92,13 @@ def figures(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def phases(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+def phases(report: CycleReport) -> list[tuple[str, str]]:
     """The phases in seconds, in their order."""
     found = report.get("phases") or {}
     return [(str(name), f"{float(seconds):.2f} s") for name, seconds in found.items()]
 
 
-def head(report: Mapping[str, Any], *, colour: bool = False) -> str:
+def head(report: CycleReport, *, colour: bool = False) -> str:
     """Which cycle, and how it ended."""
     result = str(report.get("result", "?"))
     words = {
@@ -110,7 +113,7 @@ def head(report: Mapping[str, Any], *, colour: bool = False) -> str:
     )
 
 
-def report_text(report: Mapping[str, Any], *, colour: bool = False) -> str:
+def report_text(report: CycleReport, *, colour: bool = False) -> str:
     """One cycle's report: how it ended, the phases, the figures."""
     parts = [head(report, colour=colour)]
     if report.get("started"):
@@ -173,7 +176,7 @@ def status_text(values: Mapping[str, Any], *, colour: bool = False) -> str:
     return "\n".join(lines)
 
 
-def history_text(entries: Sequence[Mapping[str, Any]], *, colour: bool = False) -> str:
+def history_text(entries: Sequence[CycleReport], *, colour: bool = False) -> str:
     """All cycles, one per line, newest last."""
     if not entries:
         return "No cycle yet."

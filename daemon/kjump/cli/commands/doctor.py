@@ -6,12 +6,15 @@ Runs in the session, as any user; `kjump.cli.doctor` looks and decides.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kjump.cli import client
 from kjump.cli.commands import add_command
 from kjump.cli.terminal import Options, ask, can_ask, colour, print_result, service_progress
 from kjump.errors import KjumpError
+
+if TYPE_CHECKING:
+    from kjump.session.cycle.history import CycleReport
 
 
 def add(subparsers: Any) -> None:
@@ -39,7 +42,7 @@ def run(options: Options) -> int:
     from kjump.session.checks.doctor import FAILED, SKIPPED, Finding, failed
 
     found = doctor.look()
-    dry_run: dict[str, Any] | None = None
+    dry_run: CycleReport | None = None
     if any(finding.state == FAILED for finding in found):
         found.append(Finding("dry-run", SKIPPED, "Not tried: correct the failed checks first."))
     elif not _may_jump(options):

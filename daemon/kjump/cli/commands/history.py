@@ -9,13 +9,16 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kjump.cli import show
 from kjump.cli.commands import add_command
 from kjump.cli.completion import CYCLES, FILES, completes
 from kjump.cli.terminal import Options, colour, print_result
 from kjump.errors import BadRequest
+
+if TYPE_CHECKING:
+    from kjump.session.cycle.history import CycleReport
 
 ID = "a cycle's id, or enough of its start to be unique, or: last"
 
@@ -70,13 +73,13 @@ def draw(options: Options) -> int:
     return 0
 
 
-def _entries(options: Options) -> list[dict[str, Any]]:
+def _entries(options: Options) -> list[CycleReport]:
     from kjump.session.cycle.history import HISTORY, History
 
     return History(Path(options.file or HISTORY)).entries()
 
 
-def find(entries: list[dict[str, Any]], wanted: str) -> dict[str, Any]:
+def find(entries: list[CycleReport], wanted: str) -> CycleReport:
     """The cycle whose id begins with ``wanted``; the newest one for "last".
 
     A later boot may have added an entry of the same id: that is the final one.  Raises

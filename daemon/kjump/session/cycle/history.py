@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ class History:
         entries = self.entries()
         return entries[-1] if entries else None
 
-    def add(self, report: Mapping[str, Any]) -> None:
+    def add(self, report: CycleReport) -> None:
         """Append a report: one write, flushed to disk.  Raises OSError."""
         line = json.dumps(report, separators=(",", ":"), default=str).encode() + b"\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
