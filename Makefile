@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kjump: build, install, package, test.
 #
-#   make build          native parts (daemon/kjump/machine/built/, daemon/request/built/)
+#   make build          native parts (daemon/kjump/native/built/, daemon/request/built/)
 #   make install        everything into $(DESTDIR); serves the deb and the rpm
 #   make deb            build/deb/kjump.deb, and the source package beside it
 #   make rpm            build/rpm/kjump.rpm
@@ -26,8 +26,8 @@ BIN = $(dir $(PYTHON))
 RUN = PYTHONPATH=daemon:. PYTHONDONTWRITEBYTECODE=1 $(PYTHON)
 
 VERSION := $(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' daemon/kjump/__init__.py)
-MACHINE := daemon/kjump/machine
-BUILT := $(MACHINE)/built
+NATIVE := daemon/kjump/native
+BUILT := $(NATIVE)/built
 
 # Where things go.
 PYTHONDIR ?= /usr/lib/python3/dist-packages
@@ -57,8 +57,8 @@ OBJCOPY := objcopy
 NATIVE_LIBS := -lzstd -llz4 -lz
 NATIVE_CFLAGS := -O2 -Wall -Wextra -Werror -ffile-prefix-map=$(CURDIR)=.
 
-STUBS := $(patsubst $(MACHINE)/%.S,$(BUILT)/%.bin,$(wildcard $(MACHINE)/*.S))
-LIBRARY := $(if $(wildcard $(MACHINE)/*.c),$(BUILT)/libkjump.so)
+STUBS := $(patsubst $(NATIVE)/%.S,$(BUILT)/%.bin,$(wildcard $(NATIVE)/*.S))
+LIBRARY := $(if $(wildcard $(NATIVE)/*.c),$(BUILT)/libkjump.so)
 
 # What asks on systemd's behalf is a program of its own, with the exit codes of kjump/errors.py.
 REQUEST := daemon/request/built/kjump-hibernate
@@ -68,7 +68,7 @@ build: $(STUBS) $(LIBRARY) $(REQUEST)
 $(BUILT) $(dir $(REQUEST)):
 	@mkdir -p $@
 
-$(BUILT)/%.o: $(MACHINE)/%.S | $(BUILT)
+$(BUILT)/%.o: $(NATIVE)/%.S | $(BUILT)
 	@$(CC) -c -nostdlib -o $@ $<
 
 $(BUILT)/%.elf: $(BUILT)/%.o
@@ -77,7 +77,7 @@ $(BUILT)/%.elf: $(BUILT)/%.o
 $(BUILT)/%.bin: $(BUILT)/%.elf
 	@$(OBJCOPY) -O binary $< $@
 
-$(BUILT)/libkjump.so: $(wildcard $(MACHINE)/*.c $(MACHINE)/*.h) | $(BUILT)
+$(BUILT)/libkjump.so: $(wildcard $(NATIVE)/*.c $(NATIVE)/*.h) | $(BUILT)
 	@$(CC) $(NATIVE_CFLAGS) -fPIC $(CFLAGS) -shared $(LDFLAGS) -o $@ $(filter %.c,$^) $(NATIVE_LIBS)
 
 $(dir $(REQUEST))errors.h: daemon/kjump/errors.py | $(dir $(REQUEST))
@@ -101,7 +101,7 @@ install: build
 		find "daemon/kjump/$$folder" -maxdepth 1 -name '*.py' \
 			-exec install -m 644 -t "$(D)$(PYTHONDIR)/kjump/$$folder" {} +; \
 	done
-	@$(call into,$(PYTHONDIR)/kjump/machine/built,644,$(STUBS) $(LIBRARY))
+	@$(call into,$(PYTHONDIR)/kjump/native/built,644,$(STUBS) $(LIBRARY))
 	@$(call into,$(BINDIR),755,packaging/launchers/kjumpctl)
 	@$(call into,$(LIBEXECDIR),755,$(filter-out %/kjumpctl,$(wildcard packaging/launchers/*)) $(wildcard packaging/libexec/*) $(REQUEST))
 	@$(call into,$(UNITDIR),644,$(wildcard units/*.service units/*.socket units/*.target units/*.timer units/*.path))

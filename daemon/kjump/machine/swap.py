@@ -22,6 +22,7 @@ import struct
 from pathlib import Path
 
 from kjump.errors import NoSnapshotDevice, TargetInUse, TargetMissing, TargetTooSmall
+from kjump.machine.native import INT, LIBRARY, POINTER, U64, U64_OUT
 from kjump.machine.ranges import PAGE
 
 DEVICE = Path("/dev/snapshot")
@@ -41,18 +42,9 @@ def encoded_device(device: int) -> int:
     return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
 
 
-def _library() -> ctypes.CDLL:
-    lib = ctypes.CDLL(str(Path(__file__).with_name("built") / "libkjump.so"), use_errno=True)
-    u64 = ctypes.c_uint64
-    lib.kj_take_slots.argtypes = (
-        ctypes.c_int,
-        u64,
-        ctypes.c_void_p,
-        u64,
-        ctypes.POINTER(u64),
-    )
-    lib.kj_take_slots.restype = ctypes.c_int64
-    return lib
+_take_slots = LIBRARY.kj_take_slots
+_take_slots.argtypes = (INT, U64, POINTER, U64, U64_OUT)
+_take_slots.restype = ctypes.c_int64
 
 
 class Writable:
@@ -119,7 +111,7 @@ class Slots(Writable):
     def _take(self, pages: int) -> list[Span]:
         out = (ctypes.c_uint64 * (2 * ROOM))()
         taken = ctypes.c_uint64()
-        count = _library().kj_take_slots(self._fd, pages, out, ROOM, ctypes.byref(taken))
+        count = _take_slots(self._fd, pages, out, ROOM, ctypes.byref(taken))
         if count < 0:
             raise TargetMissing(f"The kernel gives no swap: {os.strerror(-count)}.")
         if count == 0:

@@ -11,7 +11,8 @@
 #include <stdint.h>
 #include <sys/ioctl.h>
 
-#define PAGE 4096u
+#include "kjump.h"
+
 #define ALLOC_SWAP_PAGE _IOR('3', 20, int64_t)
 
 /*
