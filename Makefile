@@ -103,7 +103,7 @@ install: build
 	done
 	@$(call into,$(PYTHONDIR)/kjump/native/built,644,$(STUBS) $(LIBRARY))
 	@$(call into,$(BINDIR),755,packaging/launchers/kjumpctl)
-	@$(call into,$(LIBEXECDIR),755,$(filter-out %/kjumpctl,$(wildcard packaging/launchers/*)) $(wildcard packaging/libexec/*) $(REQUEST))
+	@$(call into,$(LIBEXECDIR),755,$(filter-out %/kjumpctl,$(wildcard packaging/launchers/*)) $(REQUEST))
 	@$(call into,$(UNITDIR),644,$(wildcard units/*.service units/*.socket units/*.target units/*.timer units/*.path))
 	@if test -d units/dropins; then cd units/dropins && find . -type f -printf '%P\n' | while read -r f; do \
 		install -D -m 644 "$$f" "$(D)$(DATADIR)/kjump/dropins/$$f"; done; fi
@@ -157,13 +157,11 @@ setup:
 # All of them run, whatever the first finds.
 lint: setup
 	@mkdir -p build; echo "lint: ruff, mypy, import-linter, shellcheck"; status=0; \
-	$(BIN)ruff check --quiet daemon $(wildcard tests packaging/libexec/* packaging/launchers/*) || status=1; \
-	$(BIN)ruff format --quiet --check daemon $(wildcard tests packaging/libexec/* packaging/launchers/*) || \
+	$(BIN)ruff check --quiet daemon $(wildcard tests packaging/launchers/*) || status=1; \
+	$(BIN)ruff format --quiet --check daemon $(wildcard tests packaging/launchers/*) || \
 		{ echo "lint: run ruff format"; status=1; }; \
 	$(BIN)mypy --no-error-summary --explicit-package-bases daemon/kjump $(wildcard tests) || status=1; \
-	for script in $(wildcard packaging/libexec/*) packaging/md2man; do \
-		$(BIN)mypy --no-error-summary "$$script" || status=1; \
-	done; \
+	$(BIN)mypy --no-error-summary packaging/md2man || status=1; \
 	PYTHONPATH=daemon $(BIN)lint-imports >build/lint-imports.log 2>&1 || { cat build/lint-imports.log; status=1; }; \
 	if command -v shellcheck >/dev/null; then packaging/shell-files | xargs shellcheck --severity=warning || status=1; fi; \
 	exit $$status

@@ -16,6 +16,8 @@ from typing import Any
 
 from kjump.errors import (
     JumpFailed,
+    NoHelperInitrd,
+    NoHelperKernel,
     StagingFailed,
     TooLittleMemory,
 )
@@ -26,7 +28,7 @@ from kjump.machine import elf, memory, syscalls
 from kjump.machine.ranges import Range, align_down, subtract
 from kjump.machine.syscalls import Segment
 from kjump.session.log import logger
-from kjump.session.staging import reclaim
+from kjump.session.staging import helper_record, reclaim
 from kjump.session.staging import window as windows
 from kjump.session.staging.describe import cycle_facts, machine_facts
 from kjump.session.staging.pinned_pages import ReportPage
@@ -123,7 +125,8 @@ def stage(
 ) -> Staged:
     """Choose the window, lay everything out, load it.  ``mode``: of the handoff; empty: save.
 
-    Raises `TooLittleMemory`, `NoWindow`, `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
+    Raises `TooLittleMemory`, `NoWindow`, `StagingFailed`, `NoHelperKernel`, `NoHelperInitrd`;
+    nothing is loaded then.
     """
     room = make_room(sizing)
     page = ReportPage()
@@ -183,7 +186,7 @@ def load(
     """Lay everything out in the window and give it to the kernel.
 
     ``document``: of the handoff note.  ``words``: more for the helper's command line.  Raises
-    `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
+    `StagingFailed`, `NoHelperKernel`, `NoHelperInitrd`; nothing is loaded then.
     """
     cmdline = Path("/proc/cmdline").read_text()
     info = vmcoreinfo_note()
@@ -204,8 +207,8 @@ def load(
     entry, segments = window_layout.place(
         window.range,
         window.low,
-        window_layout.map_file(sizing.kernel),
-        window_layout.map_file(sizing.initrd),
+        helper_record.map_file(sizing.kernel, sizing.kernel_sha256, NoHelperKernel),
+        helper_record.map_file(sizing.initrd, sizing.initrd_sha256, NoHelperInitrd),
         " ".join([line, *words]),
         note_slot=window.start + note_slot,
         cell_slot=window.start + window_layout.CELL + JUMP_BACK_OFFSET,
