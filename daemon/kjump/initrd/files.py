@@ -29,8 +29,8 @@ from pathlib import Path
 
 import kjump
 
-SHARED = ("kjump.errors", "kjump.handoff", "kjump.image", "kjump.console", "kjump.machine")
-"""Packages that go into both initrds, with all their modules."""
+SHARED = ("errors", "handoff", "image", "console", "machine")
+"""What of kjump goes into both initrds, packages with all their modules."""
 
 LAZY = (
     "encodings.ascii",
@@ -56,15 +56,16 @@ class Initrd:
     """One of the two initrds: what is imported, started and read in it."""
 
     packages: tuple[str, ...]
+    """Parts of kjump."""
     launchers: tuple[str, ...]
     files: tuple[str, ...] = ()
     """Patterns; what is not there is left out."""
 
 
 INITRDS = {
-    "helper": Initrd(("kjump.helper", *SHARED), ("kjump-copy", "kjump-return")),
+    "helper": Initrd(("helper", *SHARED), ("kjump-copy", "kjump-return")),
     "resume": Initrd(
-        ("kjump.resume", *SHARED),
+        ("resume", *SHARED),
         ("kjump-resume",),
         (
             "/etc/machine-id",
@@ -113,7 +114,8 @@ def trace(python: Path, initrd: Initrd, tree: Path | None) -> Traced:
     Raises subprocess.CalledProcessError; the interpreter has printed why.
     """
     before = [str(tree)] if tree else []
-    argument = json.dumps([before, [str(INSTALLED)], initrd.packages, LAZY, LEFT_OUT])
+    packages = [f"kjump.{name}" for name in initrd.packages]
+    argument = json.dumps([before, [str(INSTALLED)], packages, LAZY, LEFT_OUT])
     # -S: what .pth files and sitecustomize import is not ours.
     done = subprocess.run(
         [python, "-IS", Path(__file__).with_name("trace.py"), argument],
