@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kjump.errors import KjumpError, NoHelperInitrd, NoHelperKernel
-from kjump.initrd import helper
+from kjump.initrd import helper, update
 from kjump.machine import bzimage, memory
 from kjump.session import kernels
 from kjump.session.checks import facts, readiness
@@ -137,8 +137,11 @@ def test_what_is_damaged_after_it_was_measured_is_not_staged(
         helper_record.map_file(found.kernel, found.kernel_sha256, NoHelperKernel)
 
 
-def test_what_is_staged_was_hashed_also_if_the_file_looks_the_same(settings: Settings) -> None:
+def test_what_is_staged_was_hashed_also_if_the_file_looks_the_same(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A disk that loses a bit leaves the times alone."""
+    monkeypatch.setattr(helper_record, "SETTLED", -1.0)
     found = measured(settings)
     assert isinstance(found, sizing.Sizing)
     path = found.initrd
@@ -165,6 +168,7 @@ def test_what_is_staged_is_the_file_that_was_hashed(settings: Settings) -> None:
 
 
 def test_a_file_is_hashed_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(helper_record, "SETTLED", -1.0)
     hashed = []
     digest_of = helper_record.digest_of
 
@@ -179,6 +183,11 @@ def test_a_file_is_hashed_once(settings: Settings, monkeypatch: pytest.MonkeyPat
     initrd_of(settings).touch()
     assert reasons(settings) == []
     assert len(hashed) == 3
+    # What was written just now may be written to again without a new time.
+    monkeypatch.setattr(helper_record, "SETTLED", 100.0)
+    monkeypatch.setattr(helper_record, "_digests", {})
+    assert reasons(settings) == reasons(settings) == []
+    assert len(hashed) == 7
 
 
 def test_an_initrd_of_somebodys_own_has_no_record(settings: Settings) -> None:
@@ -241,3 +250,20 @@ def test_what_a_call_that_was_cut_off_left_goes(tmp_path: Path) -> None:
             os.utime(tmp_path / name, (0, 0))
     helper.remove_leftovers(tmp_path / "helper-6.img")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
+
+
+def test_nothing_is_left_of_a_kernel_that_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(update, "STATE", tmp_path)
+    names = (
+        "helper-6.img",
+        "helper-6.json",
+        "helper-6.vmlinuz",
+        ".helper-6.img.x",
+        "helper-60.img",
+    )
+    for name in names:
+        (tmp_path / name).touch()
+    update.forget("6")
+    assert [path.name for path in tmp_path.iterdir()] == ["helper-60.img"]

@@ -264,11 +264,17 @@ def refusals(image: Image) -> None:
         expect("exit code", result.rc, 4)
         nothing_staged(guest)
 
+        # As a power cut would leave it.
+        guest.check(
+            "cd /var/lib/kjump; for kind in img json; do"
+            ' cp "helper-$(uname -r).$kind" "torn.$kind"; done; truncate -s -4096 torn.img'
+        )
         configuration = "/etc/kjump/kjump.conf.d/90-test.conf"
         for text, code in (
             ("[Target]\nPath=PARTLABEL=nonesuch\n", "TargetMissing"),
             ("[Target]\nPath=PARTLABEL=root\n", "TargetInUse"),
             ("[Helper]\nInitrd=/nonexistent/helper.img\n", "NoHelperInitrd"),
+            ("[Helper]\nInitrd=/var/lib/kjump/torn.img\n", "NoHelperInitrd"),
             ("[Helper]\nKernel=/etc/hostname\n", "NoHelperKernel"),
         ):
             guest.put(text.encode(), configuration)

@@ -148,6 +148,8 @@ def forget(release: str) -> None:
     """Remove the helper files of a kernel that was removed, and its line in boot.json."""
     for suffix in ("img", "json", "vmlinuz"):
         (STATE / f"helper-{release}.{suffix}").unlink(missing_ok=True)
+    for unfinished in STATE.glob(f".helper-{release}.*"):
+        unfinished.unlink(missing_ok=True)
     if (STATE / "boot.json").exists():
         record([], gone=release)
 

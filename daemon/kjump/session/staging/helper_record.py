@@ -12,6 +12,7 @@ import hashlib
 import json
 import mmap
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from io import BufferedReader
@@ -108,6 +109,9 @@ def read(file: Path) -> HelperRecord:
 
 # -- comparing with the files ----------------------------------------------------------------------
 
+SETTLED = 1.0
+"""Seconds.  The times of a file have the resolution of a clock tick: until a change is this old,
+another one may leave the same times."""
 _digests: dict[Path, tuple[tuple[int, ...], str]] = {}
 """SHA-256 of files, with the identity that each had then."""
 
@@ -131,11 +135,14 @@ def known_digest(path: Path) -> str:
     """
     with path.open("rb") as file:
         # Before hashing: if somebody writes meanwhile, the file is hashed again next time.
-        identity = _identity(file)
+        identity, now = _identity(file), time.time()
         known = _digests.get(path)
-        if known is None or known[0] != identity:
-            known = _digests[path] = identity, digest_of(file)
-    return known[1]
+        if known is not None and known[0] == identity:
+            return known[1]
+        digest = digest_of(file)
+        if now - os.fstat(file.fileno()).st_ctime > SETTLED:
+            _digests[path] = identity, digest
+        return digest
 
 
 def check(file: Path, sha256: str, error: Missing) -> None:
