@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kjump: build, install, package, test.
 #
-#   make build          native parts (daemon/kjump/machine/built/, daemon/request/built/)
+#   make build          native parts (daemon/kjump/native/built/, daemon/request/built/)
 #   make install        everything into $(DESTDIR); serves the deb and the rpm
 #   make install-docs   manual pages and documentation only
 #   make deb            build/deb/kjump.deb, and the source package beside it
@@ -28,8 +28,8 @@ BIN = $(dir $(PYTHON))
 RUN = PYTHONPATH=daemon:. PYTHONDONTWRITEBYTECODE=1 $(PYTHON)
 
 VERSION := $(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' daemon/kjump/__init__.py)
-MACHINE := daemon/kjump/machine
-BUILT := $(MACHINE)/built
+NATIVE := daemon/kjump/native
+BUILT := $(NATIVE)/built
 
 # Where things go.
 PYTHONDIR ?= /usr/lib/python3/dist-packages
@@ -59,8 +59,8 @@ OBJCOPY := objcopy
 NATIVE_LIBS := -lzstd -llz4 -lz
 NATIVE_CFLAGS := -O2 -Wall -Wextra -Werror -ffile-prefix-map=$(CURDIR)=.
 
-STUBS := $(patsubst $(MACHINE)/%.S,$(BUILT)/%.bin,$(wildcard $(MACHINE)/*.S))
-LIBRARY := $(if $(wildcard $(MACHINE)/*.c),$(BUILT)/libkjump.so)
+STUBS := $(patsubst $(NATIVE)/%.S,$(BUILT)/%.bin,$(wildcard $(NATIVE)/*.S))
+LIBRARY := $(if $(wildcard $(NATIVE)/*.c),$(BUILT)/libkjump.so)
 
 # What asks on systemd's behalf is a program of its own, with the exit codes of kjump/errors.py.
 REQUEST := daemon/request/built/kjump-hibernate
@@ -70,7 +70,7 @@ build: $(STUBS) $(LIBRARY) $(REQUEST)
 $(BUILT) $(dir $(REQUEST)):
 	@mkdir -p $@
 
-$(BUILT)/%.o: $(MACHINE)/%.S | $(BUILT)
+$(BUILT)/%.o: $(NATIVE)/%.S | $(BUILT)
 	@$(CC) -c -nostdlib -o $@ $<
 
 $(BUILT)/%.elf: $(BUILT)/%.o
@@ -79,7 +79,7 @@ $(BUILT)/%.elf: $(BUILT)/%.o
 $(BUILT)/%.bin: $(BUILT)/%.elf
 	@$(OBJCOPY) -O binary $< $@
 
-$(BUILT)/libkjump.so: $(wildcard $(MACHINE)/*.c $(MACHINE)/*.h) | $(BUILT)
+$(BUILT)/libkjump.so: $(wildcard $(NATIVE)/*.c $(NATIVE)/*.h) | $(BUILT)
 	@$(CC) $(NATIVE_CFLAGS) -fPIC $(CFLAGS) -shared $(LDFLAGS) -o $@ $(filter %.c,$^) $(NATIVE_LIBS)
 
 $(dir $(REQUEST))errors.h: daemon/kjump/errors.py | $(dir $(REQUEST))
@@ -124,9 +124,9 @@ install: build install-docs $(COMPLETIONS)
 		find "daemon/kjump/$$folder" -maxdepth 1 -name '*.py' \
 			-exec install -m 644 -t "$(D)$(PYTHONDIR)/kjump/$$folder" {} +; \
 	done
-	@$(call into,$(PYTHONDIR)/kjump/machine/built,644,$(STUBS) $(LIBRARY))
+	@$(call into,$(PYTHONDIR)/kjump/native/built,644,$(STUBS) $(LIBRARY))
 	@$(call into,$(BINDIR),755,packaging/launchers/kjumpctl)
-	@$(call into,$(LIBEXECDIR),755,$(filter-out %/kjumpctl,$(wildcard packaging/launchers/*)) $(wildcard packaging/libexec/*) $(REQUEST))
+	@$(call into,$(LIBEXECDIR),755,$(filter-out %/kjumpctl,$(wildcard packaging/launchers/*)) $(REQUEST))
 	@$(call into,$(UNITDIR),644,$(wildcard units/*.service units/*.socket units/*.target units/*.timer units/*.path))
 	@if test -d units/dropins; then cd units/dropins && find . -type f -printf '%P\n' | while read -r f; do \
 		install -D -m 644 "$$f" "$(D)$(DATADIR)/kjump/dropins/$$f"; done; fi
@@ -183,7 +183,7 @@ rpm:
 setup:
 	@packaging/setup
 
-PYTHON_SOURCES = daemon $(wildcard tests packaging/libexec/* packaging/launchers/*) \
+PYTHON_SOURCES = daemon $(wildcard tests packaging/launchers/*) \
 	packaging/map packaging/make-completions
 
 # All of them run, whatever the first finds.
@@ -192,7 +192,7 @@ lint: setup
 	$(BIN)ruff check --quiet $(PYTHON_SOURCES) || status=1; \
 	$(BIN)ruff format --quiet --check $(PYTHON_SOURCES) || { echo "lint: run ruff format"; status=1; }; \
 	$(BIN)mypy --no-error-summary --explicit-package-bases daemon/kjump $(wildcard tests) || status=1; \
-	for script in $(wildcard packaging/libexec/*) packaging/map packaging/make-completions; do \
+	for script in packaging/map packaging/make-completions; do \
 		$(BIN)mypy --no-error-summary "$$script" || status=1; \
 	done; \
 	PYTHONPATH=daemon $(BIN)lint-imports >build/lint-imports.log 2>&1 || { cat build/lint-imports.log; status=1; }; \

@@ -12,7 +12,7 @@ Three kernels take part in one cycle, and each has its own package here:
 
 They never import one another.  What they share is the channel between them
 (``handoff``), the image on disk (``image``) and the machine (``machine``).
-``cli`` is what a person types.
+``cli`` is what a person types, ``initrd`` makes the initrds of the other two.
 """
 
 VERSION = "0.1.0"

@@ -39,8 +39,8 @@ def libexec(tmp_path: Path) -> Path:
     """The real initrd-files, on the source tree."""
     script = tmp_path / "initrd-files"
     script.write_text(
-        f'#!/bin/sh\nexec {ROOT}/packaging/libexec/initrd-files "$@" --daemon {ROOT}/daemon'
-        f" --launchers {ROOT}/packaging/launchers\n"
+        f"#!/bin/sh\nPYTHONPATH={ROOT}/daemon exec /usr/bin/python3 -m kjump.initrd.files"
+        f' "$@" --daemon {ROOT}/daemon --launchers {ROOT}/packaging/launchers\n'
     )
     script.chmod(0o755)
     return tmp_path

@@ -95,7 +95,7 @@ def fields(form: str) -> Rows:
 
 HANDOFF = DOCS / "kjump-handoff.5.md"
 IMAGE = DOCS / "kjump-image.5.md"
-EXTENTS = ROOT / "daemon/kjump/machine/extents.c"
+EXTENTS = ROOT / "daemon/kjump/native/extents.c"
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,13 @@ from kjump.cli import client
 from kjump.cli import doctor as looking
 from kjump.cli import main as kjumpctl
 from kjump.machine import displays
+from kjump.session import kernels
 from kjump.session.checks import doctor, readiness
 from kjump.session.checks.doctor import FAILED, OK, SKIPPED, WARNING, Finding, Surroundings
 from kjump.session.checks.facts import Facts
 from kjump.session.staging import describe
 from kjump.session.staging.describe import MountedFileSystem, file_systems, mounted_file_systems
+from kjump.session.staging.helper_record import HelperRecord
 from kjump.session.target.devices import FILE, SWAP
 from kjump.session.target.mounts import Mount
 from kjump.session.target.swaps import SwapArea
@@ -29,7 +31,7 @@ from tests.unit.test_readiness import DISK, MIB, READY
 
 FINE = Surroundings(
     largest_image=1000 * MIB,
-    helper={"version": VERSION},
+    helper=HelperRecord(version=VERSION),
     helper_made=20.0,
     modules_made=10.0,
     installed=("6.9.0", "6.12.0"),
@@ -85,33 +87,33 @@ def test_every_check_of_readiness_is_there_and_has_words_of_its_own() -> None:
         ({"window": errors.NoWindow("none")}, {}, "window", FAILED, "NoWindow"),
         ({"sizing": errors.NoHelperInitrd("gone")}, {}, "window", SKIPPED, ""),
         ({}, {"largest_image": 4097 * MIB}, "target-room", WARNING, "TargetTooSmall"),
-        ({}, {"helper": {"version": "0.0.9"}}, "helper-age", FAILED, "NoHelperInitrd"),
+        ({}, {"helper": HelperRecord(version="0.0.9")}, "helper-age", FAILED, "NoHelperInitrd"),
         ({}, {"helper_made": 9.0}, "helper-age", WARNING, "NoHelperInitrd"),
         ({}, {"plymouth": True}, "helper-age", WARNING, "NoHelperInitrd"),
         (
             {},
-            {"helper": {"version": VERSION, "plymouth": True}},
+            {"helper": HelperRecord(version=VERSION, plymouth=True)},
             "helper-age",
             WARNING,
             "NoHelperInitrd",
         ),
         (
             {},
-            {"helper": {"version": VERSION, "plymouth": True}, "plymouth": True},
+            {"helper": HelperRecord(version=VERSION, plymouth=True), "plymouth": True},
             "helper-age",
             OK,
             "",
         ),
         (
             {},
-            {"helper": {"displays": ["bochs"]}, "displays": ("i915",)},
+            {"helper": HelperRecord(displays=("bochs",)), "displays": ("i915",)},
             "helper-age",
             WARNING,
             "NoHelperInitrd",
         ),
         (
             {},
-            {"helper": {"displays": ["bochs"]}, "displays": ("bochs", "i915")},
+            {"helper": HelperRecord(displays=("bochs",)), "displays": ("bochs", "i915")},
             "helper-age",
             OK,
             "",
@@ -200,20 +202,6 @@ def test_grubs_default(text: str, default: str | None) -> None:
     assert doctor.grub_default(text) == default
 
 
-def test_installed_kernels_in_order(tmp_path: Path) -> None:
-    boot, modules = tmp_path / "boot", tmp_path / "modules"
-    boot.mkdir()
-    for release in ("6.9.0-1", "6.12.0-2", "6.12.0-10"):
-        (boot / f"vmlinuz-{release}").touch()
-        (modules / release).mkdir(parents=True)
-        (modules / release / "modules.dep").touch()
-    (boot / "vmlinuz-7.0").touch()  # no modules: not one that boots here
-    assert doctor.installed(boot, modules) == ["6.9.0-1", "6.12.0-2", "6.12.0-10"]
-    # Where a sandbox hides the modules.
-    (boot / "config-6.9.0-1").touch()
-    assert doctor.installed(boot, tmp_path / "hidden") == ["6.9.0-1"]
-
-
 def test_modules_that_the_daemon_does_not_see_are_seen_from_outside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,7 +210,7 @@ def test_modules_that_the_daemon_does_not_see_are_seen_from_outside(
     initrd.touch()
     (modules / "modules.dep").touch()
     settings = replace(Settings(), helper=replace(Settings().helper, initrd=str(initrd)))
-    monkeypatch.setattr(doctor, "MODULES", tmp_path)
+    monkeypatch.setattr(kernels, "MODULES", tmp_path)
     os.utime(initrd, (20, 20))
     os.utime(modules / "modules.dep", (10, 10))
     assert doctor.newer_modules(settings, "6.1") is None

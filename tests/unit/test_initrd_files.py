@@ -1,48 +1,40 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""packaging/libexec: what goes into the initrds runs there, and nothing else is needed."""
+"""What goes into the initrds runs there, and nothing else is needed."""
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import os
 import py_compile
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from kjump.initrd import files, startup_check, update
+from kjump.initrd import helper as build
 from kjump.machine import displays
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ROOT / "packaging/libexec"
+SOURCE_TREE = {**os.environ, "PYTHONPATH": str(ROOT / "daemon"), "PYTHONDONTWRITEBYTECODE": "1"}
 ENTRY = {"helper": "kjump.helper.copy, kjump.helper.leave", "resume": "kjump.resume.main"}
-
-
-def script(name: str) -> ModuleType:
-    """A script without .py, as a module."""
-    loader = importlib.machinery.SourceFileLoader(name.replace("-", "_"), str(SCRIPTS / name))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[loader.name] = module  # dataclasses look themselves up there
-    loader.exec_module(module)
-    return module
 
 
 def initrd_files(*arguments: str) -> str:
     command = [
-        str(SCRIPTS / "initrd-files"),
+        "/usr/bin/python3",
+        "-m",
+        "kjump.initrd.files",
         *arguments,
         "--daemon",
         str(ROOT / "daemon"),
         "--launchers",
         str(ROOT / "packaging/launchers"),
     ]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, env=SOURCE_TREE
+    ).stdout
 
 
 def in_root(root: Path, code: str) -> subprocess.CompletedProcess[str]:
@@ -89,8 +81,34 @@ def test_lines(place: str) -> None:
     assert ("kjump-copy" in names) == (place == "helper")
     # A system configuration of the session has no business in the helper.
     assert place == "resume" or not any(t.startswith("/etc/") for t in targets)
+    # What makes initrds, and what runs in the session only, has no business in either.
+    for package in ("initrd", "session", "cli"):
+        assert not any(f"/kjump/{package}/" in target for target in targets)
     # OpenSSL is larger than all of Python's library together.
     assert not any("libcrypto" in name for name in names)
+
+
+def test_an_installed_package_is_told_from_a_source_tree() -> None:
+    for folder in ("/usr/lib/python3/dist-packages", "/usr/lib64/python3.13/site-packages"):
+        assert files.is_installed(Path(folder))
+    assert not files.is_installed(files.PACKAGES)
+    assert Path("/usr/lib/python3/dist-packages") == files.INSTALLED
+    # In a source tree it finds its own.
+    launchers = ["--launchers", str(ROOT / "packaging/launchers")]
+    command = ["/usr/bin/python3", "-m", "kjump.initrd.files", "resume", *launchers]
+    found = subprocess.run(command, check=True, capture_output=True, text=True, env=SOURCE_TREE)
+    assert found.stdout == initrd_files("resume")
+
+
+@pytest.mark.parametrize("name", ["build-helper-initrd", "initrd-files", "update-initrds"])
+def test_launchers_start_what_they_are_named_for(name: str) -> None:
+    launcher = ROOT / "packaging/launchers" / name
+    assert os.access(launcher, os.X_OK)
+    assert launcher.read_text().startswith("#!/usr/bin/python3 -I\n")
+    # With -I it would find an installed package only.
+    command = ["/usr/bin/python3", str(launcher), "--help"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=SOURCE_TREE)
+    assert done.stdout.startswith(f"usage: {name} ")
 
 
 def test_what_goes_in_stays_small() -> None:
@@ -99,44 +117,29 @@ def test_what_goes_in_stays_small() -> None:
 
 
 def test_byte_code_goes_in_only_where_it_is_of_this_source(tmp_path: Path) -> None:
-    is_fresh = script("initrd-files").is_fresh
     source, code = tmp_path / "a.py", tmp_path / "a.pyc"
     source.write_text("a = 1\n")
     py_compile.compile(str(source), str(code), doraise=True)
-    assert is_fresh(code, source)
+    assert files.is_fresh(code, source)
     source.write_text("a = 2  # longer\n")
-    assert not is_fresh(code, source)
+    assert not files.is_fresh(code, source)
     code.write_bytes(b"\0" * 16)
-    assert not is_fresh(code, source)
-    assert not is_fresh(tmp_path / "none.pyc", source)
-
-
-def test_kernels_by_number() -> None:
-    by_number = script("update-initrds").by_number
-    releases = ["6.12.9-amd64", "6.9.1", "6.12.117-kjump", "6.12.12-amd64", "7.2.13"]
-    assert sorted(releases, key=by_number) == [
-        "6.9.1",
-        "6.12.9-amd64",
-        "6.12.12-amd64",
-        "6.12.117-kjump",
-        "7.2.13",
-    ]
+    assert not files.is_fresh(code, source)
+    assert not files.is_fresh(tmp_path / "none.pyc", source)
 
 
 def test_drivers_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = script("build-helper-initrd")
     release = tmp_path / "1.2.3"
     release.mkdir()
     (release / "modules.dep").write_text(
         "kernel/drivers/nvme/host/nvme.ko.xz: kernel/drivers/nvme/host/nvme-core.ko.xz\n"
         "kernel/drivers/md/dm-mod.ko:\n"
     )
-    monkeypatch.setattr(module, "MODULES", tmp_path)
-    assert module.existing({"nvme", "dm_mod", "no_such_driver"}, "1.2.3") == ["dm_mod", "nvme"]
+    monkeypatch.setattr(build, "MODULES", tmp_path)
+    assert build.existing({"nvme", "dm_mod", "no_such_driver"}, "1.2.3") == ["dm_mod", "nvme"]
 
 
 def test_displays_their_drivers_and_what_a_picture_takes(tmp_path: Path) -> None:
-    build = script("build-helper-initrd")
     drm = tmp_path / "class/drm"
     for card, driver in (("card0", "bochs"), ("card1", "")):
         device = tmp_path / "devices" / card
@@ -159,10 +162,9 @@ def test_displays_their_drivers_and_what_a_picture_takes(tmp_path: Path) -> None
 def test_plymouth_is_put_in_where_it_is_wanted_and_there(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    build = script("build-helper-initrd")
     monkeypatch.setattr(build, "picture", lambda: 1000)
     installed = {*build.PLYMOUTH}
-    monkeypatch.setattr(build.shutil, "which", lambda name: name if name in installed else None)
+    monkeypatch.setattr(shutil, "which", lambda name: name if name in installed else None)
     assert build.splash(False) == 0
     assert build.splash(True) == build.SPLASH + 3000
     assert f"{build.SPLASH >> 20} MiB" in (ROOT / "docs/kjump.conf.5.md").read_text()
@@ -194,28 +196,26 @@ def test_libraries_of_what_is_opened_by_name(tmp_path: Path) -> None:
 
 
 def test_what_systemd_opens_by_name_and_needs() -> None:
-    build = script("build-helper-initrd")
     note = '[{"feature":"mount","description":"-","priority":"%s","soname":["libmount.so.1"]}]\0'
     required = b"\x7fELF" + (note % "required").encode() + b"\0\0"
-    assert build.required(required) == [["libmount.so.1"]]
-    assert build.required((note % "suggested").encode()) == []
+    assert startup_check.required(required) == [["libmount.so.1"]]
+    assert startup_check.required((note % "suggested").encode()) == []
     two = b'[{"feature":"x","priority":"required","soname":["libx.so.2","libx.so.1"]}]\0'
-    assert build.required(required + two) == [["libmount.so.1"], ["libx.so.2", "libx.so.1"]]
-    assert build.required(b'[{"feature": broken\0') == []
+    assert startup_check.required(required + two) == [["libmount.so.1"], ["libx.so.2", "libx.so.1"]]
+    assert startup_check.required(b'[{"feature": broken\0') == []
 
 
 def test_an_initrd_in_which_systemd_would_not_start_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = script("build-helper-initrd")
     program = tmp_path / "systemd"
     program.write_bytes(
         b'[{"feature":"x","priority":"required","soname":["libx.so.2","libx.so.1"]}]\0'
     )
-    monkeypatch.setattr(build, "PROGRAMS", (str(program), "/nonexistent"))
-    assert build.missing(b"usr/lib/libc.so.6\0") == ["libx.so.2"]
-    assert build.missing(b"libx.so.2\0") == ["libx.so.2"]  # a note, not a file's name
-    assert build.missing(b"usr/lib/libx.so.1\0") == []
+    monkeypatch.setattr(startup_check, "PROGRAMS", (str(program), "/nonexistent"))
+    assert startup_check.missing(b"usr/lib/libc.so.6\0") == ["libx.so.2"]
+    assert startup_check.missing(b"libx.so.2\0") == ["libx.so.2"]  # a note, not a file's name
+    assert startup_check.missing(b"usr/lib/libx.so.1\0") == []
 
 
 def archive(root: Path) -> bytes:
@@ -242,7 +242,6 @@ def archive(root: Path) -> bytes:
 
 
 def test_an_archive_is_unpacked_as_it_was_packed(tmp_path: Path) -> None:
-    build = script("build-helper-initrd")
     root, found = tmp_path / "root", tmp_path / "found"
     (root / "usr/bin").mkdir(parents=True)
     found.mkdir()
@@ -251,13 +250,13 @@ def test_an_archive_is_unpacked_as_it_was_packed(tmp_path: Path) -> None:
     (root / "usr/bin/b").hardlink_to(root / "usr/bin/a")
     (root / "bin").symlink_to("usr/bin")
     (root / "empty").touch()
-    build.unpack(archive(root), found)
+    startup_check.unpack(archive(root), found)
     assert (found / "bin/a").read_bytes() == (found / "usr/bin/b").read_bytes() == b"of two names"
     assert (found / "usr/bin/b").stat().st_mode & 0o777 == 0o751
     assert os.readlink(found / "bin") == "usr/bin" and (found / "empty").read_bytes() == b""
     for broken in (b"", archive(root)[:-120], b"x" * 500):
         with pytest.raises(SystemExit):
-            build.unpack(broken, tmp_path / "nothing")
+            startup_check.unpack(broken, tmp_path / "nothing")
         shutil.rmtree(tmp_path / "nothing", ignore_errors=True)
 
 
@@ -266,18 +265,19 @@ def test_what_does_not_start_in_the_initrd_is_named(
 ) -> None:
     if os.geteuid() != 0:
         pytest.skip("no chroot here")
-    build = script("build-helper-initrd")
-    monkeypatch.setattr(build, "STARTS", build.STARTS[-1:])  # this machine may have no systemd
+    monkeypatch.setattr(
+        startup_check, "STARTS", startup_check.STARTS[-1:]
+    )  # this machine may have no systemd
     whole, without = tmp_path / "whole", tmp_path / "without"
     initrd_files("helper", "--into", str(whole))
     found = tmp_path / "found"
     found.mkdir()
-    assert build.unable(archive(whole), found) == []
+    assert startup_check.unable(archive(whole), found) == []
     whole.rename(without)
     for library in without.rglob("libm.so.6"):
         library.unlink()
     (again := tmp_path / "again").mkdir()
-    (line,) = build.unable(archive(without), again)
+    (line,) = startup_check.unable(archive(without), again)
     assert line.startswith("/usr/bin/python3: ") and "libm.so.6" in line
 
 
@@ -295,28 +295,26 @@ def test_what_drives_the_displays_is_told_beside_the_initrd(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """doctor compares it with what the session has."""
-    build = script("build-helper-initrd")
     pretend_dracut(tmp_path, monkeypatch)
-    monkeypatch.setattr(build, "unable", lambda *_: [])
-    monkeypatch.setattr(build, "missing", lambda _: [])
+    monkeypatch.setattr(startup_check, "unable", lambda *_: [])
+    monkeypatch.setattr(startup_check, "missing", lambda _: [])
     monkeypatch.setattr(build, "existing", lambda names, _release: sorted(names))
     monkeypatch.setattr(displays, "drivers", lambda: {"bochs"})
     for screen in (0, 1):
         monkeypatch.setattr(build, "splash", lambda _, screen=screen: screen)
         figures = build.build("6.12.0", tmp_path / "helper.img", plymouth=bool(screen))
-        assert figures["displays"] == (["bochs"] if screen else [])
-        assert ("bochs" in figures["drivers"]) is bool(screen)
+        assert figures.displays == (("bochs",) if screen else ())
+        assert ("bochs" in figures.drivers) is bool(screen)
 
 
 @pytest.mark.parametrize(("fails", "made"), [(0, 1), (1, 2), (2, 2)])
 def test_dracut_is_asked_once_more_where_its_initrd_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int, made: int
 ) -> None:
-    build = script("build-helper-initrd")
     asked = pretend_dracut(tmp_path, monkeypatch)
     answers = iter([["systemd: broken"]] * fails + [[]])
-    monkeypatch.setattr(build, "unable", lambda *_: next(answers))
-    monkeypatch.setattr(build, "missing", lambda _: [])
+    monkeypatch.setattr(startup_check, "unable", lambda *_: next(answers))
+    monkeypatch.setattr(startup_check, "missing", lambda _: [])
     monkeypatch.setattr(build, "existing", lambda *_: [])
     output = tmp_path / "helper.img"
     output.write_text("the one before")
@@ -330,34 +328,9 @@ def test_dracut_is_asked_once_more_where_its_initrd_does_not_start(
     assert len(asked.read_text().splitlines()) == made
 
 
-def test_kernels_are_found_in_boot_and_beside_their_modules(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    update = script("update-initrds")
-    boot, modules = tmp_path / "boot", tmp_path / "modules"
-    monkeypatch.setattr(update, "BOOT", boot)
-    monkeypatch.setattr(update, "MODULES", modules)
-    boot.mkdir()
-    for release in ("6.9.0", "6.12.0", "6.13.0", "6.14.0"):
-        (modules / release).mkdir(parents=True)
-        (modules / release / "modules.dep").touch()
-    for kernel in (
-        boot / "vmlinuz-6.12.0",
-        boot / "vmlinuz-linux",
-        boot / "vmlinuz-7.0.0",
-        modules / "6.9.0/vmlinuz",
-        modules / "6.12.0/vmlinuz",
-        modules / "6.14.0/vmlinuz",
-    ):
-        kernel.touch()
-    (modules / "6.14.0/modules.dep").unlink()
-    assert update.installed() == ["6.9.0", "6.12.0"]
-
-
 def test_a_kernel_that_is_only_beside_its_modules_is_copied_for_kjumpd(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = script("build-helper-initrd")
     modules, output = tmp_path / "modules", tmp_path / "helper-6.9.0-x.img"
     copy = tmp_path / "helper-6.9.0-x.vmlinuz"
     monkeypatch.setattr(build, "MODULES", modules)
@@ -373,7 +346,6 @@ def test_a_kernel_that_is_only_beside_its_modules_is_copied_for_kjumpd(
 
 
 def test_mkinitcpio_is_asked_by_its_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    update = script("update-initrds")
     told = tmp_path / "told"
     program = tmp_path / "mkinitcpio"
     program.write_text(f'#!/bin/sh\necho "$@" >>{told}\n')

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from kjump.errors import DamagedHandoff, NoHelperKernel, NotPrivileged
 from kjump.image.layout import EXTENT
-from kjump.machine import bzimage, code, elf, memory, paging
+from kjump.machine import bzimage, code, elf, memory, native, paging
 from kjump.machine.memory import E820_RAM, E820_RESERVED, HEADROOM, Entry
 from kjump.machine.native import address_of
 from kjump.machine.ranges import PAGE, intersect, merge, overlaps, subtract, whole_pages
@@ -109,13 +109,13 @@ def disassembly(name: str) -> str:
     if not shutil.which("objdump"):
         pytest.skip("binutils is not installed")
     return subprocess.run(
-        ["objdump", "-d", code.BUILT / f"{name}.elf"], capture_output=True, text=True, check=True
+        ["objdump", "-d", native.BUILT / f"{name}.elf"], capture_output=True, text=True, check=True
     ).stdout
 
 
 def symbols(name: str) -> dict[str, int]:
     out = subprocess.run(
-        ["nm", code.BUILT / f"{name}.elf"], capture_output=True, text=True, check=True
+        ["nm", native.BUILT / f"{name}.elf"], capture_output=True, text=True, check=True
     ).stdout
     return {line.split()[2]: int(line.split()[0], 16) for line in out.splitlines()}
 

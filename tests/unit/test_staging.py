@@ -16,9 +16,9 @@ from kjump.handoff.documents import FileSystem
 from kjump.machine import elf
 from kjump.machine.cmdline import parse
 from kjump.machine.ranges import MIB
-from kjump.session.staging import describe, load
+from kjump.session.staging import describe, helper_record, load
 from kjump.session.staging import window as windows
-from kjump.session.staging.sizing import Sizing, splash_size, window_parts
+from kjump.session.staging.sizing import Sizing, window_parts
 from kjump.settings import Settings
 
 from . import samples
@@ -145,11 +145,11 @@ def test_the_paging_mode_goes_with_the_command_line() -> None:
 
 def test_what_a_splash_screen_takes_is_told_beside_the_initrd(tmp_path: Path) -> None:
     initrd, beside = tmp_path / "helper.img", tmp_path / "helper.json"
-    assert splash_size(initrd) == 0
+    assert helper_record.read(initrd).splash == 0
     beside.write_text('{"unpacked": 5}')
-    assert splash_size(initrd) == 0
+    assert helper_record.read(initrd).splash == 0
     beside.write_text('{"splash": 12345}')
-    assert splash_size(initrd) == 12345
+    assert helper_record.read(initrd).splash == 12345
 
 
 @pytest.mark.parametrize(("init_size", "packed", "unpacked"), [(29, 11, 33), (56, 12, 36)])

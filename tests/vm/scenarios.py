@@ -255,10 +255,16 @@ def refusals(image: Image) -> None:
         expect("exit code", result.rc, 4)
         nothing_staged(guest)
 
+        # As a power cut would leave it.
+        guest.check(
+            "cd /var/lib/kjump; for kind in img json; do"
+            ' cp "helper-$(uname -r).$kind" "torn.$kind"; done; truncate -s -4096 torn.img'
+        )
         for lines, code in (
             (("[Target]", "Path=PARTLABEL=nonesuch"), "TargetMissing"),
             (("[Target]", "Path=PARTLABEL=root"), "TargetInUse"),
             (("[Helper]", "Initrd=/nonexistent/helper.img"), "NoHelperInitrd"),
+            (("[Helper]", "Initrd=/var/lib/kjump/torn.img"), "NoHelperInitrd"),
             (("[Helper]", "Kernel=/etc/hostname"), "NoHelperKernel"),
         ):
             configure(guest, *lines)

@@ -21,6 +21,7 @@ from kjump.cli import dropins, show
 from kjump.cli.client import Client
 from kjump.errors import BadConfiguration, KjumpError, NoBootResume, ServiceUnreachable, table
 from kjump.machine.ranges import PAGE
+from kjump.session import kernels
 from kjump.session.checks import doctor
 from kjump.session.checks.doctor import FAILED, OK, SKIPPED, WARNING, Finding
 from kjump.session.checks.facts import read_facts
@@ -242,7 +243,7 @@ def look(client: Callable[[], Client] = Client, root: Path = Path("/")) -> list[
         out.append(doctor.failed("service", error))
         out += of_settings(settings, {})
         out += without_service(settings)
-    releases = doctor.installed(root / "boot", root / "lib/modules")
+    releases = kernels.installed(root / "boot", root / "lib/modules")
     path = boot_initrd(releases[-1]) if releases else ""
     out.append(of_initrd(releases[-1] if releases else "", path, listing(path)))
     try:

@@ -181,9 +181,3 @@ def place(
 
 def _map(window: Range, low: Iterable[Range]) -> Sequence[Entry]:
     return memory.helper_map(memory.firmware_map(), window, low)
-
-
-def map_file(path: Path) -> mmap.mmap:
-    """A file's content, copy-on-write: the system call wants addresses of writable memory."""
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Compressing and checking, natively: ctypes front of ``machine/chunks.c``.
+"""Compressing and checking, natively: ctypes front of ``native/chunks.c``.
 
 Runs in all three kernels.  A call leaves the interpreter free, so threads of Python compress side
 by side.

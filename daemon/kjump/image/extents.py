@@ -2,7 +2,7 @@
 """Lists of extents, kept as they lie on the target.
 
 Pure.  An index may have a hundred thousand extents, and the boot kernel has the user waiting: so
-they are checked and walked natively (``machine/extents.c``), and become Python objects only where
+they are checked and walked natively (``native/extents.c``), and become Python objects only where
 somebody asks for one.
 """
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The assembled code, and filling in its parameters.
 
-Pure but for reading the built files.  Sources are ``entry.S`` and ``jump.S`` in this folder; each
-keeps its parameters as quads at the offset named here, which a test compares with the symbols.
+Pure but for reading the built files.  Sources are ``entry.S`` and ``jump.S`` in ``kjump/native``;
+each keeps its parameters as quads at the offset named here, which a test compares with the symbols.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
+from kjump.machine.native import BUILT
 from kjump.machine.paging import identity
 from kjump.machine.ranges import PAGE, Range, align_up
 
-BUILT = Path(__file__).with_name("built")
 ENTRY_PARAMETERS = 0x100
 JUMP_PARAMETERS = 0x80
 JUMP_KEPT = 0x60

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The native library: loading it, and addresses of buffers for it.
 
-Runs in all three kernels.  The sources are ``*.c`` in this folder.  Each module that calls a
+Runs in all three kernels.  The sources are ``*.c`` in ``kjump/native``.  Each module that calls a
 function declares it itself; a call leaves the interpreter free for other threads.
 """
 
@@ -10,7 +10,9 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
-LIBRARY = ctypes.CDLL(str(Path(__file__).with_name("built") / "libkjump.so"))
+BUILT = Path(__file__).parents[1] / "native/built"
+"""What the Makefile makes of the sources."""
+LIBRARY = ctypes.CDLL(str(BUILT / "libkjump.so"))
 
 U32, U64, INT = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int
 POINTER = ctypes.c_void_p

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Page states and gathering, natively: ctypes front of ``pages.c``.
+"""Page states and gathering, natively: ctypes front of ``native/pages.c``.
 
 Runs in the helper (the boot side and the session use parts).  Kinds of pages are bytes, one a
 page.

@@ -8,13 +8,10 @@ the next boot.  Nothing here changes the machine.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from kjump import VERSION
 from kjump.errors import (
@@ -25,18 +22,19 @@ from kjump.errors import (
     TargetTooSmall,
 )
 from kjump.machine import displays
+from kjump.session import kernels
 from kjump.session.checks import readiness
 from kjump.session.checks.facts import Facts, read_text
 from kjump.session.checks.readiness import mib
+from kjump.session.staging import helper_record
 from kjump.session.staging.describe import MountedFileSystem, mounted_file_systems
+from kjump.session.staging.helper_record import HelperRecord
 from kjump.session.target import claim
 from kjump.session.target.swaps import SwapArea, read_swaps
 from kjump.settings import Settings
 
 OK, WARNING, FAILED, SKIPPED = "ok", "warning", "failed", "skipped"
-BOOT = Path("/boot")
 GRUB = Path("/etc/default/grub")
-MODULES = Path("/lib/modules")
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,8 @@ class Surroundings:
 
     largest_image: int = 0
     """Bytes that any image of this machine fits into."""
-    helper: Mapping[str, Any] = field(default_factory=dict)
-    """The document beside the helper's initrd; empty if there is none."""
+    helper: HelperRecord = field(default_factory=HelperRecord)
+    """What is recorded of the helper's initrd; empty if nothing is."""
     helper_made: float = 0.0
     modules_made: float = 0.0
     """Seconds since 1970: when the helper's initrd and the running kernel's modules were made."""
@@ -83,7 +81,7 @@ class Surroundings:
     displays: tuple[str, ...] = ()
     """Modules that drive this session's displays."""
     installed: tuple[str, ...] = ()
-    """Releases of the kernels in /boot, oldest first."""
+    """Releases of the kernels that are installed, oldest first."""
     configs: Mapping[str, str] = field(default_factory=dict)
     """Configuration of each of them, as text; empty if it is not known."""
     grub_default: str | None = None
@@ -137,18 +135,17 @@ def helper_age(facts: Facts, more: Surroundings) -> Finding:
     name = "helper-age"
     if isinstance(facts.sizing, KjumpError):
         return Finding(name, SKIPPED, "Not looked at: there is no helper.")
-    version = str(more.helper.get("version", ""))
+    version = more.helper.version
     if version and version != VERSION:
         what = f"The helper's initrd is from kjump {version}, this is kjump {VERSION}."
         return failed(name, NoHelperInitrd(what))
     if more.helper_made and more.helper_made < more.modules_made:
         what = f"The modules of {facts.release} have changed since the helper's initrd was made."
         return warning(name, NoHelperInitrd(what))
-    if version and bool(more.helper.get("plymouth")) != more.plymouth:
+    if version and more.helper.plymouth != more.plymouth:
         what = f"The helper's initrd was made {'without' if more.plymouth else 'with'} Plymouth."
         return warning(name, NoHelperInitrd(what))
-    drives = more.helper.get("displays")
-    foreign = sorted({*drives} - {*more.displays}) if isinstance(drives, list) else []
+    foreign = sorted({*more.helper.displays} - {*more.displays})
     if foreign:
         what = (
             f"The helper drives the display with {', '.join(foreign)}, and this session does not:"
@@ -156,11 +153,6 @@ def helper_age(facts: Facts, more: Surroundings) -> Finding:
         )
         return warning(name, NoHelperInitrd(what))
     return Finding(name, OK, f"The helper's initrd is kjump {VERSION}'s, made for {facts.release}.")
-
-
-def by_number(release: str) -> list[tuple[int, str]]:
-    """A sort key that puts 6.9 before 6.12."""
-    return [(int(number or 0), text) for number, text in re.findall(r"(\d+)|(\D+)", release)]
 
 
 def grub_default(text: str) -> str | None:
@@ -184,7 +176,7 @@ def next_boot(facts: Facts, more: Surroundings) -> Finding:
         return Finding(
             name,
             WARNING,
-            "No kernel was found in /boot.",
+            "No installed kernel was found.",
             advice="Make sure that the boot initrd of the kernel that boots next contains kjump.",
         )
     release = more.installed[-1]
@@ -270,13 +262,12 @@ def worst(findings: Iterable[Finding]) -> str:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def read_json(path: Path) -> Mapping[str, Any]:
-    """A JSON object in a file; empty if there is none."""
+def recorded(initrd: Path) -> HelperRecord:
+    """What is recorded of the helper's initrd; empty if nothing is, or if that is damaged."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return helper_record.read(initrd)
+    except KjumpError:
+        return HelperRecord()  # the check "helper" reports it
 
 
 def modified_at(path: Path) -> float:
@@ -293,45 +284,33 @@ def newer_modules(settings: Settings, release: str) -> Finding | None:
     found = helper_age(
         Facts(release=release),
         Surroundings(
-            helper_made=initrd, modules_made=modified_at(MODULES / release / "modules.dep")
+            helper_made=initrd,
+            modules_made=modified_at(kernels.MODULES / release / "modules.dep"),
         ),
     )
     return found if found.state == WARNING else None
 
 
-def installed(boot: Path = BOOT, modules: Path = MODULES) -> list[str]:
-    """Releases that have both a kernel in /boot and modules, oldest first.
-
-    kjumpd's sandbox hides the modules; there a kernel's configuration in /boot is taken instead.
-    """
-    found = [kernel.name.removeprefix("vmlinuz-") for kernel in boot.glob("vmlinuz-*")]
-    if os.access(modules, os.R_OK | os.X_OK):
-        whole = [r for r in found if (modules / r / "modules.dep").exists()]
-    else:
-        whole = [r for r in found if (boot / f"config-{r}").exists()]
-    return sorted(whole, key=by_number)
-
-
-def configurations(releases: Sequence[str], boot: Path = BOOT) -> dict[str, str]:
+def configurations(releases: Sequence[str], boot: Path = kernels.BOOT) -> dict[str, str]:
     """The kernels' configurations, as text."""
     found = {}
     for release in releases:
-        places = (boot / f"config-{release}", MODULES / release / "config")
+        places = (boot / f"config-{release}", kernels.MODULES / release / "config")
         found[release] = next((t for t in map(read_text, map(str, places)) if t), "")
     return found
 
 
 def read_surroundings(settings: Settings, facts: Facts) -> Surroundings:
     """Read what `examine` judges besides the facts.  Never raises."""
-    releases = installed()
+    releases = kernels.installed()
     initrd = settings.helper.initrd_of(facts.release)
     return Surroundings(
         largest_image=claim.largest_image_size(),
-        helper=read_json(initrd.with_suffix(".json")),
+        helper=recorded(initrd),
         helper_made=modified_at(initrd),
         plymouth=settings.helper.plymouth,
         displays=tuple(displays.drivers()),
-        modules_made=modified_at(MODULES / facts.release / "modules.dep"),
+        modules_made=modified_at(kernels.MODULES / facts.release / "modules.dep"),
         installed=tuple(releases),
         configs=configurations(releases[-1:]),
         grub_default=grub_default(read_text(str(GRUB))),

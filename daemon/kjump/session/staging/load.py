@@ -15,6 +15,8 @@ from pathlib import Path
 
 from kjump.errors import (
     JumpFailed,
+    NoHelperInitrd,
+    NoHelperKernel,
     StagingFailed,
     TooLittleMemory,
 )
@@ -27,7 +29,7 @@ from kjump.machine import cmdline, elf, memory, syscalls
 from kjump.machine.ranges import Range, align_down, subtract
 from kjump.machine.syscalls import Segment
 from kjump.session.log import logger
-from kjump.session.staging import reclaim
+from kjump.session.staging import helper_record, reclaim
 from kjump.session.staging import window as windows
 from kjump.session.staging.describe import machine_facts, save_order
 from kjump.session.staging.footprint import Footprint
@@ -137,7 +139,8 @@ def stage(
 ) -> Staged:
     """Choose the window, lay everything out, load it.  ``mode``: of the handoff; empty: save.
 
-    Raises `TooLittleMemory`, `NoWindow`, `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
+    Raises `TooLittleMemory`, `NoWindow`, `StagingFailed`, `NoHelperKernel`, `NoHelperInitrd`;
+    nothing is loaded then.
     """
     room = make_room(sizing)
     page = ReportPage()
@@ -193,7 +196,7 @@ def load(
     """Lay everything out in the window and give it to the kernel; by what it is known again.
 
     ``order``: what the handoff note says.  ``words``: more for the helper's command line.  Raises
-    `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
+    `StagingFailed`, `NoHelperKernel`, `NoHelperInitrd`; nothing is loaded then.
     """
     info = vmcoreinfo_note()
     packed = damage(packed_note(order))
@@ -215,8 +218,8 @@ def load(
         entry, segments = window_layout.place(
             window.range,
             window.low,
-            window_layout.map_file(sizing.kernel),
-            window_layout.map_file(sizing.initrd),
+            helper_record.map_file(sizing.kernel, sizing.kernel_sha256, NoHelperKernel),
+            helper_record.map_file(sizing.initrd, sizing.initrd_sha256, NoHelperInitrd),
             " ".join([line, *words]),
             note_slot=window.start + note_slot,
             cell_slot=window.start + window_layout.CELL + JUMP_BACK_OFFSET,

@@ -6,7 +6,6 @@ Runs in the session.  It reads files and computes; it stages nothing.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,10 @@ from kjump.errors import (
 from kjump.handoff import window_layout
 from kjump.machine import bzimage, memory
 from kjump.machine.ranges import MIB, PAGE, align_up
+from kjump.session import kernels
+from kjump.session.staging import helper_record
 from kjump.session.staging import window as windows
+from kjump.session.staging.helper_record import HelperRecord
 from kjump.settings import Settings
 
 MARGIN = 16 * MIB
@@ -50,6 +52,9 @@ class Sizing:
     window_size: int
     available_needed: int
     parts: dict[str, int] = field(default_factory=dict)
+    kernel_sha256: str = ""
+    initrd_sha256: str = ""
+    """As recorded when these files were made; empty: that was not recorded."""
 
 
 def find_kernel(settings: Settings, release: str) -> Path:
@@ -59,8 +64,8 @@ def find_kernel(settings: Settings, release: str) -> Path:
         if settings.helper.kernel
         else [
             f"/boot/vmlinuz-{release}",
-            # A copy by build-helper-initrd: ProtectKernelModules= hides what follows.
-            f"/var/lib/kjump/helper-{release}.vmlinuz",
+            # ProtectKernelModules= hides what follows.
+            str(kernel_copy(release)),
             f"/usr/lib/modules/{release}/vmlinuz",
             f"/lib/modules/{release}/vmlinuz",
         ]
@@ -71,21 +76,22 @@ def find_kernel(settings: Settings, release: str) -> Path:
     raise NoHelperKernel(f"The helper kernel is missing: {' or '.join(names)}.")
 
 
-def unpacked_size(initrd: Path) -> int:
-    """Bytes the initrd takes unpacked: told beside it (``.json``), else four times its size."""
-    try:
-        facts = json.loads(initrd.with_suffix(".json").read_text())
-        return int(facts["unpacked"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 4 * initrd.stat().st_size
+def kernel_copy(release: str) -> Path:
+    """The copy that build-helper-initrd makes of a kernel that is not in /boot."""
+    return kernels.STATE / kernels.COPY.format(release=release)
 
 
-def splash_size(initrd: Path) -> int:
-    """Bytes that a splash screen takes while it runs, told beside the initrd; else it has none."""
-    try:
-        return int(json.loads(initrd.with_suffix(".json").read_text())["splash"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
+def recorded_kernel(kernel: Path, release: str) -> str:
+    """SHA-256 of the helper kernel, if it is our copy; of any other kernel nothing is recorded.
+
+    Raises `NoHelperInitrd` if the record is damaged.
+    """
+    return helper_record.read(kernel).kernel_sha256 if kernel == kernel_copy(release) else ""
+
+
+def unpacked_size(record: HelperRecord, packed: int) -> int:
+    """Bytes that the initrd takes unpacked: as recorded, else four times its size."""
+    return record.unpacked or 4 * packed
 
 
 def window_parts(
@@ -114,26 +120,33 @@ def window_parts(
 
 
 def size_helper(settings: Settings, release: str) -> Sizing:
-    """What staging will take.  Raises `NoHelperKernel`, `NoHelperInitrd`."""
+    """What staging will take.
+
+    Raises `NoHelperKernel`, `NoHelperInitrd`: also if a file is not what was written there.
+    """
     kernel = find_kernel(settings, release)
+    kernel_sha256 = recorded_kernel(kernel, release)
+    helper_record.check(kernel, kernel_sha256, NoHelperKernel)
     with kernel.open("rb") as file:
         header = bzimage.parse(file.read(PAGE))
     initrd = settings.helper.initrd_of(release)
     if not os.access(initrd, os.R_OK):
         raise NoHelperInitrd(f"The helper initrd is missing: {initrd}.")
+    record = helper_record.read(initrd)
+    helper_record.check(initrd, record.sha256, NoHelperInitrd)
     packed = initrd.stat().st_size
     total = sum(end - start for start, end in memory.system_ram(memory.iomem()))
     parts = window_parts(
         header.init_size,
         packed,
-        unpacked_size(initrd),
+        unpacked_size(record, packed),
         cpu_count(settings),
         total,
-        splash_size(initrd),
+        record.splash,
     )
     size = settings.helper.window_size or sum(parts.values())
     size = align_up(size, windows.ALIGNMENT)
-    return Sizing(kernel, initrd, size, size + MARGIN, parts)
+    return Sizing(kernel, initrd, size, size + MARGIN, parts, kernel_sha256, record.sha256)
 
 
 def cpu_count(settings: Settings) -> int:

@@ -240,7 +240,8 @@ class Warm(Staged):
 def stage(settings: Settings, sizing: Sizing, target: Target) -> Warm:
     """Stage a helper that is to get warm; the first jump into it boots it.
 
-    Raises `TooLittleMemory`, `NoWindow`, `StagingFailed`, `NoHelperKernel`; nothing is loaded then.
+    Raises `TooLittleMemory`, `NoWindow`, `StagingFailed`, `NoHelperKernel`, `NoHelperInitrd`;
+    nothing is loaded then.
     """
     room = load.make_room(sizing)
     page = ReportPage()

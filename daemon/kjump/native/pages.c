@@ -13,7 +13,7 @@
 
 enum kind { SAVE = 0, FREE = 1, OFFLINE = 2, POISONED = 3, UNACCEPTED = 4, ZERO = 5 };
 
-/* Mirrors kjump.machine.pages.Layout. */
+/* The same as _Layout in kjump/machine/pages.py. */
 struct layout {
 	uint32_t size;			/* of struct page, bytes */
 	uint32_t flags, mapcount, private;	/* offsets */

@@ -3,8 +3,8 @@
  * Chunks: compressing pages into one, and getting them out again.
  *
  * Called from kjump.image.codec through ctypes, so that all of it runs beside other threads.  The
- * compressors are libzstd and liblz4, the checksums xxHash's and zlib's.  Layout of a chunk:
- * layout.py.
+ * compressors are libzstd and liblz4, the checksums xxHash's and zlib's.
+ * Layout of a chunk: kjump/image/layout.py.
  */
 #include <stddef.h>
 #include <string.h>

@@ -12,7 +12,8 @@
 #include <stdlib.h>
 #include <sys/ioctl.h>
 
-#define PAGE 4096u
+#include "kjump.h"
+
 #define ALLOC_SWAP_PAGE _IOR('3', 20, int64_t)
 
 /*

@@ -1,14 +1,16 @@
-#!/usr/bin/python3 -I
 # SPDX-License-Identifier: GPL-2.0-or-later
 """update-initrds [--release RELEASE] [--helper-only | --boot-only]: bring the initrds up to date.
 
-For every installed kernel, or one: the helper initrd (build-helper-initrd) and the boot initrd
-(with initramfs-tools, mkinitcpio or dracut, whichever makes them here).  Before that, where the
-target is a file, /var/lib/kjump/target.json is written for the boot initrd: on which device and
-where on it the file's first block lies.  After that, /var/lib/kjump/boot.json says with which
-configuration the boot initrds were made, so that the daemon sees when they are behind.
+Runs as root where the initrds are made; the packages, the kernel hooks and ``kjumpctl
+update-initrd`` start it.
 
-Called by the package, by the kernel hooks and by ``kjumpctl update-initrd``.
+For every installed kernel, or one, it makes the helper initrd (with build-helper-initrd) and the
+boot initrd (with initramfs-tools, mkinitcpio or dracut, whichever makes them here).  Before that it
+writes /var/lib/kjump/target.json for the boot initrd if the target is a file: on which device the
+file lies, and where on it its first block is.  After that it records in /var/lib/kjump/boot.json
+with which configuration the boot initrds were made, so that kjumpd sees when they are outdated.
+
+It never removes a boot initrd.
 """
 
 from __future__ import annotations
@@ -16,42 +18,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-from kjump import VERSION, settings
+from kjump import VERSION, atomic, settings
 from kjump.errors import KjumpError
+from kjump.initrd.files import LIBEXEC
+from kjump.session import kernels
+from kjump.session.kernels import BOOT, MODULES, STATE
 from kjump.session.target import devices
 
-STATE = Path("/var/lib/kjump")
-LIBEXEC = Path("/usr/libexec/kjump")
-BOOT = Path("/boot")
 INITRAMFS_TOOLS = Path("/usr/sbin/update-initramfs")
 MKINITCPIO = Path("/usr/bin/mkinitcpio")
 PRESETS = Path("/etc/mkinitcpio.d")
-MODULES = Path("/usr/lib/modules")
-
-
-def by_number(release: str) -> list[tuple[int, str]]:
-    """A sort key that puts 6.9 before 6.12."""
-    return [(int(number or 0), text) for number, text in re.findall(r"(\d+)|(\D+)", release)]
-
-
-def installed() -> list[str]:
-    """Releases that have both a kernel, in /boot or beside its modules, and modules, oldest
-    first."""
-    found = {kernel.name.removeprefix("vmlinuz-") for kernel in BOOT.glob("vmlinuz-*")}
-    found |= {kernel.parent.name for kernel in MODULES.glob("*/vmlinuz")}
-    return sorted(
-        (release for release in found if (MODULES / release / "modules.dep").exists()),
-        key=by_number,
-    )
 
 
 def preset(release: str) -> str | None:
-    """The name of mkinitcpio's preset for a kernel, by which its package is called there."""
+    """The name of mkinitcpio's preset for a kernel: the name of its package."""
     try:
         name = (MODULES / release / "pkgbase").read_text().strip()
     except OSError:
@@ -60,7 +44,7 @@ def preset(release: str) -> str | None:
 
 
 def update_boot_initrd(release: str) -> bool:
-    """Make the boot initrd of one kernel again; whether that worked."""
+    """Make the boot initrd of one kernel again.  Whether that succeeded."""
     environment = {**os.environ}
     # Without it update-initramfs only notes that someone should.
     environment.pop("DPKG_MAINTSCRIPT_PACKAGE", None)
@@ -81,7 +65,7 @@ def update_boot_initrd(release: str) -> bool:
         image = there[0] if there else BOOT / names[0]
         command = ["dracut", "--force", "--quiet", "--add", "kjump-resume", str(image), release]
     else:
-        print("update-initrds: no initramfs-tools, mkinitcpio or dracut makes boot initrds here")
+        print("update-initrds: neither initramfs-tools nor mkinitcpio nor dracut is installed")
         return False
     done = subprocess.run(
         command,
@@ -94,18 +78,18 @@ def update_boot_initrd(release: str) -> bool:
     )
     if done.returncode:
         sys.stderr.write(done.stdout)
-        print(f"update-initrds: the boot initrd of {release} could not be made", file=sys.stderr)
+        print(f"update-initrds: cannot make the boot initrd of {release}", file=sys.stderr)
     return not done.returncode
 
 
 def can_be_put_in() -> bool:
-    """Whether our hook in the boot initrd finds what it needs; without, it leaves kjump out."""
+    """Whether the hook for the boot initrd finds what it needs; if not, it leaves kjump out."""
     command = [str(LIBEXEC / "initrd-files"), "resume"]
     return not subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
 
 
 def locate() -> None:
-    """Write down where the target lies, if it is a file."""
+    """Record where the target lies, if it is a file."""
     file = STATE / "target.json"
     target = settings.load().target
     spec = target.path
@@ -125,13 +109,11 @@ def locate() -> None:
         "locator": found.locator,
         "place": found.place,
     }
-    fresh = file.with_suffix(".json.new")
-    fresh.write_text(json.dumps(document, indent=1) + "\n")
-    fresh.rename(file)
+    atomic.write(file, json.dumps(document, indent=1) + "\n")
 
 
 def recorded_place() -> str:
-    """What the boot initrds that are made now know of the place of a file."""
+    """Where the target lies, if it is a file, as the boot initrds that are made now have it."""
     try:
         return str(json.loads((STATE / "target.json").read_text())["place"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -139,40 +121,44 @@ def recorded_place() -> str:
 
 
 def record(releases: list[str], gone: str = "") -> None:
-    """Say in boot.json with which configuration these boot initrds were made, and which went."""
+    """Record in boot.json with which configuration these boot initrds were made.
+
+    ``gone``: the release of a kernel that was removed.
+    """
     file = STATE / "boot.json"
     try:
-        told = json.loads(file.read_text())
-        known = dict(told["releases"])
+        known = dict(json.loads(file.read_text())["releases"])
     except (OSError, ValueError, KeyError, TypeError):
         known = {}
-    present = set(installed()) - {gone}
+    present = set(kernels.installed()) - {gone}
     config = settings.fingerprint(settings.load(), recorded_place())
     known = {release: of for release, of in known.items() if release in present}
     known |= dict.fromkeys(releases, config)
-    newest = max(known, key=by_number, default="")
+    newest = max(known, key=kernels.by_number, default="")
     STATE.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_suffix(".json.new")
     document = {
         "version": VERSION,
         "release": newest,
         "config": known.get(newest, ""),
         "releases": known,
     }
-    fresh.write_text(json.dumps(document, indent=1) + "\n")
-    fresh.rename(file)
+    atomic.write(file, json.dumps(document, indent=1) + "\n")
 
 
 def forget(release: str) -> None:
-    """A kernel was removed: its helper goes, and its line in boot.json."""
+    """Remove the helper files of a kernel that was removed, and its line in boot.json."""
     for suffix in ("img", "json", "vmlinuz"):
         (STATE / f"helper-{release}.{suffix}").unlink(missing_ok=True)
+    for unfinished in STATE.glob(f".helper-{release}.*"):
+        unfinished.unlink(missing_ok=True)
     if (STATE / "boot.json").exists():
         record([], gone=release)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser = argparse.ArgumentParser(
+        prog="update-initrds", description=(__doc__ or "").split("\n", maxsplit=1)[0]
+    )
     parser.add_argument("--release", metavar="RELEASE", help="only this kernel's")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--helper-only", action="store_true", help="leave the boot initrd alone")
@@ -180,16 +166,16 @@ def main() -> int:
     which.add_argument(
         "--made",
         action="store_true",
-        help="the boot initrd of RELEASE was just made (kernel hook): helper, and note it",
+        help="the boot initrd of RELEASE was just made (kernel hook); make the helper's",
     )
     which.add_argument("--forget", action="store_true", help="RELEASE was removed")
     options = parser.parse_args()
     if (options.made or options.forget) and not options.release:
-        parser.error("which release?")
+        parser.error("name the kernel with --release")
     if options.forget:
         forget(options.release)
         return 0
-    releases = [options.release] if options.release else installed()
+    releases = [options.release] if options.release else kernels.installed()
     if not releases:
         print("update-initrds: no kernel has modules here; nothing to do")
         return 0
