@@ -512,7 +512,8 @@ def tree() -> list[Path]:
     for folder, folders, names in os.walk(ROOT):
         # Not looked into: somebody may be building there just now.
         folders[:] = [n for n in folders if n not in SKIPPED and not re.fullmatch(r"\..*_cache", n)]
-        found += [path for name in names if (path := Path(folder, name)).is_file()]
+        # In a work tree of git, .git is a file.
+        found += [path for n in names if n not in SKIPPED and (path := Path(folder, n)).is_file()]
     return found
 
 
