@@ -79,7 +79,7 @@ def test_what_is_lost_is_asked_again_and_done_once(tmp_path: Path, *, to_guest: 
 def test_what_takes_long_is_done_once(tmp_path: Path) -> None:
     count = tmp_path / "count"
     with line(lossy=True) as (channel, _wire):
-        answer = channel.ask(run(f"echo once >>{count}; sleep 1.5"), 20)
+        answer = channel.ask(run(f"echo once >>{count}; sleep 0.7"), 20)
         assert answer is not None and answer["rc"] == 0
     assert count.read_text() == "once\n"
 
