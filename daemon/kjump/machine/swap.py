@@ -20,6 +20,7 @@ import fcntl
 import os
 import struct
 from pathlib import Path
+from typing import Self
 
 from kjump.errors import NoSnapshotDevice, TargetInUse, TargetMissing, TargetTooSmall
 from kjump.machine.ranges import PAGE
@@ -94,7 +95,7 @@ class Writable:
             os.close(self._fd)
             self._fd = -1
 
-    def __enter__(self) -> Writable:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
