@@ -20,6 +20,7 @@ from kjump.errors import (
 from kjump.machine import swap
 from kjump.machine.ranges import PAGE
 
+from .descriptors import held
 from .played_swap import Snapshot
 
 
@@ -66,10 +67,6 @@ def snapshot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Snapshot:
     return Snapshot(monkeypatch, tmp_path)
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 def test_slots_beside_each_other_are_one_piece(snapshot: Snapshot) -> None:
     snapshot.offer([10, 11, 12, 20, 5, 6, 21])
     with swap.Slots(DISK, 3 * PAGE, 100) as slots:
@@ -93,19 +90,17 @@ def test_no_more_slots_are_taken_than_asked_for(snapshot: Snapshot) -> None:
     assert snapshot.freed == 1
 
 
-def test_where_no_slot_is_free_nothing_is_held(snapshot: Snapshot) -> None:
-    before = descriptors()
+def test_where_no_slot_is_free_nothing_is_held(snapshot: Snapshot, tmp_path: Path) -> None:
     with pytest.raises(TargetTooSmall):
         swap.Slots(DISK, 0, 30)
-    assert snapshot.freed == 1 and descriptors() == before
+    assert snapshot.freed == 1 and not held(tmp_path)
 
 
-def test_a_kernel_that_fails_to_give_slots_is_named(snapshot: Snapshot) -> None:
+def test_a_kernel_that_fails_to_give_slots_is_named(snapshot: Snapshot, tmp_path: Path) -> None:
     snapshot.refuse_slots(errno.EIO)
-    before = descriptors()
     with pytest.raises(TargetMissing, match=os.strerror(errno.EIO)):
         swap.Slots(DISK, 0, 30)
-    assert snapshot.freed == 1 and descriptors() == before
+    assert snapshot.freed == 1 and not held(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -113,16 +108,15 @@ def test_a_kernel_that_fails_to_give_slots_is_named(snapshot: Snapshot) -> None:
     [(errno.EPERM, TargetInUse), (errno.ENODEV, TargetMissing), (errno.EINVAL, TargetMissing)],
 )
 def test_an_area_that_the_kernel_does_not_take_is_named(
-    snapshot: Snapshot, number: int, error: type[KjumpError]
+    snapshot: Snapshot, tmp_path: Path, number: int, error: type[KjumpError]
 ) -> None:
     snapshot.refuse[swap.SET_SWAP_AREA] = number
     snapshot.refuse[swap.FREE_SWAP_PAGES] = errno.ENODEV
-    before = descriptors()
     with pytest.raises(error):
         swap.Writable(DISK, 0)
     with pytest.raises(error):
         swap.Slots(DISK, 0, 1)
-    assert descriptors() == before and not snapshot.given
+    assert not held(tmp_path) and not snapshot.given
 
 
 @pytest.mark.parametrize(
