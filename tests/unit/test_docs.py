@@ -302,7 +302,9 @@ def test_the_whole_interface() -> None:
         name = member.get("name", "")
         expected[sections[member.tag]].add(name)
         if member.tag == "property":
-            assert re.search(rf"^\*\*{name}\*\* `{re.escape(member.get('type', ''))}`$", text, re.M)
+            assert re.search(
+                rf"^\*\*{name}\*\* `{re.escape(member.get('type', ''))}`$", text, re.MULTILINE
+            )
             continue
         into: list[str] = []
         out: list[str] = []
@@ -312,7 +314,7 @@ def test_the_whole_interface() -> None:
         line = f"**{name}**({', '.join(into)})" + (f" -> ({', '.join(out)})" if out else "")
         assert f"\n{line}\n: " in text, line
     for title, names in expected.items():
-        assert set(re.findall(r"^\*\*(\w+)\*\*", section(BUS_PAGE, title), re.M)) == names
+        assert set(re.findall(r"^\*\*(\w+)\*\*", section(BUS_PAGE, title), re.MULTILINE)) == names
 
 
 def test_polkit_actions_are_documented() -> None:
@@ -424,7 +426,9 @@ def test_the_completions_name_every_command_and_option(name: str) -> None:
         # Where the command's options stand: from its name to the end of that case.
         at = (
             re.search(
-                rf"^ +(?:\w+ ?\| ?)?{command.split()[0]}(?: ?\| ?\w+)?\)(.*?);;", text, re.M | re.S
+                rf"^ +(?:\w+ ?\| ?)?{command.split()[0]}(?: ?\| ?\w+)?\)(.*?);;",
+                text,
+                re.MULTILINE | re.DOTALL,
             )
             if command
             else None

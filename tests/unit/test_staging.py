@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from kjump.machine import elf
+from kjump.machine import elf, memory
 from kjump.machine.ranges import MIB
 from kjump.session.staging import describe, load
 from kjump.session.staging import window as windows
@@ -114,6 +114,7 @@ def test_the_window_is_chosen_by_where_memory_is_taken_from(
 
     sizing = Sizing(Path(), Path(), 2 * MIB, 18 * MIB)
     monkeypatch.setattr(load, "vmcoreinfo_note", lambda: (4096, 1024))
+    monkeypatch.setattr(memory, "iomem", list)  # without privileges it shows no addresses
     monkeypatch.setattr(windows, "choose", choose)
     monkeypatch.setattr(windows, "sample_allocations", lambda size: [size])
     with pytest.raises(Sampled, match=str(2 * MIB)):

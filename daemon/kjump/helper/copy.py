@@ -390,7 +390,7 @@ def attempt(cell: Cell, clock: Clock, watch: Watch, screen: Screen) -> Report:
     except KjumpError as error:
         say(f"not saved: {error.sentence}")
         return leave.failure(error)
-    except Exception as error:  # anything at all must end in the session, with its reason
+    except Exception as error:  # noqa: BLE001 (whatever it is, the session gets the reason)
         say(f"not saved: {error!r}")
         return leave.failure(Internal(f"The helper failed: {error!r}."))
     return {"by": "helper", "result": "returned", **found}

@@ -240,7 +240,7 @@ class Image:
                     chunk.load(self, *taken)
                     ready.put(chunk)
                 ready.put(None)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 (another thread raises it)
                 ready.put(error)
 
         threads = [
@@ -300,7 +300,7 @@ class Image:
                     if not check(chunk):
                         return
                     use(chunk)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 (another thread raises it)
                 with turn:
                     state["error"] = state["error"] or error
                     turn.notify_all()
