@@ -7,17 +7,19 @@ import os
 from pathlib import Path
 
 
-def held(folder: Path) -> set[tuple[str, str]]:
-    """Descriptors of this process for files in the folder and for maps of BPF, with their names.
+def held(folder: Path, *, maps: bool = False) -> set[tuple[str, str]]:
+    """Descriptors of this process for files in the folder, and with ``maps`` for maps of BPF; each
+    with its name.
 
-    Others may come and go: threads of tests before may still run.
+    Others may come and go: what tests before left behind is closed some time.
     """
+    names = (str(folder), "anon_inode:bpf") if maps else str(folder)
     found = set()
     for number in os.listdir("/proc/self/fd"):
         try:
             name = os.readlink(f"/proc/self/fd/{number}")
         except OSError:
             continue
-        if name.startswith((str(folder), "anon_inode:bpf")):
+        if name.startswith(names):
             found.add((number, name))
     return found

@@ -158,11 +158,11 @@ def test_no_window_is_named(session: Session) -> None:
 
 
 def test_a_kernel_that_refuses_leaves_nothing_loaded(session: Session, tmp_path: Path) -> None:
-    before = held(tmp_path)
+    before = held(tmp_path, maps=True)
     session.refuse = "load"
     with pytest.raises(StagingFailed, match="refused the staged helper: Operation not permitted"):
         stage(session)
-    assert not session.loaded and held(tmp_path) <= before
+    assert not session.loaded and held(tmp_path, maps=True) <= before
 
 
 def test_a_window_without_room_for_the_initrd_is_named(session: Session) -> None:
@@ -240,7 +240,7 @@ def test_the_report_is_read_where_the_cell_says(session: Session) -> None:
 
 
 def test_a_spent_helper_is_unloaded_once(session: Session, tmp_path: Path) -> None:
-    before = held(tmp_path)
+    before = held(tmp_path, maps=True)
     with stage(session) as staged:
         assert staged.describe() == {
             "start": staged.window.start,
@@ -250,4 +250,4 @@ def test_a_spent_helper_is_unloaded_once(session: Session, tmp_path: Path) -> No
         }
     staged.close()
     assert session.done == ["load", "unload"]
-    assert held(tmp_path) <= before
+    assert held(tmp_path, maps=True) <= before

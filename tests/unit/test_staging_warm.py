@@ -87,12 +87,12 @@ def test_what_cannot_be_staged_leaves_nothing(
     session: Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def fails(error: type[Exception], change: Callable[[], None]) -> None:
-        before = held(tmp_path)
+        before = held(tmp_path, maps=True)
         change()
         with pytest.raises(error):
             stage(session)
         assert not session.loaded
-        assert held(tmp_path) <= before
+        assert held(tmp_path, maps=True) <= before
 
     fails(StagingFailed, lambda: setattr(session, "refuse", "load"))
     session.refuse = ""
@@ -219,9 +219,9 @@ def test_its_way_back_shows_whose_image_is_loaded(session: Session) -> None:
 
 
 def test_its_own_is_unloaded_once(session: Session, tmp_path: Path) -> None:
-    before = held(tmp_path)
+    before = held(tmp_path, maps=True)
     helper = stage(session)
     helper.close()
     helper.close()
     assert session.done == ["load", "unload"]
-    assert held(tmp_path) <= before
+    assert held(tmp_path, maps=True) <= before
