@@ -169,7 +169,8 @@ format: setup ## sort imports and format the code, with ruff
 
 # In as many processes as there are processors; tests that must not run beside one another name the
 # same pytest.mark.xdist_group.
-UNIT = -n auto --dist loadgroup tests/unit
+PARALLEL = -n auto --dist loadgroup
+UNIT = $(PARALLEL) tests/unit
 COVERAGE = --cov --cov-report=
 
 check: setup build ## linters and unit tests, in less than a minute; run it before each commit
@@ -182,13 +183,12 @@ check: setup build ## linters and unit tests, in less than a minute; run it befo
 coverage: setup build ## which lines the unit tests reach: a table, and build/coverage/index.html
 	@$(RUN) -m pytest -q $(COVERAGE) --cov-report=term:skip-covered --cov-report=html $(UNIT)
 
-# Those on a private bus and those that build packages come one after the other.
 test-python: setup build ## unit tests with their coverage, package tests, private-bus tests
 	@status=0; \
 	echo "test: tests/unit"; \
 	$(RUN) -m pytest -q $(COVERAGE) --cov-report=term:skip-covered $(UNIT) || status=1; \
 	echo "test: tests/packages and tests/bus"; \
-	$(RUN) -m pytest -q $(wildcard tests/packages) $(wildcard tests/bus) || status=1; \
+	$(RUN) -m pytest -q $(PARALLEL) $(wildcard tests/packages) $(wildcard tests/bus) || status=1; \
 	exit $$status
 
 test-guests: setup build ## the guest tests of make test
