@@ -167,9 +167,9 @@ format: setup ## sort imports and format the code, with ruff
 	@$(BIN)ruff check --quiet --select I --fix $(SOURCES)
 	@$(BIN)ruff format --quiet $(SOURCES)
 
-# In as many processes as there are processors; tests that must not run beside one another name the
-# same pytest.mark.xdist_group.
-PARALLEL = -n auto --dist loadgroup
+# In as many processes as there are processors: each test may run beside any other; packages are
+# built under a lock.
+PARALLEL = -n auto
 UNIT = $(PARALLEL) tests/unit
 COVERAGE = --cov --cov-report=
 

@@ -15,9 +15,6 @@ from kjump import VERSION
 from kjump.cli import dropins
 from tests.packages.conftest import ROOT
 
-# Each process would build the packages for itself.
-pytestmark = pytest.mark.xdist_group("packages")
-
 DEBIAN = ROOT / "packaging/debian"
 
 

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [
-    # Each process would build the packages for itself.
-    pytest.mark.xdist_group("packages"),
-    pytest.mark.skipif(shutil.which("rpmbuild") is None, reason="rpmbuild is not installed"),
-]
+pytestmark = pytest.mark.skipif(
+    shutil.which("rpmbuild") is None, reason="rpmbuild is not installed"
+)
 
 ONLY_DEBIAN = (
     "/etc/kernel/postinst.d/zz-kjump",
