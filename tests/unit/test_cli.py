@@ -235,7 +235,7 @@ def test_enable_without_an_installation(tmp_path: Path) -> None:
 def test_the_drop_in_replaces_what_hibernation_starts() -> None:
     text = (ROOT / "units/dropins/systemd-hibernate.service.d/50-kjump.conf").read_text()
     assert re.search(
-        r"^ExecStart=\n(#.*\n)*ExecStart=/usr/libexec/kjump/kjump-hibernate$", text, re.M
+        r"^ExecStart=\n(#.*\n)*ExecStart=/usr/libexec/kjump/kjump-hibernate$", text, re.MULTILINE
     )
 
 

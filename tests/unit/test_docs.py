@@ -318,7 +318,9 @@ def test_the_whole_interface() -> None:
         name = member.get("name", "")
         expected[sections[member.tag]].add(name)
         if member.tag == "property":
-            assert re.search(rf"^\*\*{name}\*\* `{re.escape(member.get('type', ''))}`$", text, re.M)
+            assert re.search(
+                rf"^\*\*{name}\*\* `{re.escape(member.get('type', ''))}`$", text, re.MULTILINE
+            )
             continue
         into: list[str] = []
         out: list[str] = []
@@ -328,7 +330,7 @@ def test_the_whole_interface() -> None:
         line = f"**{name}**({', '.join(into)})" + (f" -> ({', '.join(out)})" if out else "")
         assert f"\n{line}\n: " in text, line
     for title, names in expected.items():
-        assert set(re.findall(r"^\*\*(\w+)\*\*", section(BUS_PAGE, title), re.M)) == names
+        assert set(re.findall(r"^\*\*(\w+)\*\*", section(BUS_PAGE, title), re.MULTILINE)) == names
 
 
 def test_polkit_actions_are_documented() -> None:

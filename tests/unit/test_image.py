@@ -50,6 +50,7 @@ from kjump.image.read import Image
 from kjump.machine.ranges import PAGE
 
 from . import imaging, samples
+from .examples import at_most
 
 SIZE = 32 << 20
 CYCLE = uuid.UUID(int=7)
@@ -149,7 +150,7 @@ def test_one_flipped_bit_anywhere_is_found(disk: Path) -> None:
     assert read(disk)[2]
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=at_most(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_reader_of_any_bytes_raises_by_name(disk: Path, data: st.DataObject) -> None:
     prepare.prepare_target(disk, cycle_id=CYCLE, hostname="h")

@@ -69,7 +69,9 @@ def test_what_is_opened_is_needed(name: str) -> None:
 
 def test_hooks_of_others_are_not_in_the_sandbox() -> None:
     text = HOOKS_UNIT.read_text()
-    assert not re.search(r"^(Protect|Private|Restrict|Capability|SystemCall|NoNew)", text, re.M)
+    assert not re.search(
+        r"^(Protect|Private|Restrict|Capability|SystemCall|NoNew)", text, re.MULTILINE
+    )
     source = (ROOT / "daemon/kjump/session/systemd/sleep.py").read_text()
     assert "kjump-hooks@{when}.service" in source
 

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from kjump.errors import StagingFailed
 from kjump.handoff import note, window_layout
 from kjump.handoff.documents import FileSystem
-from kjump.machine import elf
+from kjump.machine import elf, memory
 from kjump.machine.cmdline import parse
 from kjump.machine.ranges import MIB
 from kjump.session.staging import describe, helper_record, load
@@ -186,6 +186,7 @@ def test_the_window_is_chosen_by_where_memory_is_taken_from(
 
     sizing = Sizing(Path(), Path(), 2 * MIB, 18 * MIB)
     monkeypatch.setattr(load, "vmcoreinfo_note", lambda: (4096, 1024))
+    monkeypatch.setattr(memory, "iomem", list)  # without privileges it shows no addresses
     monkeypatch.setattr(windows, "choose", choose)
     monkeypatch.setattr(windows, "sample_allocations", lambda size: [size])
     with pytest.raises(Sampled, match=str(2 * MIB)):

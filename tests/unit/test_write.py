@@ -129,7 +129,8 @@ def test_what_is_slow_is_found_out(tmp_path: Path) -> None:
         assert made.codecs["none"] < 20, made.codecs
 
     def slow(span: tuple[int, bytes | int], bundle: Bundle) -> None:
-        time.sleep(0.05)  # far longer than a write takes
+        while made._choice._writing:  # longer than a write takes
+            time.sleep(0.001)
         imaging.gather(span, bundle)
 
     with device(tmp_path) as opened:
