@@ -13,7 +13,7 @@ import pytest
 from kjump.handoff import report as reports
 from kjump.handoff.cell import Cell
 from kjump.helper import leave
-from kjump.machine import memory, syscalls
+from kjump.machine import cmdline, memory, syscalls
 from kjump.machine.ranges import PAGE
 from kjump.machine.syscalls import Segment
 
@@ -31,6 +31,8 @@ class Machine:
         self.path.write_bytes(bytes(64 * PAGE))
         self.put(CELL_AT, CELL.pack())
         self.put(PAGE_AT, reports.blank(NONCE))
+        self.command_line = path.with_name("cmdline")
+        self.command_line.write_text("quiet\n")
         self.done: list[str] = []
         self.refuse = ""
         self.entry = 0
@@ -47,6 +49,8 @@ class Machine:
         monkeypatch.setattr(memory, "PhysicalMemory", Memory)
         monkeypatch.setattr(memory, "is_5_level", lambda: False)
         monkeypatch.setattr(memory, "has_gigabyte_pages", lambda: True)
+        monkeypatch.setattr(cmdline, "CMDLINE", self.command_line)
+        monkeypatch.setattr(cmdline.read, "__defaults__", (self.command_line,))
         monkeypatch.setattr(syscalls, "kexec_load", self.load)
         monkeypatch.setattr(syscalls, "kexec_unload", lambda: self.do("unload"))
         monkeypatch.setattr(syscalls, "reboot_kexec", lambda: self.do("jump"))
@@ -66,5 +70,5 @@ class Machine:
             file.seek(at)
             file.write(data)
 
-    def report(self) -> dict[str, object] | None:
+    def report(self) -> reports.Report | None:
         return reports.unpack(self.path.read_bytes()[PAGE_AT:][:PAGE], NONCE)

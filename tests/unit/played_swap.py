@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """/dev/snapshot, played: a kernel that gives slots of one swap area.
 
-The code that takes slots is the real one, machine/swap.c, compiled with an ioctl of ours.
+The code that takes slots is the real one, native/swap.c, compiled with an ioctl of ours.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from kjump.machine import swap
+from kjump.machine.native import BUILT
 from kjump.machine.ranges import PAGE
 
-SOURCE = Path(swap.__file__).with_name("swap.c")
+SOURCE = BUILT.with_name("swap.c")
 
 COMPILER = ("gcc", "-shared", "-fPIC", "-Dioctl=played_ioctl")
 IOCTL = """
@@ -60,11 +61,12 @@ class Snapshot:
             check=True,
         )
         self._lib = ctypes.CDLL(str(library))
-        typed = swap._library().kj_take_slots
-        self._lib.kj_take_slots.argtypes = typed.argtypes
-        self._lib.kj_take_slots.restype = typed.restype
-        monkeypatch.setattr(swap, "DEVICE", device)
-        monkeypatch.setattr(swap, "_library", lambda: self._lib)
+        monkeypatch.setattr(swap, "SNAPSHOT_DEVICE", device)
+        for name in ("_take_slots", "_longest"):
+            typed = getattr(swap, name)
+            played = self._lib[typed.__name__]
+            played.argtypes, played.restype = typed.argtypes, typed.restype
+            monkeypatch.setattr(swap, name, played)
         monkeypatch.setattr(fcntl, "ioctl", self.ioctl)
 
     def offer(self, slots: Sequence[int]) -> None:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a cycle holds of its target, on a disk that is a file, with slots of a played kernel."""
+"""What a cycle holds of its target: the disk is a file, and a played kernel gives the slots."""
 
 from __future__ import annotations
 
 import errno
 import os
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,7 @@ def test_a_partition_is_marked_and_spent(disk: Path) -> None:
     held.retire(Cancelled("Esc was pressed."))
     held.close()
     state = found(device)
-    assert state is not None and (state.state, state.reason["error"]) == ("spent", "Cancelled")
+    assert state is not None and (state.state, state.reason.error) == ("spent", "Cancelled")
 
 
 def test_an_image_file_is_written_to_and_nothing_beside_it(disk: Path) -> None:
@@ -135,17 +136,23 @@ def test_the_first_block_of_a_file_is_the_locators() -> None:
 
     assert spans((MIB, 4 * BLOCK)) == ((MIB + BLOCK, 3 * BLOCK),)
     assert spans((MIB, BLOCK), (9 * MIB, BLOCK)) == ((9 * MIB, BLOCK),)
-    with pytest.raises(Internal):
-        claim.file_area(TargetDevice(Path("/dev/x"), 0, kind=FILE))
+    blocks = files.Blocks(DEVICE, OURS, written=False)
+    for unknown in (
+        TargetDevice(Path("/dev/x"), 0, kind=FILE, locator=MIB),
+        TargetDevice(Path("/dev/x"), 0, kind=FILE, blocks=blocks),
+    ):
+        with pytest.raises(Internal):
+            claim.file_area(unknown)
 
 
 @pytest.mark.parametrize(
     ("spans", "error"),
     [
-        (OURS, None),
+        (OURS, ""),
         (((32 * MIB, 16 * MIB), OURS[1]), "was moved"),  # its first block
         ((OURS[0], (40 * MIB, 16 * MIB)), "was moved"),  # another one
-        ((), "changed meanwhile"),
+        (OURS[::-1], "was moved"),  # in another order
+        ((), "changed in the meantime: It has holes"),
     ],
 )
 def test_a_file_that_was_moved_is_noticed_before_the_jump(
@@ -187,7 +194,7 @@ def test_swap_is_written_to_only_in_slots_that_are_held(disk: Path, snapshot: Sn
 
 
 @pytest.mark.parametrize(
-    ("first", "error"), [(AREA, ""), (AREA + BLOCK, "was moved"), (None, "changed meanwhile")]
+    ("first", "error"), [(AREA, ""), (AREA + BLOCK, "was moved"), (None, "changed in the meantime")]
 )
 def test_a_swap_file_that_was_moved_is_noticed(
     disk: Path,
@@ -215,19 +222,26 @@ def test_a_swap_file_that_was_moved_is_noticed(
     assert not snapshot.open
 
 
-def test_no_more_swap_is_taken_than_an_image_can_need(disk: Path, snapshot: Snapshot) -> None:
+def test_no_more_swap_is_taken_than_an_image_can_need(
+    disk: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert claim.largest_image_size() > 64 * MIB
     free_slots(snapshot, 24 * MIB)
     claim.prepare(swap_area(disk), CYCLE, None, needed=20 * MIB).close()
     assert snapshot.given == 20 * MIB // PAGE
-    assert claim.largest_image_size() > 64 * MIB
+    monkeypatch.setattr(claim, "largest_image_size", lambda: 18 * MIB)
+    free_slots(snapshot, 24 * MIB)
+    claim.prepare(swap_area(disk), CYCLE, None).close()
+    assert snapshot.given == 18 * MIB // PAGE
 
 
 def test_too_little_free_swap_is_given_back_unwritten(disk: Path, snapshot: Snapshot) -> None:
     device = swap_area(disk)
     before = disk.read_bytes()
     free_slots(snapshot, 4 * MIB)
-    with pytest.raises(TargetTooSmall, match="4 MiB of swap are free"):
+    with pytest.raises(TargetTooSmall, match="Only 4 MiB of swap are free") as failed:
         claim.prepare(device, CYCLE, None)
+    assert "swapped out" in failed.value.todo
     assert not snapshot.open and snapshot.freed == 1
     assert found(device) is None
     assert disk.read_bytes() == before
@@ -239,7 +253,17 @@ def test_a_device_that_is_too_small_is_named(tmp_path: Path) -> None:
         claim.prepare(device, CYCLE, None)
 
 
-def test_what_is_taken_is_given_back_where_preparing_fails(disk: Path, snapshot: Snapshot) -> None:
+def test_a_file_that_is_too_small_is_named(disk: Path) -> None:
+    before = disk.read_bytes()
+    blocks = files.Blocks(DEVICE, ((24 * MIB, 4 * MIB),), written=False)
+    device = replace(image_file(disk), blocks=blocks)
+    with pytest.raises(TargetTooSmall):
+        claim.prepare(device, CYCLE, None)
+    assert found(device) is None
+    assert not changed_outside(disk, before, list(blocks.spans))
+
+
+def test_what_is_taken_is_given_back_if_preparing_fails(disk: Path, snapshot: Snapshot) -> None:
     device = swap_area(disk)
     with disk.open("r+b") as opened:
         opened.seek(AREA)
@@ -249,10 +273,17 @@ def test_what_is_taken_is_given_back_where_preparing_fails(disk: Path, snapshot:
     with pytest.raises(TargetHoldsData):
         claim.prepare(device, CYCLE, None)
     assert not snapshot.open
+    missing = disk.with_name("nonesuch"), disk
+    with pytest.raises(OSError, match="nonesuch"):
+        claim.prepare(image_file(disk), CYCLE, missing)
+    assert not changed_outside(disk, before, list(OURS))
+    with disk.open("r+b") as opened:
+        opened.seek(AREA)
+        opened.write(bytes(32))
     free_slots(snapshot, 24 * MIB)
     with pytest.raises(OSError, match="nonesuch"):
-        claim.prepare(image_file(disk), CYCLE, (disk.with_name("nonesuch"), disk))
-    assert not changed_outside(disk, before, list(OURS))
+        claim.prepare(device, CYCLE, missing)
+    assert not snapshot.open and found(device) is None
 
 
 def test_what_was_not_looked_at_is_not_written_to(disk: Path) -> None:
@@ -263,9 +294,7 @@ def test_what_was_not_looked_at_is_not_written_to(disk: Path) -> None:
     assert disk.read_bytes() == before
 
 
-def test_a_locator_is_forgotten_where_nobody_holds_the_slots(
-    disk: Path, snapshot: Snapshot
-) -> None:
+def test_a_locator_is_removed_if_nobody_holds_the_slots(disk: Path, snapshot: Snapshot) -> None:
     device = swap_area(disk)
     before = disk.read_bytes()
     free_slots(snapshot, 24 * MIB)
@@ -273,18 +302,18 @@ def test_a_locator_is_forgotten_where_nobody_holds_the_slots(
     assert found(device) is not None
     snapshot.refuse[swap.SET_SWAP_AREA] = errno.EPERM
     with pytest.raises(TargetInUse):
-        claim.forget(device)
+        claim.remove_swap_locator(device)
     assert found(device) is not None
     del snapshot.refuse[swap.SET_SWAP_AREA]
-    claim.forget(device)
+    claim.remove_swap_locator(device)
     assert found(device) is None and not snapshot.open
     assert disk.read_bytes()[AREA : AREA + PAGE] == before[AREA : AREA + PAGE]
 
 
-def test_a_locator_in_swap_that_was_switched_off_is_forgotten(disk: Path) -> None:
+def test_a_locator_is_removed_from_swap_that_was_switched_off(disk: Path) -> None:
     """It is a partition like others then; no slots have to be held."""
     device = image_file(disk)
     claim.prepare(device, CYCLE, None).close()
     assert found(device) is not None
-    claim.forget(TargetDevice(disk, disk.stat().st_size, locator=device.locator))
+    claim.remove_swap_locator(TargetDevice(disk, disk.stat().st_size, locator=device.locator))
     assert found(device) is None

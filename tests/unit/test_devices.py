@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What udev tells of a device, and what is made of it."""
+"""What udev says about a device, and which device a target's name means."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kjump.session.target import devices, files, swaps
 @pytest.mark.parametrize(
     ("properties", "found"),
     [
-        # A blank partition of a GPT disk, as udev 257 tells it.
+        # A blank partition of a GPT disk, as udev 257 describes it.
         ({"DEVTYPE": "partition", "ID_PART_TABLE_TYPE": "gpt", "ID_PART_ENTRY_NUMBER": "3"}, ""),
         ({"DEVTYPE": "partition", "ID_PART_TABLE_TYPE": "gpt", "ID_FS_TYPE": "ext4"}, "ext4"),
         ({"DEVTYPE": "disk", "ID_PART_TABLE_TYPE": "gpt"}, "gpt"),
@@ -30,10 +30,22 @@ def test_a_partition_does_not_hold_its_disks_table(properties: dict[str, str], f
 # -- what a spec names -----------------------------------------------------------------------------
 
 NULL = devices.TargetDevice(
-    Path("/dev/null"), 1 << 30, number="1:3", partuuid="AB-1", label="kjump", signature="ext4"
+    Path("/dev/null"),
+    1 << 30,
+    number="1:3",
+    partuuid="AB-1",
+    label="kjump",
+    links=("/dev/disk/by-partlabel/kjump", "/dev/disk/by-partuuid/ab-1"),
+    signature="ext4",
 )
 """A device with a node that is everywhere."""
-ZERO = devices.TargetDevice(Path("/dev/zero"), 2 << 30, number="1:5", partuuid="ab-2")
+ZERO = devices.TargetDevice(
+    Path("/dev/zero"),
+    2 << 30,
+    number="1:5",
+    partuuid="ab-2",
+    links=("/dev/disk/by-partuuid/ab-2",),
+)
 
 
 class Machine:
@@ -44,7 +56,7 @@ class Machine:
         self.blocks = files.Blocks(os.makedev(1, 3), ((8 << 20, 1 << 20),), written=False)
         self.asked: list[tuple[Path, bool]] = []
         self.mapped: list[int] = []
-        monkeypatch.setattr(devices, "listing", lambda: [ZERO, NULL])
+        monkeypatch.setattr(devices, "list_devices", lambda: [ZERO, NULL])
         monkeypatch.setattr(devices, "read_swaps", lambda: self.swaps)
         monkeypatch.setattr(files, "blocks_of", self.blocks_of)
         monkeypatch.setattr(
@@ -66,14 +78,14 @@ def test_a_partition_is_found_by_each_of_its_names(machine: Machine, spec: str) 
     found = devices.resolve(spec)
     assert found == NULL and found.capacity == 1 << 30 and found.place == ""
     assert machine.mapped == [os.makedev(1, 3)]
-    assert devices.error_or_device(spec) == NULL
+    assert devices.resolve_or_error(spec) == NULL
 
 
 @pytest.mark.usefixtures("machine")
 def test_a_name_that_nobody_has_is_missing() -> None:
     with pytest.raises(TargetMissing):
         devices.resolve("PARTLABEL=other")
-    found = devices.error_or_device("PARTLABEL=other")
+    found = devices.resolve_or_error("PARTLABEL=other")
     assert isinstance(found, TargetMissing)
 
 
@@ -116,11 +128,11 @@ def test_a_file_that_is_swapped_to_gives_free_slots(machine: Machine, tmp_path: 
 
 def test_a_file_on_a_device_that_nobody_knows_is_refused(machine: Machine, tmp_path: Path) -> None:
     machine.blocks = replace(machine.blocks, device=os.makedev(9, 9))
-    with pytest.raises(TargetMissing, match="lies on"):
+    with pytest.raises(TargetMissing, match="which device"):
         devices.resolve(str(tmp_path / "image"))
 
 
-def test_swap_partitions_are_told_by_their_numbers(
+def test_swap_partitions_are_known_by_their_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (
@@ -129,7 +141,6 @@ def test_swap_partitions_are_told_by_their_numbers(
         f"{tmp_path} file 1024 0 -3\n"
         "/dev/nonesuch partition 1024 0 -4\n"
     )
-    assert swaps.swap_numbers(text) == {"1:3"}
     table = tmp_path / "swaps"
     table.write_text(text)
     monkeypatch.setattr(swaps, "SWAPS", table)
@@ -140,7 +151,7 @@ def test_swap_partitions_are_told_by_their_numbers(
 
 def test_what_udev_says_is_read_of_the_devices_that_are_there() -> None:
     pytest.importorskip("pyudev")
-    found = devices.listing()
+    found = devices.list_devices()
     for device in found:
         assert device.number.count(":") == 1 and device.size % devices.SECTOR == 0
         assert str(device.path).startswith("/dev/")

@@ -356,7 +356,7 @@ def test_a_file_in_memory_has_no_place_on_a_disk() -> None:
         pytest.skip("a file has to be root's")
     memory = os.memfd_create("image")
     try:
-        with pytest.raises(UnsuitableFile, match="neither on ext4"):
+        with pytest.raises(UnsuitableFile, match="is not on ext4"):
             os.fchmod(memory, 0o600)
             files._blocks(memory, "image", swap=False)
     finally:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,22 +15,19 @@ from kjump.errors import (
     StaleHelper,
     TargetMissing,
 )
-from kjump.handoff import note, request
+from kjump.handoff import request
+from kjump.handoff.documents import FileSystem, SaveOrder
 from kjump.helper import warm
 from kjump.image import target
 from kjump.machine import syscalls
 from kjump.machine.ranges import PAGE
 
+from . import samples
 from .played_helper import CELL, NONCE, Machine
 
 REQUEST_PAGE, AT = 0x20000, 0x22000
 JUMP_BACK = 0x7654000
-MACHINE = {key: f"<{key}>" for key in request.FIXED}
-NOTED = note.Note(
-    JUMP_BACK,
-    MACHINE | {"mode": "warm", "request_page": REQUEST_PAGE, "devices": ["/dev/disk/by-x/t"]},
-)
-ORDERS = warm.Orders(REQUEST_PAGE, (Path("/dev/disk/by-x/t"),))
+ORDER = replace(samples.WARM_ORDER, request_page=REQUEST_PAGE, devices=("/dev/disk/by-x/t",))
 
 
 @pytest.fixture
@@ -43,9 +40,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     return played
 
 
-def ask(machine: Machine, document: Mapping[str, object]) -> None:
+def ask(machine: Machine, order: SaveOrder) -> None:
     """In two pages that lie apart."""
-    data = request.pack(document)
+    data = request.pack(order.to_json())
     places = [AT, AT + 4 * PAGE][: -(-len(data) // PAGE)]
     machine.put(REQUEST_PAGE, request.pack_page(NONCE, places, len(data)))
     for number, place in enumerate(places):
@@ -60,7 +57,7 @@ def test_the_targets_driver_is_waited_for(
 ) -> None:
     waited: list[tuple[list[Path], float]] = []
     monkeypatch.setattr(target, "wait_for", lambda links, wait: waited.append((links, wait)))
-    assert warm.prepare(NOTED, 30) == ORDERS
+    warm.prepare(ORDER, 30)
     assert waited == [([Path("/dev/disk/by-x/t")], 30)]
     assert not machine.done
 
@@ -73,7 +70,7 @@ def test_a_target_that_does_not_come_is_named(
 
     monkeypatch.setattr(target, "wait_for", missing)
     with pytest.raises(TargetMissing):
-        warm.prepare(NOTED, 30)
+        warm.prepare(ORDER, 30)
     assert not machine.done
 
 
@@ -82,7 +79,7 @@ def test_processors_that_would_wake_up_keep_it_from_resting(
 ) -> None:
     monkeypatch.setattr(warm, "park_badly", lambda *_: True)
     with pytest.raises(NoWarmHelper, match="parked"):
-        warm.prepare(NOTED, 30)
+        warm.prepare(ORDER, 30)
     assert not machine.done
 
 
@@ -91,7 +88,7 @@ def test_a_kernel_that_cannot_be_kept_is_named_with_its_reason(
 ) -> None:
     monkeypatch.setattr(syscalls, "probe_kexec_jump", lambda: KexecDisabled("It is switched off."))
     with pytest.raises(NoWarmHelper, match=r"cannot be kept running\.  It is switched off\."):
-        warm.prepare(NOTED, 30)
+        warm.prepare(ORDER, 30)
     assert not machine.done
 
 
@@ -99,12 +96,12 @@ def test_a_kernel_that_cannot_be_kept_is_named_with_its_reason(
 
 
 def test_it_reports_before_it_goes_and_is_there_again_after(machine: Machine) -> None:
-    warm.rest(CELL, NOTED, {"boot": 1.5})
+    warm.rest(CELL, JUMP_BACK, {"boot": 1.5})
     assert machine.done == ["load to come back", "jump", "unload"]
     found = machine.report()
     assert found is not None
-    assert (found["by"], found["result"], found["jump_back"]) == ("helper", "warm", JUMP_BACK)
-    assert found["phases"] == {"boot": 1.5}
+    assert (found.by, found.result, found.jump_back) == ("helper", "warm", JUMP_BACK)
+    assert found.phases == {"boot": 1.5}
     assert machine.said[-1] == "the helper runs again"
 
 
@@ -112,42 +109,41 @@ def test_it_reports_before_it_goes_and_is_there_again_after(machine: Machine) ->
 
 
 def test_a_request_is_read_out_of_the_sessions_memory(machine: Machine) -> None:
-    document = MACHINE | {"cycle": "1", "file_systems": ["x" * 100] * 50}
-    ask(machine, document)
-    found = warm.asked(CELL, NOTED, ORDERS)
-    assert found.document == document
-    assert found.jump_back == JUMP_BACK  # the note's: a request does not know it
+    order = samples.order(file_systems=(FileSystem("ext4", ("x" * 100,)),) * 50)
+    assert len(request.pack(order.to_json())) > PAGE
+    ask(machine, order)
+    assert warm.asked(CELL, ORDER) == order
 
 
 def test_a_request_for_another_machine_is_stale(machine: Machine) -> None:
-    ask(machine, MACHINE | {"ram": "more"})
+    ask(machine, samples.order(ram=((0x100000, 0x9000000),)))
     with pytest.raises(StaleHelper, match="ram"):
-        warm.asked(CELL, NOTED, ORDERS)
+        warm.asked(CELL, ORDER)
 
 
 def test_nothing_asked_is_no_request(machine: Machine) -> None:
     machine.put(REQUEST_PAGE, request.blank(NONCE))
     with pytest.raises(DamagedHandoff):
-        warm.asked(CELL, NOTED, ORDERS)
+        warm.asked(CELL, ORDER)
 
 
 def test_a_request_with_another_nonce_is_not_ours(machine: Machine) -> None:
     machine.put(REQUEST_PAGE, request.pack_page(bytes(16), [AT], 100))
     with pytest.raises(DamagedHandoff, match="nonce"):
-        warm.asked(CELL, NOTED, ORDERS)
+        warm.asked(CELL, ORDER)
 
 
 def test_a_damaged_request_is_named(machine: Machine) -> None:
-    ask(machine, dict(MACHINE))
+    ask(machine, samples.ORDER)
     machine.put(AT + 40, b"\xff")
     with pytest.raises(DamagedHandoff, match="checksum"):
-        warm.asked(CELL, NOTED, ORDERS)
+        warm.asked(CELL, ORDER)
 
 
 def test_a_request_in_the_window_is_our_own_memory(machine: Machine) -> None:
     machine.put(REQUEST_PAGE, request.pack_page(NONCE, [CELL.window_start + PAGE], 100))
     with pytest.raises(DamagedHandoff, match="cannot lie at"):
-        warm.asked(CELL, NOTED, ORDERS)
+        warm.asked(CELL, ORDER)
 
 
 def test_memory_that_cannot_be_read_is_named(
@@ -158,4 +154,4 @@ def test_memory_that_cannot_be_read_is_named(
 
     monkeypatch.setattr("kjump.machine.memory.PhysicalMemory.read", refuse)
     with pytest.raises(DamagedHandoff, match="cannot be read at 0x20000: Operation not permitted"):
-        warm.asked(CELL, NOTED, ORDERS)
+        warm.asked(CELL, ORDER)

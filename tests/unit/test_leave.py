@@ -17,6 +17,8 @@ from kjump.machine import code, memory
 
 from .played_helper import CELL, CELL_AT, NONCE, PAGE_AT, WINDOW, Machine
 
+REPORT = reports.Report(reports.HELPER)
+
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
@@ -27,7 +29,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
 
 
 def test_the_cell_is_where_the_command_line_says(machine: Machine) -> None:
-    assert leave.find_cell(f"quiet kjump.return={CELL_AT:#x} panic=10") == CELL
+    machine.command_line.write_text(f"quiet kjump.return={CELL_AT:#x} panic=10\n")
+    assert leave.find_cell() == CELL
 
 
 @pytest.mark.parametrize(
@@ -41,20 +44,23 @@ def test_the_cell_is_where_the_command_line_says(machine: Machine) -> None:
     ],
 )
 def test_no_cell_is_named(machine: Machine, line: str) -> None:
+    machine.command_line.write_text(f"{line}\n")
     with pytest.raises(DamagedHandoff):
-        leave.find_cell(line)
+        leave.find_cell()
 
 
 def test_a_damaged_cell_is_named(machine: Machine) -> None:
+    machine.command_line.write_text(f"kjump.return={CELL_AT:#x}\n")
     machine.put(CELL_AT + 40, b"\xff")
     with pytest.raises(DamagedHandoff, match="checksum"):
-        leave.find_cell(f"kjump.return={CELL_AT:#x}")
+        leave.find_cell()
 
 
 def test_memory_that_cannot_be_read_is_named(machine: Machine) -> None:
+    machine.command_line.write_text(f"kjump.return={CELL_AT:#x}\n")
     machine.path.unlink()
     with pytest.raises(DamagedHandoff, match="cannot be read"):
-        leave.find_cell(f"kjump.return={CELL_AT:#x}")
+        leave.find_cell()
 
 
 def test_this_kernel_was_not_started_by_kjump(machine: Machine) -> None:
@@ -66,29 +72,29 @@ def test_this_kernel_was_not_started_by_kjump(machine: Machine) -> None:
 
 
 def test_a_report_arrives_in_its_page(machine: Machine) -> None:
-    document = leave.failure(TargetWriteFailed("The disk is broken."), tries=2)
-    assert document["by"] == "helper" and document["result"] == "failed"
-    assert document["error"] == "TargetWriteFailed" and document["tries"] == 2
-    assert leave.tell(CELL, document)
-    assert machine.report() == document and not machine.said
+    report = reports.failed(reports.HELPER, TargetWriteFailed("The disk is broken."))
+    assert (report.by, report.result) == ("helper", "failed")
+    assert (report.error, report.what) == ("TargetWriteFailed", "The disk is broken.")
+    assert leave.write_report(CELL, report)
+    assert machine.report() == report and not machine.said
 
 
 def test_a_page_that_is_not_ours_stays_as_it_is(machine: Machine) -> None:
     machine.put(PAGE_AT, reports.blank(bytes(16)))
     before = machine.path.read_bytes()
-    assert not leave.tell(CELL, {"by": "helper"})
+    assert not leave.write_report(CELL, REPORT)
     assert machine.path.read_bytes() == before and "report page" in machine.said[0]
 
 
 def test_without_a_page_nobody_reports(machine: Machine) -> None:
     before = machine.path.read_bytes()
-    assert not leave.tell(Cell(0, NONCE, WINDOW, 1 << 20), {"by": "helper"})
+    assert not leave.write_report(Cell(0, NONCE, WINDOW, 1 << 20), REPORT)
     assert machine.path.read_bytes() == before and not machine.said
 
 
 def test_a_report_that_cannot_be_written_keeps_nobody_from_going_back(machine: Machine) -> None:
     machine.path.unlink()
-    assert not leave.tell(CELL, {"by": "helper"})
+    assert not leave.write_report(CELL, REPORT)
     assert "cannot be written" in machine.said[0]
 
 
@@ -159,4 +165,4 @@ def test_a_copy_that_died_is_reported_and_left(
         leave.main()
     assert machine.done == ["stop watchdogs"] * stopped + ["load for good", "jump"]
     found = machine.report()
-    assert found is not None and found["error"] == error
+    assert found is not None and found.error == error

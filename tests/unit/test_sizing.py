@@ -55,16 +55,24 @@ def test_a_size_that_is_configured_is_rounded_up(session: Session) -> None:
     assert found.window_size == 34 * MIB
 
 
-def test_what_is_said_beside_the_initrd_counts(session: Session) -> None:
+def test_what_is_recorded_of_the_initrd_counts(session: Session) -> None:
     session.initrd.with_suffix(".json").write_text('{"unpacked": 12345678, "splash": 1000}')
     parts = sizing.size_helper(settings(session), "6.1.0-1").parts
     assert (parts["unpacked"], parts["splash"]) == (12345678, 1000)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"unpacked": "much"}', '{"unpacked": null}'])
-def test_what_is_said_beside_it_and_makes_no_sense_does_not(session: Session, text: str) -> None:
+@pytest.mark.parametrize("text", ["{}", '{"splash": 1000}'])
+def test_a_size_that_was_not_recorded_is_estimated(session: Session, text: str) -> None:
     session.initrd.with_suffix(".json").write_text(text)
-    assert sizing.unpacked_size(session.initrd) == 4 * len(session.ramdisk)
+    parts = sizing.size_helper(settings(session), "6.1.0-1").parts
+    assert parts["unpacked"] == 4 * len(session.ramdisk)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"unpacked": "much"}', '{"unpacked": null}'])
+def test_a_size_that_makes_no_sense_counts_as_damage(session: Session, text: str) -> None:
+    session.initrd.with_suffix(".json").write_text(text)
+    with pytest.raises(NoHelperInitrd, match="record of the helper initrd"):
+        sizing.size_helper(settings(session), "6.1.0-1")
 
 
 def test_what_is_missing_is_named(session: Session) -> None:

@@ -29,7 +29,7 @@ class Systemd:
         monkeypatch.setattr(systemd_bus, "thaw", self.thaw)
         monkeypatch.setattr(sleep, "FREEZER", self.freezer)
         monkeypatch.setattr(time, "sleep", self.sleep)
-        monkeypatch.setattr(hooks, "find", lambda: [Path("/usr/lib/systemd/system-sleep/x")])
+        monkeypatch.setattr(hooks, "find_hooks", lambda: [Path("/usr/lib/systemd/system-sleep/x")])
 
     def serve(self) -> None:
         if self.fails:
@@ -66,7 +66,7 @@ def test_hooks_have_their_time_and_a_little_more(systemd: Systemd) -> None:
 def test_without_hooks_no_unit_is_started(
     systemd: Systemd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hooks, "find", list)
+    monkeypatch.setattr(hooks, "find_hooks", list)
     assert sleep.run_hooks(None, "post", 90) == []
     assert not systemd.started
 

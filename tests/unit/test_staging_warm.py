@@ -13,6 +13,8 @@ import pytest
 from kjump.errors import DamagedHandoff, StagingFailed, StaleHelper, TooLittleMemory
 from kjump.handoff import cell as cells
 from kjump.handoff import note, request, window_layout
+from kjump.handoff.documents import SaveOrder, WarmOrder
+from kjump.handoff.report import Report
 from kjump.machine import elf
 from kjump.machine.ranges import MIB, PAGE
 from kjump.session.staging import warm
@@ -48,9 +50,13 @@ def note_of(session: Session, helper: Warm) -> note.Note:
     return note.unpack(descriptor)
 
 
+def order_of(session: Session, helper: Warm) -> WarmOrder:
+    return WarmOrder.from_json(note_of(session, helper).document)
+
+
 def request_of(session: Session, helper: Warm) -> bytes:
     """The request, as the helper reads it."""
-    page = session.page(int(note_of(session, helper).document["request_page"]))
+    page = session.page(order_of(session, helper).request_page)
     hidden = [helper.window.range]
     return request.read(page, cell_of(session, helper).nonce, session.page, hidden)
 
@@ -71,7 +77,7 @@ def test_it_is_started_to_get_warm_and_asks_nobody_yet(session: Session) -> None
     helper = stage(session)
     document = note_of(session, helper).document
     assert document["mode"] == "warm" and "cycle" not in document
-    assert list(document["devices"]) == [str(link) for link in TARGET.links]
+    assert order_of(session, helper).devices == TARGET.links
     assert request_of(session, helper) == b""
     helper.check()
     assert helper.room is not None
@@ -113,10 +119,9 @@ def test_what_cannot_be_staged_leaves_nothing(
 def test_the_request_says_what_the_cycle_wants(session: Session) -> None:
     helper = stage(session)
     ask(session, helper)
-    document = note.unpack(request_of(session, helper)).document
-    assert document["cycle"] == str(CYCLE)
-    assert document["target"]["links"] == [str(link) for link in TARGET.links]
-    request.check(note_of(session, helper).document, document)
+    order = SaveOrder.from_json(note.unpack(request_of(session, helper)).document)
+    assert order.cycle == CYCLE and order.target.links == TARGET.links
+    request.check(order_of(session, helper).facts, order.facts)
     helper.check()
 
 
@@ -146,7 +151,7 @@ def unloaded(session: Session) -> None:
 
 CHANGES: list[tuple[Callable[[Session], None], str]] = [
     (another_initrd, "its initrd or its settings"),
-    (more_memory, "another ram"),
+    (more_memory, "the machine changed: ram"),
     (unloaded, "somebody unloaded it"),
 ]
 
@@ -209,7 +214,7 @@ def test_its_way_back_shows_whose_image_is_loaded(session: Session) -> None:
     helper = stage(session)
     session.put(cell_of(session, helper).report_page, b"old report")
     session.flags[0x300] = RESERVED
-    helper.welcome({"by": "helper", "jump_back": 0x300 * PAGE + 16})
+    helper.welcome(Report("helper", jump_back=0x300 * PAGE + 16))
     assert helper.report() is None and helper.is_ours()
     session.flags[0x300] = 0  # who loads another image sets that page free
     assert not helper.is_ours()

@@ -113,12 +113,7 @@ def snapshot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Snapshot:
 def test_slots_beside_each_other_are_one_piece(snapshot: Snapshot) -> None:
     snapshot.offer([10, 11, 12, 20, 5, 6, 21])
     with swap.Slots(DISK, 3 * PAGE, 100) as slots:
-        assert slots.spans == [
-            (10 * PAGE, 3 * PAGE),
-            (20 * PAGE, PAGE),
-            (5 * PAGE, 2 * PAGE),
-            (21 * PAGE, PAGE),
-        ]
+        assert slots.spans == [(5 * PAGE, 2 * PAGE), (10 * PAGE, 3 * PAGE), (20 * PAGE, 2 * PAGE)]
         assert snapshot.area == (swap.encoded_device(DISK), 3)  # in pages
         assert (len(snapshot.open), snapshot.freed) == (1, 0)
     assert (len(snapshot.open), snapshot.freed) == (0, 1)
@@ -133,7 +128,7 @@ def test_no_more_slots_are_taken_than_asked_for(snapshot: Snapshot) -> None:
     assert snapshot.freed == 1
 
 
-def test_where_no_slot_is_free_nothing_is_held(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_if_no_slot_is_free_nothing_is_held(snapshot: Snapshot, tmp_path: Path) -> None:
     with pytest.raises(TargetTooSmall):
         swap.Slots(DISK, 0, 30)
     assert snapshot.freed == 1 and not held(tmp_path)
@@ -165,7 +160,7 @@ def test_an_area_that_the_kernel_does_not_take_is_named(
 @pytest.mark.parametrize(
     ("number", "error"), [(errno.EBUSY, TargetInUse), (errno.EACCES, NoSnapshotDevice)]
 )
-def test_who_hibernates_just_then_is_not_disturbed(
+def test_a_hibernation_that_is_under_way_is_not_disturbed(
     snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, number: int, error: type[KjumpError]
 ) -> None:
     def refuse(*_arguments: object) -> int:

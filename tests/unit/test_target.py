@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kjump.errors import FileSystemChanged, KjumpError, NoTarget, TargetMissing
+from kjump.handoff.report import Report
 from kjump.image import locator as locators
 from kjump.image import superblocks, target
 from kjump.image.layout import BLOCK
@@ -41,7 +42,7 @@ def test_a_name_is_the_link_that_udev_makes(spec: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["", "PARTUUID", "PARTUUID=", "PARTUUID=../../vda", "ID=1", "vda3", "/home/x"]
+    "spec", ["", "PARTUUID", "PARTUUID=", "PARTUUID=..", "SERIAL=1", "vda3", "/home/x"]
 )
 def test_what_names_no_device_is_refused(spec: str) -> None:
     with pytest.raises(NoTarget):
@@ -108,7 +109,7 @@ def wreck(disk: Path) -> None:
 
 
 def test_the_reason_outlives_the_blocks_of_the_image(disk: Path) -> None:
-    reason = {"by": "resume", "result": "failed", "error": "FileSystemChanged"}
+    reason = Report("resume", "failed", "FileSystemChanged")
     with open_image(disk, AREA.locator, writable=True) as device:
         superblock = superblocks.load(device)
         assert superblock is not None
@@ -117,7 +118,7 @@ def test_the_reason_outlives_the_blocks_of_the_image(disk: Path) -> None:
         damage(disk)
         found = examine(disk, AREA.locator)
         assert found is not None and found.state == "spent"
-        assert found.cycle_id == CYCLE and found.reason["error"] == "FileSystemChanged"
+        assert found.cycle_id == CYCLE and found.reason.error == "FileSystemChanged"
 
 
 def test_an_image_that_cannot_be_reached_says_so_once(disk: Path) -> None:
@@ -127,14 +128,14 @@ def test_an_image_that_cannot_be_reached_says_so_once(disk: Path) -> None:
     error: KjumpError = FileSystemChanged("The root file system was mounted.")
     target.leave_reason(disk, AREA.locator, error)
     found = examine(disk, AREA.locator)
-    assert found is not None and (found.state, found.reason["error"]) == (
+    assert found is not None and (found.state, found.reason.error) == (
         "spent",
         "FileSystemChanged",
     )
     # The first reason is the one that counts.
     target.leave_reason(disk, AREA.locator, TargetMissing("It is gone."))
     found = examine(disk, AREA.locator)
-    assert found is not None and found.reason["error"] == "FileSystemChanged"
+    assert found is not None and found.reason.error == "FileSystemChanged"
 
 
 def test_where_no_locator_is_nothing_is_written(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Laying out a kernel in the window: what the next kernel is told, and that nothing overlaps."""
+"""Laying out a kernel in the window: what the next kernel gets, and that nothing overlaps."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kjump.errors import StagingFailed
+from kjump.errors import NoHelperKernel
 from kjump.handoff import cell, note, window_layout
 from kjump.machine import memory
 from kjump.machine.memory import HEADROOM
 from kjump.machine.ranges import MIB, PAGE
+from kjump.session.staging import helper_record
 
 from .played_session import FIRMWARE, INIT_SIZE, LOW, bzimage
 
@@ -57,7 +58,7 @@ def test_consoles_are_the_running_kernels_unless_named() -> None:
 @given(st.lists(st.sampled_from([*window_layout.KEPT_WORDS, "quiet", "root=/dev/x", "init=/x"])))
 def test_only_what_this_machine_needs_again_is_kept(running: list[str]) -> None:
     words = window_layout.words(" ".join(running), cpus=3)
-    kept = [word for word in running if word in window_layout.KEPT_WORDS]
+    kept = [word for word in window_layout.KEPT_WORDS if word in running]
     assert [word for word in words if word in window_layout.KEPT_WORDS] == kept
     assert not {"quiet", "root=/dev/x", "init=/x"} & set(words)
     assert words.count("nr_cpus=3") == 1
@@ -93,7 +94,7 @@ def test_segments_fill_the_window_without_a_gap(initrd: int, size: int) -> None:
     fits = room >= HEADROOM + INIT_SIZE
     try:
         entry, segments = place(size, initrd)
-    except StagingFailed:
+    except window_layout.WindowTooSmall:
         assert not fits
         return
     assert fits and entry == START
@@ -119,14 +120,14 @@ def test_the_command_line_ends_within_what_the_kernel_reads(length: int, good: b
     if good:
         place(8 * MIB, PAGE, line="x" * length)
         return
-    with pytest.raises(StagingFailed, match="too long"):
+    with pytest.raises(window_layout.CommandLineTooLong, match=f"has {length + 1} bytes"):
         place(8 * MIB, PAGE, line="x" * length)
 
 
 def test_a_files_content_can_be_given_to_the_system_call(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"content" * 1000)
-    with window_layout.map_file(path) as view:
+    with helper_record.map_file(path, "", NoHelperKernel) as view:
         view[0] = 0  # copy-on-write
         assert view[1:7] == b"ontent"
     assert path.read_bytes()[0] == ord("c")
