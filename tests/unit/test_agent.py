@@ -20,7 +20,7 @@ from ..vm.channel import Channel
 
 
 class Line:
-    """A serial line between a channel and an agent, which loses bytes as it is told."""
+    """A serial line between a channel and an agent, which loses the bytes that a test names."""
 
     def __init__(self, channel: Channel) -> None:
         self.port, device = pty.openpty()

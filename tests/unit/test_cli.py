@@ -310,8 +310,8 @@ def test_a_report_that_says_so_leads_to_systemd_sleep(
     report = {"result": "failed", "what": "No CONFIG_KEXEC_JUMP.", "fallback": "stock"}
     hibernated(monkeypatch, Kjumpd(report), "--fallback")
     assert became == [SLEEP]
-    told = capsys.readouterr().err
-    assert "No CONFIG_KEXEC_JUMP.  The kernel's own hibernation is done instead." in told
+    reported = capsys.readouterr().err
+    assert "No CONFIG_KEXEC_JUMP.  The kernel's own hibernation is done instead." in reported
 
 
 def test_without_the_daemon(

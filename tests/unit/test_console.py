@@ -17,7 +17,7 @@ from kjump.console import lines as console
 
 
 class Terminal:
-    """A pseudo terminal that is read from only when it is told to."""
+    """A pseudo terminal that is read from only when a test asks for it."""
 
     def __init__(self) -> None:
         self.master, self.slave = pty.openpty()

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# libudev listens only where it finds udevd's socket.
+# libudev listens only if it finds udevd's socket.
 SETTING = """
 set -e
 mount -t tmpfs none /run
@@ -56,7 +56,7 @@ for time in range(3):
         udevd.sendto(b"x" * 400, (0, UDEV))
     for _ in range(1000):
         context.iteration(False)
-    assert heard, f"lost events are told of, time {time}"
+    assert heard, f"lost events are reported, time {time}"
     count = len(heard)
     all_heard()
     assert len(heard) == count, "and then it is quiet"

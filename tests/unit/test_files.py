@@ -180,7 +180,7 @@ def test_what_a_kernel_answered_of_btrfs() -> None:
         ("/sys/devices/virtual/block/nbd0", "", "virtual"),
     ],
 )
-def test_mapped_devices_are_told_by_their_place(path: str, dm_uuid: str, words: str) -> None:
+def test_mapped_devices_are_known_by_their_place(path: str, dm_uuid: str, words: str) -> None:
     found = files.stacked(path, dm_uuid)
     assert words in found
     assert bool(found) == bool(words)
@@ -288,7 +288,7 @@ def test_the_blocks_of_a_file_hold_its_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("disk")
-def test_a_file_that_was_never_written_to_is_told_from_one_that_was(tmp_path: Path) -> None:
+def test_a_file_that_was_never_written_to_differs_from_one_that_was(tmp_path: Path) -> None:
     path = tmp_path / "image"
     with path.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, 64 * BLOCK)

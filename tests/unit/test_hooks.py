@@ -69,7 +69,7 @@ def test_all_at_once(folders: tuple[Path, Path]) -> None:
     assert [result.code for result in results] == [0, 0]
 
 
-def test_failures_are_told_and_stop_nothing(folders: tuple[Path, Path]) -> None:
+def test_failures_are_reported_and_stop_nothing(folders: tuple[Path, Path]) -> None:
     etc = folders[0]
     hook(etc, "a", "exit 3")
     hook(etc, "b", "kill -9 $$")
@@ -122,8 +122,8 @@ def test_the_units_program_tells_the_journal_of_the_cycle(
     monkeypatch.setattr(hooks, "find_hooks", lambda _folders: found)
     monkeypatch.setattr(hooks, "read_mark", lambda: Mark("12345678-aaaa", hooks=True))
     assert hooks.main(["post"]) == 0  # exit codes are noted, not obeyed
-    told = capsys.readouterr().err
-    assert "kjumpd [12345678 hooks-post]: good: hello from post" in told
-    assert "bad ended with 3" in told
+    logged = capsys.readouterr().err
+    assert "kjumpd [12345678 hooks-post]: good: hello from post" in logged
+    assert "bad ended with 3" in logged
     with pytest.raises(SystemExit):
         hooks.main(["meanwhile"])

@@ -302,7 +302,9 @@ def test_chunks_must_bring_just_what_the_index_says(disk: Path, index: list[Exte
 
 
 @pytest.mark.parametrize("state", [EMPTY, COMPLETE, SPENT])
-def test_an_image_of_version_1_is_told_of_and_replaced_but_not_read(state: int, disk: Path) -> None:
+def test_an_image_of_version_1_is_reported_and_replaced_but_not_read(
+    state: int, disk: Path
+) -> None:
     write(disk, [(100, b"x" * PAGE)])
     with DirectDevice(disk, writable=True) as device:
         found = superblocks.load(device)
@@ -348,7 +350,9 @@ def test_an_outcome_too_long_is_shortened_and_still_read() -> None:
     assert found is not None and found.outcome.error == "E"
 
 
-def test_target_too_small_is_told_before_anything_beyond_it_is_written(tmp_path: Path) -> None:
+def test_a_target_too_small_is_reported_before_anything_beyond_it_is_written(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "small"
     with path.open("wb") as file:
         file.truncate(16 << 20)

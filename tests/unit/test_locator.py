@@ -399,7 +399,7 @@ def test_a_map_with_anything_wrong_is_a_named_error(
             accepted = locator.read_map(device, found, 0)
         except ImageDamaged:
             return
-        # Other blocks, but nobody can tell: whole ones on the device, none of them used twice.
+        # Other blocks, but nothing shows it: whole ones on the device, none of them used twice.
         assert what == "entry"
         taken = [(0, BLOCK), *((offset, BLOCK) for offset in places), *accepted]
         flat = [at for offset, length in taken for at in range(offset, offset + length, BLOCK)]

@@ -94,9 +94,9 @@ def test_how_much_is_exposed() -> None:
     )
     if "nrecognized option" in done.stderr:
         pytest.skip("this systemd-analyze cannot judge a file (systemd 250)")
-    told = done.stdout.strip().splitlines()[-1]
-    assert done.returncode == 0, told
-    assert float(re.findall(r"\d+\.\d", told)[0]) <= LEVEL
+    summary = done.stdout.strip().splitlines()[-1]
+    assert done.returncode == 0, summary
+    assert float(re.findall(r"\d+\.\d", summary)[0]) <= LEVEL
 
 
 CYCLES = """

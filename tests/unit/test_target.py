@@ -138,7 +138,7 @@ def test_an_image_that_cannot_be_reached_says_so_once(disk: Path) -> None:
     assert found is not None and found.reason.error == "FileSystemChanged"
 
 
-def test_where_no_locator_is_nothing_is_written(tmp_path: Path) -> None:
+def test_without_a_locator_nothing_is_written(tmp_path: Path) -> None:
     path = imaging.prepared(tmp_path / "disk", 4 * MIB)
     path.write_bytes(b"data" * MIB)
     target.leave_reason(path, MIB, TargetMissing("It is gone."))

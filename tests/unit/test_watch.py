@@ -23,8 +23,8 @@ from kjump.helper.watch import Watch
 
 
 class FakeKeys:
-    """Presses what it is told, once; and is the clock besides, on which each look for keys takes
-    `STEP` seconds."""
+    """Presses the keys that a test names, once; and is the clock, too: each look for keys takes
+    `STEP` seconds of it."""
 
     waiting: list[str] = []  # noqa: RUF012
     now = 0.0
@@ -252,7 +252,7 @@ def test_whatever_comes_after_the_copy_is_not_raised(monkeypatch: pytest.MonkeyP
     looks.end()
 
 
-def test_one_that_may_still_appear_is_told_of() -> None:
+def test_one_that_may_still_appear_is_reported() -> None:
     assert Watch().watchdog == ""
     looks = Watch()
     looks._seconds = 20

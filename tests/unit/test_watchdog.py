@@ -26,7 +26,7 @@ def test_only_a_watchdog_that_stops_is_started(
     assert not watchdog.stops(node)
     (node / "nowayout").write_text("0\n")
     assert watchdog.stops(node)
-    # One that does not tell what it hangs from, as softdog and i6300esb.
+    # One that does not show its device, as softdog and i6300esb.
     options, modules = tmp_path / "kjump.conf", tmp_path / "modules"
     monkeypatch.setattr(watchdog, "OPTIONS", options)
     monkeypatch.setattr(watchdog, "MODULES", modules)
@@ -56,7 +56,7 @@ def test_it_is_petted_and_stopped_with_the_magic_letter(tmp_path: Path) -> None:
     assert path.read_bytes() == b"\0\0V"
 
 
-def test_it_is_told_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_known_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog, "CLASS", tmp_path / "class")
     driver = tmp_path / "drivers/i6300ESB timer"
     driver.mkdir(parents=True)
@@ -68,7 +68,7 @@ def test_it_is_told_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     module.mkdir(parents=True)
     (driver / "module").symlink_to(module)
     assert watchdog._name(Path("/dev/watchdog0"), -1) == "i6300esb"
-    # Where nothing leads to the module, by what the driver calls itself.
+    # If nothing leads to the module, it is known by the driver's own name.
     said = watchdog.INFO.pack(0x8180, 0, b"i6300ESB timer")
     monkeypatch.setattr("fcntl.ioctl", lambda *_: said)
     assert watchdog._name(Path("/dev/watchdog1"), -1) == "i6300ESB timer"

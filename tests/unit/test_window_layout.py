@@ -64,7 +64,7 @@ def test_only_what_this_machine_needs_again_is_kept(running: list[str]) -> None:
     assert words.count("nr_cpus=3") == 1
 
 
-def test_acpi_is_where_the_running_kernel_was_told() -> None:
+def test_acpi_is_where_the_running_kernel_found_it() -> None:
     params = bytearray(PAGE)
     struct.pack_into("<Q", params, 0x70, 0x7FFE0014)
     assert window_layout.acpi_rsdp(bytes(params)) == 0x7FFE0014

@@ -251,7 +251,7 @@ def test_no_reader_runs_on_behind_the_last_chunk(
         monkeypatch.setattr(threading, "Thread", Slow)
         assert len(dict(imaging.content(image, image.index(), processors=3))) == 20
         assert not [t for t in threading.enumerate() if t.name.startswith("read ")]
-        # The same where it is given up in the middle.
+        # The same if it is given up in the middle.
         given_up = imaging.content(image, image.index(), processors=3)
         next(given_up)
         del given_up
