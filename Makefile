@@ -1,20 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-# kjump: build, install, package, test.
-#
-#   make build          native parts (daemon/kjump/native/built/, daemon/request/built/)
-#   make install        everything into $(DESTDIR); serves the deb and the rpm
-#   make install-docs   manual pages and documentation only
-#   make deb            build/deb/kjump.deb, and the source package beside it
-#   make rpm            build/rpm/kjump.rpm
-#   make setup          what the tests need, with apt and pip
-#   make test           linters, unit tests, private-bus tests, guest tests in QEMU
-#   make test-all       the same, with every guest shape
-#   make bench          times beside the kernel's own hibernation; BENCH="--quick" for options
-#   make demo           one whole cycle in a guest, as a user would see it
-#   make map            docs/map.md, from the first lines of the sources
-#   make kernel         a Debian kernel package with CONFIG_KEXEC_JUMP
-#   make kernel-debug   a small one with debug information, for the tests with crash and drgn
-#   make clean
+# kjump: build, install, package, test.  `make help` lists the targets, from the comments beside
+# them; `make` alone builds.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -44,8 +30,12 @@ KERNELHOOKDIR ?= /etc/kernel
 INITRDS ?= initramfs-tools dracut mkinitcpio
 KERNELHOOKS ?= postinst.d kernel-install
 
-.PHONY: all build install install-docs map deb rpm setup lint test test-all test-python test-guests bench demo kernel kernel-debug clean
+.PHONY: all help build install install-docs map deb rpm setup lint format check coverage test test-all test-python \
+	test-guests bench demo kernel kernel-debug clean
 all: build
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # -- native parts ---------------------------------------------------------------------------
 #
@@ -65,7 +55,7 @@ LIBRARY := $(if $(wildcard $(NATIVE)/*.c),$(BUILT)/libkjump.so)
 # What asks on systemd's behalf is a program of its own, with the exit codes of kjump/errors.py.
 REQUEST := daemon/request/built/kjump-hibernate
 
-build: $(STUBS) $(LIBRARY) $(REQUEST)
+build: $(STUBS) $(LIBRARY) $(REQUEST) ## the native parts, in daemon/kjump/machine/built/ and daemon/request/built/ (the default)
 
 $(BUILT) $(dir $(REQUEST)):
 	@mkdir -p $@
@@ -118,7 +108,7 @@ D = $(DESTDIR)
 # $(call into,DIR,MODE,FILES): install FILES, where there are any, into DIR.
 into = $(if $(strip $(3)),install -d $(D)$(1) && install -m $(2) $(3) $(D)$(1)/)
 
-install: build install-docs $(COMPLETIONS)
+install: build install-docs $(COMPLETIONS) ## everything into $(DESTDIR); the deb and the rpm use it
 	@find daemon/kjump -type d ! -name __pycache__ ! -name built -printf '%P\n' | while read -r folder; do \
 		install -d "$(D)$(PYTHONDIR)/kjump/$$folder"; \
 		find "daemon/kjump/$$folder" -maxdepth 1 -name '*.py' \
@@ -160,37 +150,37 @@ ifneq ($(filter kernel-install,$(KERNELHOOKS)),)
 endif
 
 # The documentation has the layout of the source tree, so that links from page to page work there too.
-install-docs: $(MANUALS)
+install-docs: $(MANUALS) ## manual pages and documentation only
 	@for page in $(MANUALS); do \
 		install -D -m 644 "$$page" "$(D)$(DATADIR)/man/man$${page##*.}/$${page##*/}"; \
 	done
 	@$(call into,$(DOCDIR),644,README.md NEWS CONTRIBUTING.md SECURITY.md)
 	@$(call into,$(DOCDIR)/docs,644,$(wildcard docs/*.md docs/*.svg docs/*.png))
 
-map:
+map: ## docs/map.md, from the first lines of the sources
 	@packaging/map >docs/map.md
 
 # -- packages -------------------------------------------------------------------------------
 
-deb:
+deb: ## build/deb/kjump.deb, and the source package beside it
 	@packaging/build-deb
 
-rpm:
+rpm: ## build/rpm/kjump.rpm, and the source package beside it
 	@packaging/build-rpm
 
 # -- tests ----------------------------------------------------------------------------------
 
-setup:
+setup: ## install what the tests need, with apt and pip
 	@packaging/setup
 
-PYTHON_SOURCES = daemon $(wildcard tests packaging/launchers/*) \
-	packaging/map packaging/make-completions
+# The linters find files that end in .py by themselves, the others have to be named.
+SOURCES = daemon $(wildcard tests packaging/launchers/*) packaging/map packaging/make-completions
 
 # All of them run, whatever the first finds.
-lint: setup
+lint: setup ## ruff, mypy, import-linter, shellcheck
 	@mkdir -p build; echo "lint: ruff, mypy, import-linter, shellcheck"; status=0; \
-	$(BIN)ruff check --quiet $(PYTHON_SOURCES) || status=1; \
-	$(BIN)ruff format --quiet --check $(PYTHON_SOURCES) || { echo "lint: run ruff format"; status=1; }; \
+	$(BIN)ruff check --quiet $(SOURCES) || status=1; \
+	$(BIN)ruff format --quiet --check $(SOURCES) || { echo "lint: run make format"; status=1; }; \
 	$(BIN)mypy --no-error-summary --explicit-package-bases daemon/kjump $(wildcard tests) || status=1; \
 	for script in packaging/map packaging/make-completions; do \
 		$(BIN)mypy --no-error-summary "$$script" || status=1; \
@@ -199,16 +189,39 @@ lint: setup
 	if command -v shellcheck >/dev/null; then packaging/shell-files | xargs shellcheck --severity=warning || status=1; fi; \
 	exit $$status
 
-test-python: setup build
-	@echo "test: tests/unit, tests/packages and tests/bus"
-	@$(RUN) -m pytest -q tests/unit $(wildcard tests/packages) $(wildcard tests/bus)
+format: setup ## sort imports and format the code, with ruff
+	@$(BIN)ruff check --quiet --select I --fix $(SOURCES)
+	@$(BIN)ruff format --quiet $(SOURCES)
 
-test-guests: setup build
+# In as many processes as there are processors: each test may run beside any other; packages are
+# built under a lock.
+PARALLEL = -n auto
+UNIT = $(PARALLEL) tests/unit
+COVERAGE = --cov --cov-report=
+
+check: setup build ## linters and unit tests, in less than a minute; run it before each commit
+	@status=0; \
+	$(MAKE) --no-print-directory lint || status=1; \
+	echo "check: tests/unit, with few examples for each property"; \
+	$(RUN) -m pytest -q --hypothesis-profile=fast $(UNIT) || status=1; \
+	exit $$status
+
+coverage: setup build ## which lines the unit tests reach: a table, and build/coverage/index.html
+	@$(RUN) -m pytest -q $(COVERAGE) --cov-report=term:skip-covered --cov-report=html $(UNIT)
+
+test-python: setup build ## unit tests with their coverage, package tests, private-bus tests
+	@status=0; \
+	echo "test: tests/unit"; \
+	$(RUN) -m pytest -q $(COVERAGE) --cov-report=term:skip-covered $(UNIT) || status=1; \
+	echo "test: tests/packages and tests/bus"; \
+	$(RUN) -m pytest -q $(PARALLEL) $(wildcard tests/packages) $(wildcard tests/bus) || status=1; \
+	exit $$status
+
+test-guests: setup build ## the guest tests of make test
 	@$(RUN) -m tests.vm.run
 
-# The linters stop nothing: what they find is told, the tests run, and the exit status is theirs
-# together.
-test: setup build
+# Lint failures do not stop the tests; the exit status covers both.
+test: setup build ## linters, unit tests, private-bus tests, package tests, then guest tests in QEMU
 	@echo "make test: linters, unit, bus and package tests (5 min), then guests in QEMU (30-45 min on 2 cores"
 	@echo "without KVM; the first run also makes a kernel and guest images). Caches: $(KJUMP_CACHE)"
 	@status=0; \
@@ -217,26 +230,26 @@ test: setup build
 	if test -e tests/vm/run.py; then $(MAKE) --no-print-directory test-guests || status=1; fi; \
 	exit $$status
 
-test-all: setup build
+test-all: setup build ## make test, with every guest shape
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory test-python
 	@$(RUN) -m tests.vm.run --all
 
 # What was measured before is not measured again: build/bench keeps it.
-bench: setup build
+bench: setup build ## times beside the kernel's own hibernation; BENCH="--quick" for options
 	@$(RUN) -m tests.bench $(BENCH)
 
-demo: setup build
+demo: setup build ## one whole cycle in a guest, as a user would see it
 	@echo "make demo: about 5 minutes with warm caches; the first run builds a guest image (5 min) and,"
 	@echo "where none is cached, a kernel (25 min on 2 cores). Caches: $(KJUMP_CACHE)"
 	@$(RUN) -m tests.vm.demo
 
-kernel:
+kernel: ## a Debian kernel package with CONFIG_KEXEC_JUMP
 	@packaging/kernel/build
 
-kernel-debug:
+kernel-debug: ## a small kernel with debug information, for the tests with crash and drgn
 	@packaging/kernel/build --debug
 
-clean:
+clean: ## remove everything that was built, except the caches in $(KJUMP_CACHE)
 	@rm -rf build dist $(BUILT) $(dir $(REQUEST)) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

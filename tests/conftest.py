@@ -9,5 +9,10 @@ except ImportError:  # the guest tests do without
     pass
 else:
     # A noisy machine is no failure.
-    hypothesis.settings.register_profile("kjump", deadline=None)
+    patient = hypothesis.settings(
+        deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.register_profile("kjump", patient)
+    # What `make check` runs, with --hypothesis-profile=fast.
+    hypothesis.settings.register_profile("fast", patient, max_examples=25)
     hypothesis.settings.load_profile("kjump")

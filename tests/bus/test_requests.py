@@ -223,7 +223,7 @@ def in_thread(client: Client, function: Any) -> Any:
     def work() -> None:
         try:
             box.append(function())
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (the caller looks at it)
             box.append(error)
 
     threading.Thread(target=work, daemon=True).start()

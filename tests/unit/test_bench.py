@@ -29,7 +29,7 @@ def test_a_ratio_is_taken_in_each_pair() -> None:
     assert figures.ratio(ours, [], "off") is None
 
 
-def test_ratios_are_told_until_all_of_memory_is_back() -> None:
+def test_ratios_are_reported_until_all_of_memory_is_back() -> None:
     records = [
         record(facts={"whole": 50.0}),
         record(LZO, off=60.0, running=30.0, facts={"whole": 100.0}),
@@ -59,7 +59,7 @@ def test_the_goal_at_a_quarter_is_for_the_warm_helper() -> None:
     assert off[0].limit == 1.0
 
 
-def test_the_copy_is_compared_with_a_plain_write_only_where_the_disk_is_the_limit() -> None:
+def test_the_copy_is_compared_with_a_plain_write_only_if_the_disk_is_the_limit() -> None:
     at = record(image=180 * MIB, copy=1.0, plain=200.0 * MIB)
     found = [g for g in figures.goals([at]) if g.what.startswith("copy phase / plain")]
     assert [(round(g.found, 2), g.reached) for g in found] == [(0.9, True)]
@@ -96,7 +96,7 @@ def test_report_has_a_row_for_each_system_and_says_what_is_missed() -> None:
     assert len(widths) == 1
 
 
-def test_a_busy_host_is_told() -> None:
+def test_a_busy_host_is_reported() -> None:
     said = "the host had other work to do"
     assert said not in figures.report([record(others=0.05)], {})
     assert said in figures.report([record(others=0.05), record(LZO, others=0.4)], {})

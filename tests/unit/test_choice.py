@@ -38,7 +38,7 @@ def copy(
     """What a copy costs to a disk that takes ``disk(time)`` seconds for a byte: its seconds, and
     those of reading it by as much as they count; and how many chunks each compression got.
     ``costs``: of all chunks, or of each; ``fixed``: all get this one; ``disturbed``: chunks that
-    take fifty times the processor's time where they are not compressed."""
+    take fifty times the processor's time if they are not compressed."""
     choice = Choice(processors)
     free = [0.0] * processors
     writes: list[tuple[float, int]] = []
@@ -153,7 +153,7 @@ def test_a_disk_that_becomes_slower_or_faster_is_noticed() -> None:
     assert fast_then_slow[NONE] > 500 and fast_then_slow[ZSTD] > 500, fast_then_slow
 
 
-def told(ends: int = 10) -> tuple[Choice, float]:
+def informed(ends: int = 10) -> tuple[Choice, float]:
     """One that has seen chunks of `SLOW` and a target of 0.2 GB/s, which has something to do; and
     the moment at which its last write ended."""
     choice, now = Choice(2), 0.0
@@ -175,14 +175,14 @@ def test_a_chunk_of_one_page_says_little_of_a_compression() -> None:
 
 
 def test_writes_of_one_page_say_little_of_the_target() -> None:
-    choice, now = told()
+    choice, now = informed()
     for number in range(1, 13):
         choice.ends(4096, now + number * 1e-3)
     assert 4.9 * GB < choice._target < 5.1 * GB
 
 
 def test_what_nothing_compresses_is_not_made_up_for_afterwards() -> None:
-    choice, _ = told()
+    choice, _ = informed()
     for _ in range(500):
         choice.packed(choice.choose(roomy=True), SIZE, SIZE, 0.5 * GB * SIZE)
     used = Counter(choice.choose(roomy=True) for _ in range(50))

@@ -235,7 +235,7 @@ def test_enable_without_an_installation(tmp_path: Path) -> None:
 def test_the_drop_in_replaces_what_hibernation_starts() -> None:
     text = (ROOT / "units/dropins/systemd-hibernate.service.d/50-kjump.conf").read_text()
     assert re.search(
-        r"^ExecStart=\n(#.*\n)*ExecStart=/usr/libexec/kjump/kjump-hibernate$", text, re.M
+        r"^ExecStart=\n(#.*\n)*ExecStart=/usr/libexec/kjump/kjump-hibernate$", text, re.MULTILINE
     )
 
 
@@ -310,8 +310,8 @@ def test_a_report_that_says_so_leads_to_systemd_sleep(
     report = {"result": "failed", "what": "No CONFIG_KEXEC_JUMP.", "fallback": "stock"}
     hibernated(monkeypatch, Kjumpd(report), "--fallback")
     assert became == [SLEEP]
-    told = capsys.readouterr().err
-    assert "No CONFIG_KEXEC_JUMP.  The kernel's own hibernation is done instead." in told
+    reported = capsys.readouterr().err
+    assert "No CONFIG_KEXEC_JUMP.  The kernel's own hibernation is done instead." in reported
 
 
 def test_without_the_daemon(

@@ -17,7 +17,7 @@ MAKE = Path(__file__).parents[2] / "packaging/make-completions"
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 needs_zsh = pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
 
-# An interactive zsh in a terminal of its own, whose builtin that is told the matches writes them
+# An interactive zsh in a terminal of its own, whose builtin that gets the matches writes them
 # down.  Arguments: the folder of the functions, what was typed, a file.
 ZSH = r"""
 zmodload zsh/zpty

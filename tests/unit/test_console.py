@@ -17,7 +17,7 @@ from kjump.console import lines as console
 
 
 class Terminal:
-    """A pseudo terminal that is read from only when it is told to."""
+    """A pseudo terminal that is read from only when a test asks for it."""
 
     def __init__(self) -> None:
         self.master, self.slave = pty.openpty()
@@ -33,10 +33,10 @@ class Terminal:
         assert thread.is_alive()
         return thread
 
-    def read(self, seconds: float, until: bytes | None = None) -> None:
+    def read(self, seconds: float, until: bytes | None = None, times: int = 1) -> None:
         end = time.monotonic() + seconds
         os.set_blocking(self.master, False)
-        while time.monotonic() < end and (until is None or until not in self.seen):
+        while time.monotonic() < end and (until is None or self.seen.count(until) < times):
             try:
                 self.seen += os.read(self.master, 65536)
             except BlockingIOError:
@@ -68,10 +68,13 @@ def test_a_line_waits_for_who_writes_just_then(
     assert line in terminal.seen
 
 
-def test_lines_of_all_threads_come_whole(terminal: Terminal) -> None:
+def test_lines_of_all_threads_come_whole(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "PATIENCE", 30.0)
     lines = [f"line {n} " + "x" * 60 for n in range(40)]
     threads = [threading.Thread(target=console.say, args=(line,)) for line in lines]
-    reads = threading.Thread(target=terminal.read, args=(1.5,))
+    reads = threading.Thread(target=terminal.read, args=(30, b"\r\n", len(lines)))
     reads.start()
     for thread in threads:
         thread.start()
@@ -82,18 +85,36 @@ def test_lines_of_all_threads_come_whole(terminal: Terminal) -> None:
     assert sorted(said[:-1]) == sorted(f"kjump: {line}" for line in lines)
 
 
-def test_a_console_that_takes_nothing_is_waited_for_once(terminal: Terminal) -> None:
-    terminal.fill()
-    begin = time.monotonic()
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_a_console_that_takes_nothing_is_waited_for_once(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = terminal.fill()
+    clock = Clock()
+    monkeypatch.setattr(console, "time", clock)
     console.say("first")
-    first = time.monotonic() - begin
+    first = clock.now
+    assert console.PATIENCE <= first < 2 * console.PATIENCE
     for _ in range(20):
         console.say("more")
-    assert console.PATIENCE <= first < 2 * console.PATIENCE
-    assert time.monotonic() - begin < first + console.PATIENCE
-    terminal.read(0.5)
+    assert clock.now == first
+    while other.is_alive():
+        terminal.read(0.05)
+    terminal.read(0.05)
     console.say("again")
-    terminal.read(0.2)
+    terminal.read(30, until=b"kjump: again")
     assert b"kjump: again" in terminal.seen and not console._stuck
 
 

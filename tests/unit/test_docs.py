@@ -123,8 +123,8 @@ def test_the_superblock() -> None:
     assert sum(size for _, size in rows) == layout.BLOCK
     states = ", ".join(f"{number} {name}" for number, name in enumerate(layout.STATES))
     assert f"state: {states}" in section(IMAGE, "SUPERBLOCK")
-    told = [row[0].strip("`") for row in cells(section(IMAGE, "STATES"))]
-    assert told == list(layout.STATES)
+    listed = [row[0].strip("`") for row in cells(section(IMAGE, "STATES"))]
+    assert listed == list(layout.STATES)
 
 
 def test_the_order_on_the_target() -> None:
@@ -240,13 +240,13 @@ def test_the_descriptions_keys() -> None:
 
 
 def test_the_reports_keys() -> None:
-    told = {
+    listed = {
         word
         for row in cells(section(HANDOFF, "THE REPORT PAGE").partition("The document:")[2])
         for word in re.findall(r"`([^`]+)`", row[0])
     }
     only_outcomes = {"tries", "hostname"}
-    assert told | only_outcomes == set(report.NAMES)
+    assert listed | only_outcomes == set(report.NAMES)
     outcome = section(IMAGE, "SUPERBLOCK")
     assert "`tries`" in outcome and "`hostname`" in outcome
 
@@ -254,11 +254,11 @@ def test_the_reports_keys() -> None:
 def test_the_helpers_command_line() -> None:
     running = " ".join(("console=tty0", *window_layout.KEPT_WORDS))
     words = load.command_line(Settings(), running, core_header=1, cell=2).split()
-    told = keys_in(HANDOFF, "THE COMMAND LINE")
+    listed = keys_in(HANDOFF, "THE COMMAND LINE")
     for word in words:
         name, equals, _ = word.partition("=")
-        assert f"{name}{equals}" in told, word
-    assert {w.partition("=")[0] for w in words} == {w.rstrip("=") for w in told}
+        assert f"{name}{equals}" in listed, word
+    assert {w.partition("=")[0] for w in words} == {w.rstrip("=") for w in listed}
 
 
 def test_words_for_the_kernels_command_line() -> None:
@@ -269,9 +269,9 @@ def test_words_for_the_kernels_command_line() -> None:
 
 
 def test_the_windows_parts() -> None:
-    told = keys_in(DOCS / "window.md", "What it is made of")
+    listed = keys_in(DOCS / "window.md", "What it is made of")
     parts = sizing.window_parts(0, 0, 0, 1, 0)
-    assert told == set(parts)
+    assert listed == set(parts)
     bus = section(BUS_PAGE, "PROPERTIES")
     assert all(f"`{name}`" in bus for name in parts)
     text = " ".join((DOCS / "window.md").read_text().split())
@@ -287,8 +287,8 @@ def test_the_windows_parts() -> None:
 
 def test_every_key_of_the_configuration() -> None:
     path = DOCS / "kjump.conf.5.md"
-    told = re.findall(r"^\*\*(\w+)=\*\*\n: ", path.read_text(), re.MULTILINE)
-    assert told == [key.name for key in KEYS]
+    listed = re.findall(r"^\*\*(\w+)=\*\*\n: ", path.read_text(), re.MULTILINE)
+    assert listed == [key.name for key in KEYS]
     for key in KEYS:
         assert f"**{key.name}=**" in section(path, f"{key.section.upper()} SECTION")
     shipped = (ROOT / "config/kjump.conf").read_text()
@@ -318,7 +318,9 @@ def test_the_whole_interface() -> None:
         name = member.get("name", "")
         expected[sections[member.tag]].add(name)
         if member.tag == "property":
-            assert re.search(rf"^\*\*{name}\*\* `{re.escape(member.get('type', ''))}`$", text, re.M)
+            assert re.search(
+                rf"^\*\*{name}\*\* `{re.escape(member.get('type', ''))}`$", text, re.MULTILINE
+            )
             continue
         into: list[str] = []
         out: list[str] = []
@@ -328,7 +330,7 @@ def test_the_whole_interface() -> None:
         line = f"**{name}**({', '.join(into)})" + (f" -> ({', '.join(out)})" if out else "")
         assert f"\n{line}\n: " in text, line
     for title, names in expected.items():
-        assert set(re.findall(r"^\*\*(\w+)\*\*", section(BUS_PAGE, title), re.M)) == names
+        assert set(re.findall(r"^\*\*(\w+)\*\*", section(BUS_PAGE, title), re.MULTILINE)) == names
 
 
 def test_polkit_actions_are_documented() -> None:

@@ -153,7 +153,7 @@ def test_what_is_found(
         assert finding.advice, finding
 
 
-def test_a_reason_that_no_check_knows_is_told_all_the_same() -> None:
+def test_a_reason_that_no_check_knows_is_reported_all_the_same() -> None:
     strange = errors.NoWarmHelper("Something new.")
     found = doctor.examine(LARGE, FINE, [strange])
     assert [f.error for f in found if f.state == FAILED] == ["NoWarmHelper"]
@@ -317,7 +317,7 @@ def run(
     return code, document
 
 
-def test_a_jump_is_only_made_where_it_was_wanted_and_nothing_failed(
+def test_a_jump_is_only_made_if_it_was_wanted_and_nothing_failed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     well = [Finding("a", OK, "Well.")]

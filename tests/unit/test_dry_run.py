@@ -118,16 +118,16 @@ def test_a_target_that_the_helper_cannot_open_or_read_is_found_out(
 
 
 def test_the_figures_reach_the_session(helper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[Report | str] = []
+    seen: list[Report | str] = []
     monkeypatch.setattr(cmdline, "read_text", lambda *_: "quiet")
     cell = Cell(0, NONCE, 0x100000, 0x100000)
     monkeypatch.setattr(leave, "find_cell", lambda: cell)
-    monkeypatch.setattr(leave, "write_report", lambda _cell, report: told.append(report))
-    monkeypatch.setattr(leave, "jump_back", lambda _cell: told.append("jumped"))
+    monkeypatch.setattr(leave, "write_report", lambda _cell, report: seen.append(report))
+    monkeypatch.setattr(leave, "jump_back", lambda _cell: seen.append("jumped"))
     monkeypatch.setattr(copy, "own_memory", lambda: {"available": 1})
     copy.main()
-    assert told[-1] == "jumped"
-    report = told[0]
+    assert seen[-1] == "jumped"
+    report = seen[0]
     assert isinstance(report, Report)
     assert (report.by, report.result) == ("helper", "returned")
     assert report.pages["data"] == 744 and {"scan", "find target"} <= set(report.phases)

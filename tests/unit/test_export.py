@@ -221,10 +221,10 @@ def test_a_spent_image_is_still_read(disk: Path, tmp_path: Path) -> None:
 
 
 def test_progress_goes_to_the_end(disk: Path, tmp_path: Path) -> None:
-    told: list[int] = []
+    progress: list[int] = []
     with DirectDevice(disk) as device:
-        export.export(Image(device), tmp_path / "core", told.append)
-    assert told == sorted(told) and told[-1] == 4 * PAGE
+        export.export(Image(device), tmp_path / "core", progress.append)
+    assert progress == sorted(progress) and progress[-1] == 4 * PAGE
 
 
 def test_verify(disk: Path) -> None:

@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 import base64
+import os
+import random
 import struct
+import subprocess
+import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kjump.errors import UnsuitableFile
+from kjump.errors import KjumpError, TargetMapped, TargetMissing, UnsuitableFile
 from kjump.session.target import btrfs, fiemap, files, swaps
 from kjump.session.target.btrfs import BtrfsChunk
 from kjump.session.target.fiemap import FileExtent
@@ -175,7 +180,7 @@ def test_what_a_kernel_answered_of_btrfs() -> None:
         ("/sys/devices/virtual/block/nbd0", "", "virtual"),
     ],
 )
-def test_mapped_devices_are_told_by_their_place(path: str, dm_uuid: str, words: str) -> None:
+def test_mapped_devices_are_known_by_their_place(path: str, dm_uuid: str, words: str) -> None:
     found = files.stacked(path, dm_uuid)
     assert words in found
     assert bool(found) == bool(words)
@@ -193,3 +198,176 @@ def test_swap_areas() -> None:
         (Path("/swap file"), True),
     ]
     assert found[0].free == (4194300 - 153600) << 10
+
+
+# -- a real file system ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> None:
+    """Temporary files lie where kjump would take one."""
+    with tmp_path.joinpath("asked").open("wb") as file:
+        if files.file_system(file.fileno()) not in (files.EXT4, files.XFS):
+            pytest.skip("temporary files lie neither on ext4 nor on xfs")
+    if os.getuid():
+        pytest.skip("a file has to be root's")
+
+
+def made(folder: Path, size: int) -> Path:
+    path = folder / "image"
+    path.write_bytes(random.Random(size).randbytes(size))
+    path.chmod(0o600)
+    return path
+
+
+MOUNTED = """
+set -e
+cd "$1"
+truncate -s 64M disk
+mkfs.ext4 -q -b 4096 disk
+mkdir mounted
+mount -o loop disk mounted
+echo mounted
+exec "$2" -c "$3" "$PWD"
+"""
+LOOKED = r"""
+import os, random, sys
+from pathlib import Path
+from kjump.errors import TargetMapped
+from kjump.session.target import files
+
+folder = Path(sys.argv[1])
+path = folder / "mounted/image"
+with path.open("wb") as file, path.with_name("other").open("wb") as other:
+    for pages in (5, 300, 64, 700):
+        file.write(random.Random(pages).randbytes(pages << 12))
+        other.write(bytes(pages << 12))
+        for each in (file, other):
+            each.flush()
+            os.fsync(each.fileno())
+path.chmod(0o600)
+try:
+    files.blocks_of(path)
+except TargetMapped as error:
+    assert "a loop device" in error.what
+else:
+    raise AssertionError("the helper could not open a loop device by itself")
+files.refuse_mapped = lambda device, what: None
+found = files.blocks_of(path)
+assert found.written and found.size == path.stat().st_size
+assert len(found.spans) > 1, "in one piece it shows little"
+os.sync()
+with (folder / "disk").open("rb") as disk:
+    content = b""
+    for start, length in found.spans:
+        disk.seek(start)
+        content += disk.read(length)
+assert content == path.read_bytes()
+print("good")
+"""
+
+
+def test_the_blocks_of_a_file_hold_its_content(tmp_path: Path) -> None:
+    """On a disk of its own: an image there is written past the file system."""
+    if os.getuid():
+        pytest.skip("mounts a file system, which takes root")
+    command = ["unshare", "--mount", "sh", "-c", MOUNTED, "-", str(tmp_path)]
+    try:
+        done = subprocess.run(
+            [*command, sys.executable, LOOKED],
+            check=False,
+            text=True,
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "daemon")},
+        )
+    except FileNotFoundError:
+        pytest.skip("unshare is not installed")
+    if not done.stdout:
+        pytest.skip(f"no file system can be made and mounted here: {done.stderr.strip()}")
+    assert done.stdout == "mounted\ngood\n", done.stderr
+
+
+@pytest.mark.usefixtures("disk")
+def test_a_file_that_was_never_written_to_differs_from_one_that_was(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 64 * BLOCK)
+    path.chmod(0o600)
+    try:
+        assert not files.blocks_of(path).written
+    except TargetMapped as error:
+        pytest.skip(error.what)
+
+
+def holes(path: Path) -> None:
+    os.truncate(path, 1 << 20)
+
+
+def readable_by_others(path: Path) -> None:
+    path.chmod(0o640)
+
+
+def another_users(path: Path) -> None:
+    os.chown(path, 1, 1)
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def a_link(path: Path) -> None:
+    path.rename(path.with_name("real"))
+    path.symlink_to("real")
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir(0o700)
+
+
+@pytest.mark.usefixtures("disk")
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (holes, UnsuitableFile),
+        (readable_by_others, UnsuitableFile),
+        (another_users, UnsuitableFile),
+        (a_folder, UnsuitableFile),
+        (gone, TargetMissing),
+        (a_link, TargetMissing),
+    ],
+)
+def test_a_file_that_is_no_target_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], None],
+    error: type[KjumpError],
+) -> None:
+    monkeypatch.setattr(files, "refuse_mapped", lambda *_: None)
+    path = made(tmp_path, 10 * BLOCK)
+    assert files.blocks_of(path).size == 10 * BLOCK
+    change(path)
+    with pytest.raises(error):
+        files.blocks_of(path)
+
+
+def test_a_file_in_memory_has_no_place_on_a_disk() -> None:
+    if os.getuid():
+        pytest.skip("a file has to be root's")
+    memory = os.memfd_create("image")
+    try:
+        with pytest.raises(UnsuitableFile, match="is not on ext4"):
+            os.fchmod(memory, 0o600)
+            files._blocks(memory, "image", swap=False)
+    finally:
+        os.close(memory)
+
+
+def test_a_device_that_only_this_kernel_makes_is_refused() -> None:
+    virtual = [path.parent for path in Path("/sys/devices/virtual/block").glob("*/dev")]
+    if not virtual:
+        pytest.skip("no such device here")
+    for folder in virtual:
+        major, minor = map(int, (folder / "dev").read_text().split(":"))
+        with pytest.raises(TargetMapped, match=folder.name):
+            files.refuse_mapped(os.makedev(major, minor), "It")

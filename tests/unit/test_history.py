@@ -78,7 +78,7 @@ def test_what_an_image_at_start_means(
     after = afterlife(state, Report(hostname="h"), known=False, skipped=skipped)
     assert type(after.error) is error
     assert after.retire
-    # Told once, but never left usable.
+    # Reported once, but never left usable.
     assert afterlife(state, Report(), known=True, skipped=skipped) == recovery.Afterlife(None, True)
 
 

@@ -50,6 +50,7 @@ from kjump.image.read import Image
 from kjump.machine.ranges import PAGE
 
 from . import imaging, samples
+from .examples import at_most
 
 SIZE = 32 << 20
 CYCLE = uuid.UUID(int=7)
@@ -149,7 +150,7 @@ def test_one_flipped_bit_anywhere_is_found(disk: Path) -> None:
     assert read(disk)[2]
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=at_most(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_reader_of_any_bytes_raises_by_name(disk: Path, data: st.DataObject) -> None:
     prepare.prepare_target(disk, cycle_id=CYCLE, hostname="h")
@@ -301,7 +302,9 @@ def test_chunks_must_bring_just_what_the_index_says(disk: Path, index: list[Exte
 
 
 @pytest.mark.parametrize("state", [EMPTY, COMPLETE, SPENT])
-def test_an_image_of_version_1_is_told_of_and_replaced_but_not_read(state: int, disk: Path) -> None:
+def test_an_image_of_version_1_is_reported_and_replaced_but_not_read(
+    state: int, disk: Path
+) -> None:
     write(disk, [(100, b"x" * PAGE)])
     with DirectDevice(disk, writable=True) as device:
         found = superblocks.load(device)
@@ -347,7 +350,9 @@ def test_an_outcome_too_long_is_shortened_and_still_read() -> None:
     assert found is not None and found.outcome.error == "E"
 
 
-def test_target_too_small_is_told_before_anything_beyond_it_is_written(tmp_path: Path) -> None:
+def test_a_target_too_small_is_reported_before_anything_beyond_it_is_written(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "small"
     with path.open("wb") as file:
         file.truncate(16 << 20)

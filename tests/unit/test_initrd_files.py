@@ -88,7 +88,7 @@ def test_lines(place: str) -> None:
     assert not any("libcrypto" in name for name in names)
 
 
-def test_an_installed_package_is_told_from_a_source_tree() -> None:
+def test_an_installed_package_differs_from_a_source_tree() -> None:
     for folder in ("/usr/lib/python3/dist-packages", "/usr/lib64/python3.13/site-packages"):
         assert files.is_installed(Path(folder))
     assert not files.is_installed(files.PACKAGES)
@@ -116,7 +116,7 @@ def test_what_goes_in_stays_small() -> None:
     assert sum(source.stat().st_size for source in sources) < 20_000_000
 
 
-def test_byte_code_goes_in_only_where_it_is_of_this_source(tmp_path: Path) -> None:
+def test_byte_code_goes_in_only_if_it_is_of_this_source(tmp_path: Path) -> None:
     source, code = tmp_path / "a.py", tmp_path / "a.pyc"
     source.write_text("a = 1\n")
     py_compile.compile(str(source), str(code), doraise=True)
@@ -159,7 +159,7 @@ def test_displays_their_drivers_and_what_a_picture_takes(tmp_path: Path) -> None
     assert build.picture(tmp_path) == build.PICTURE
 
 
-def test_plymouth_is_put_in_where_it_is_wanted_and_there(
+def test_plymouth_is_put_in_if_it_is_wanted_and_there(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(build, "picture", lambda: 1000)
@@ -175,7 +175,7 @@ def test_plymouth_is_put_in_where_it_is_wanted_and_there(
 
 
 def test_libraries_of_what_is_opened_by_name(tmp_path: Path) -> None:
-    """dracut looks for them only where a file is executable, which a plugin is not on Debian."""
+    """dracut looks for them only if a file is executable, which a plugin is not on Debian."""
     plugin = next(found for path in sys.path for found in Path(path).glob("_ctypes.*.so"))
     copy = tmp_path / str(plugin)[1:]
     copy.parent.mkdir(parents=True)
@@ -291,7 +291,7 @@ def pretend_dracut(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return asked
 
 
-def test_what_drives_the_displays_is_told_beside_the_initrd(
+def test_the_drivers_of_the_displays_are_recorded_beside_the_initrd(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """doctor compares it with what the session has."""
@@ -308,7 +308,7 @@ def test_what_drives_the_displays_is_told_beside_the_initrd(
 
 
 @pytest.mark.parametrize(("fails", "made"), [(0, 1), (1, 2), (2, 2)])
-def test_dracut_is_asked_once_more_where_its_initrd_does_not_start(
+def test_dracut_is_asked_once_more_if_its_initrd_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int, made: int
 ) -> None:
     asked = pretend_dracut(tmp_path, monkeypatch)
@@ -346,9 +346,9 @@ def test_a_kernel_that_is_only_beside_its_modules_is_copied_for_kjumpd(
 
 
 def test_mkinitcpio_is_asked_by_its_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = tmp_path / "told"
+    recorded = tmp_path / "recorded"
     program = tmp_path / "mkinitcpio"
-    program.write_text(f'#!/bin/sh\necho "$@" >>{told}\n')
+    program.write_text(f'#!/bin/sh\necho "$@" >>{recorded}\n')
     program.chmod(0o755)
     monkeypatch.setattr(update, "INITRAMFS_TOOLS", tmp_path / "not here")
     monkeypatch.setattr(update, "MKINITCPIO", program)
@@ -361,4 +361,4 @@ def test_mkinitcpio_is_asked_by_its_preset(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "linux.preset").touch()
     assert update.update_boot_initrd("6.9.0")
     without = "-k 6.9.0 -g /boot/initrd.img-6.9.0"
-    assert told.read_text().splitlines() == [without, without, "-p linux"]
+    assert recorded.read_text().splitlines() == [without, without, "-p linux"]

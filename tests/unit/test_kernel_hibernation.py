@@ -45,7 +45,7 @@ def plain_log() -> None:
     set_up()
 
 
-def test_where_it_is_possible() -> None:
+def test_it_is_possible() -> None:
     assert why_not(GOOD) == ""
     # The initrd may have its own word.
     assert why_not(replace(GOOD, command_line=parse(""))) == ""
@@ -70,7 +70,7 @@ def test_where_it_is_possible() -> None:
         ({"swaps": (swap(4 * GIB, 2 * GIB, "254:5"),)}, "2048 MiB of swap are free"),
     ],
 )
-def test_where_it_is_not(changes: dict[str, object], word: str) -> None:
+def test_it_is_not_possible(changes: dict[str, object], word: str) -> None:
     assert word in why_not(replace(GOOD, **changes))  # type: ignore[arg-type]
 
 
@@ -140,7 +140,7 @@ def test_reading_this_machine() -> None:
 
 
 @pytest.mark.parametrize("taken_over", [False, True])
-def test_only_where_requests_lead_to_kjump_logind_is_told(
+def test_logind_is_informed_only_if_requests_lead_to_kjump(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken_over: bool
 ) -> None:
     drop_in = tmp_path / "drop-in"
@@ -161,7 +161,7 @@ def test_only_where_requests_lead_to_kjump_logind_is_told(
     assert offers == [not taken_over, True]
 
 
-def test_sessions_are_frozen_where_systemd_does_it_and_nobody_says_no(
+def test_sessions_are_frozen_if_systemd_does_it_and_nobody_says_no(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv(systemd_bus.FREEZE_VARIABLE, raising=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is pressed, and by what it is told from what is not."""
+"""Which keys are pressed, and what is no key."""
 
 from __future__ import annotations
 

@@ -153,17 +153,17 @@ def test_a_target_without_room_for_the_restorer_is_too_small(tmp_path: Path) -> 
         prepare.prepare_target(disk, cycle_id=uuid.UUID(int=1), hostname="h", restorer=(big, big))
 
 
-def test_what_the_restorer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_of_the_restorer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk, part = tmp_path / "disk", tmp_path / "part"
     with disk.open("wb") as file:
         file.truncate(32 * MIB)
     part.write_bytes(b"x" * 5000)
     cycle = uuid.UUID(int=7)
     prepare.prepare_target(disk, cycle_id=cycle, hostname="h", restorer=(part, part))
-    told: list[str] = []
+    passed: list[str] = []
 
     def place(*given: object, **_: object) -> tuple[int, list[object]]:
-        told.extend(str(given[4]).split())
+        passed.extend(str(given[4]).split())
         return 0, []
 
     monkeypatch.setattr(window_layout, "place", place)
@@ -171,13 +171,13 @@ def test_what_the_restorer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with DirectDevice(disk) as device:
         about = samples.description(window=(64 * MIB, 192 * MIB))
         load_restorer.load(Image(device), about, "console=ttyS0 kjump.noresume", 2.5)
-    words = parse(" ".join(told))
+    words = parse(" ".join(passed))
     assert {w.name: w.value for w in words.words if w.name.startswith("kjump.")} == {
         "kjump.restore": str(cycle),
         "kjump.target": str(disk),
         "kjump.skip-wait": "2.5",
     }
-    assert restore_in_place._seconds(words) == 2.5 and "console=ttyS0" in told
+    assert restore_in_place._seconds(words) == 2.5 and "console=ttyS0" in passed
 
 
 # -- Esc while pages are put back

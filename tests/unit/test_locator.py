@@ -36,6 +36,7 @@ from kjump.image.read import Image, describe
 from kjump.image.target import Area, format_location, open_image, parse_location
 
 from . import imaging, samples
+from .examples import at_most
 
 CYCLE = uuid.UUID(int=7)
 SIZE = 9 << 20
@@ -99,7 +100,7 @@ def test_pieces_are_the_bytes_of_the_spans_in_order(
     assert found == flat[first : first + count]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=at_most(30), deadline=None)
 @given(span_lists(), st.data())
 def test_what_is_written_through_spans_lies_in_them_and_nowhere_else(
     tmp_path_factory: pytest.TempPathFactory, spans: list[ByteSpan], data: st.DataObject
@@ -351,7 +352,7 @@ def test_any_block_is_none_a_locator_or_a_named_error(block: bytes) -> None:
         assert found is None or head
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=at_most(100), deadline=None)
 @given(st.data())
 def test_a_map_with_anything_wrong_is_a_named_error(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -398,7 +399,7 @@ def test_a_map_with_anything_wrong_is_a_named_error(
             accepted = locator.read_map(device, found, 0)
         except ImageDamaged:
             return
-        # Other blocks, but nobody can tell: whole ones on the device, none of them used twice.
+        # Other blocks, but nothing shows it: whole ones on the device, none of them used twice.
         assert what == "entry"
         taken = [(0, BLOCK), *((offset, BLOCK) for offset in places), *accepted]
         flat = [at for offset, length in taken for at in range(offset, offset + length, BLOCK)]
@@ -406,7 +407,7 @@ def test_a_map_with_anything_wrong_is_a_named_error(
         assert max(flat) < SIZE and not any(at % BLOCK for at in flat)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=at_most(60), deadline=None)
 @given(st.data())
 def test_flipped_bits_are_a_named_error(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -20,7 +20,7 @@ from kjump.machine.ranges import PAGE, Range, merge
 
 
 class View(mmap.mmap):
-    """A mapping that can be told apart when it is gone."""
+    """A mapping that is recognized when it is gone."""
 
 
 class Memory:

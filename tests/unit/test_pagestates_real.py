@@ -66,12 +66,12 @@ class Captured:
                 assert file is not None
                 files[member.name] = file.read()
         about = json.loads(files["about.json"])
-        told = struct.iter_unpack("<Q", files["kpageflags"])
+        given = struct.iter_unpack("<Q", files["kpageflags"])
         pfns = (pfn for start, end in about["runs"] for pfn in range(start, end))
         return cls(
             about,
             vmcoreinfo.parse(files["vmcoreinfo"]),
-            {pfn: flags for pfn, (flags,) in zip(pfns, told, strict=True) if flags != CHANGED},
+            {pfn: flags for pfn, (flags,) in zip(pfns, given, strict=True) if flags != CHANGED},
             {
                 int(member.removeprefix("pages/"), 16): data
                 for member, data in files.items()
@@ -171,7 +171,7 @@ def test_free_blocks_are_of_orders_below_the_number_of_orders(kernel: Captured) 
 
 
 def test_both_ways_to_struct_page_agree(kernel: Captured) -> None:
-    """By the symbol vmemmap, which 6.1 does not tell, and by mem_section, which all have."""
+    """By the symbol vmemmap, which 6.1 does not export, and by mem_section, which all have."""
     without = {key: value for key, value in kernel.facts.items() if key != "SYMBOL(vmemmap)"}
     assert ("SYMBOL(vmemmap)" in kernel.facts) == (not kernel.facts["OSRELEASE"].startswith("6.1."))
     assert kernel.classify(without).ranges == kernel.classify().ranges

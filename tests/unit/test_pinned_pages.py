@@ -15,8 +15,8 @@ from kjump.session.staging.pinned_pages import LockedPages, ReportPage, RequestP
 
 
 @pytest.fixture(autouse=True)
-def told(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
-    """Physical addresses that are played: a container is told none."""
+def played_addresses(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+    """Physical addresses that are played: a container sees none."""
     moved: dict[int, int] = {}
     monkeypatch.setattr(
         pinned_pages,
@@ -53,11 +53,11 @@ def test_a_request_is_found_where_the_request_page_says() -> None:
     pages.close()
 
 
-def test_a_page_that_was_moved_is_noticed(told: dict[int, int]) -> None:
+def test_a_page_that_was_moved_is_noticed(played_addresses: dict[int, int]) -> None:
     pages = LockedPages(3)
     assert not pages.moved()
     start = pinned_pages.ctypes.addressof(pages._view)  # type: ignore[attr-defined]
-    told[start + PAGE] = 0x1234000
+    played_addresses[start + PAGE] = 0x1234000
     assert pages.moved()
     pages.close()
 

@@ -119,7 +119,7 @@ def test_what_is_no_reason() -> None:
     assert names(ours) == []
 
 
-def test_the_kernel_comes_first_and_one_cause_is_told_once() -> None:
+def test_the_kernel_comes_first_and_one_cause_is_named_once() -> None:
     facts = replace(
         READY,
         kexec_disabled=True,
@@ -315,7 +315,7 @@ def test_the_kernel_command_line_says_where_the_target_is() -> None:
     ("place", "right"),
     [("/dev/vda3:8192", True), ("/dev/vda3", False), ("/dev/vda3:0", False), ("nonsense", False)],
 )
-def test_a_told_place_is_the_targets_or_not(place: str, right: bool) -> None:
+def test_a_configured_place_is_the_targets_or_not(place: str, right: bool) -> None:
     assert leads_to(place, FILE) is right
 
 

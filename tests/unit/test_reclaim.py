@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Making room: no more than is missing, gently first, and an end where there is no more."""
+"""Making room: no more than is missing, gently first, and an end if there is no more."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Machine:
         self.free, self.mapped = self.free + self.mapped, 0
 
 
-def test_nothing_is_done_where_enough_is_free() -> None:
+def test_nothing_is_done_if_enough_is_free() -> None:
     machine = Machine(200, {"a": 100}, cache=100)
     found = reclaim.free_up(150 * MIB, machine.means())
     assert (found.got, machine.done) == (0, [])
@@ -109,7 +109,7 @@ def test_groups_give_what_is_missing_and_no_more() -> None:
     assert machine.done[0] == "sync"
 
 
-def test_all_caches_are_dropped_only_where_the_groups_have_not_enough() -> None:
+def test_all_caches_are_dropped_only_if_the_groups_have_too_little() -> None:
     machine = Machine(50, {"a": 20}, cache=100, slab=40)
     assert reclaim.free_up(160 * MIB, machine.means()).free == 170 * MIB
     assert machine.done[-1] == "drop 1" and machine.slab == 40

@@ -19,19 +19,19 @@ from .test_readiness import DISK, SWAP
 NONE = NoTarget("none")
 
 
-def test_only_where_logind_waits_for_it() -> None:
-    def told(*, efi: bool = False, resume: str = "0:0\n", words: str = "", ours: str = "") -> bool:
+def test_only_if_logind_waits_for_it() -> None:
+    def needs(*, efi: bool = False, resume: str = "0:0\n", words: str = "", ours: str = "") -> bool:
         return resume_device.needs_resume_device(
             efi=efi, resume=resume, command_line=parse(words), recorded=ours
         )
 
-    assert told()
-    assert not told(efi=True)
-    assert not told(resume="254:5\n")
-    assert not told(resume="254:5\n", ours="254:6")
+    assert needs()
+    assert not needs(efi=True)
+    assert not needs(resume="254:5\n")
+    assert not needs(resume="254:5\n", ours="254:6")
     # What was named by us may be swapped off by now.
-    assert told(resume="254:5\n", ours="254:5")
-    assert not told(words="noresume")
+    assert needs(resume="254:5\n", ours="254:5")
+    assert not needs(words="noresume")
 
 
 def test_the_target_comes_first() -> None:
@@ -57,25 +57,25 @@ def test_the_first_area_that_can_be_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("page", [0, 7])
-def test_the_kernel_is_told_once(
+def test_the_kernel_gets_the_device_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
     (tmp_path / "resume").write_text("0:0\n")
     monkeypatch.setattr(kernel_hibernation, "POWER", tmp_path)
     monkeypatch.setattr(resume_device, "EFI", tmp_path / "none")
     monkeypatch.setattr(swaps, "read_swaps", list)
-    monkeypatch.setattr(kernel_hibernation, "RESUME_DEVICE_RECORD", tmp_path / "run/told")
+    monkeypatch.setattr(kernel_hibernation, "RESUME_DEVICE_RECORD", tmp_path / "run/recorded")
     assert resume_device.set_resume_device(NONE, parse("")) is None
     target = replace(SWAP, locator=page * 4096)
     assert resume_device.set_resume_device(target, parse("")) == (DISK.number, page)
     assert (tmp_path / "resume").read_text() == DISK.number
     assert (tmp_path / "resume_offset").exists() == bool(page)
-    assert (tmp_path / "run/told").read_text() == DISK.number
+    assert (tmp_path / "run/recorded").read_text() == DISK.number
     assert resume_device.set_resume_device(target, parse("")) is None
     # Another area is in use instead.
     other = replace(target, number="8:3", locator=3 * 4096)
     assert resume_device.set_resume_device(other, parse("")) == ("8:3", 3)
-    assert (tmp_path / "resume").read_text() == (tmp_path / "run/told").read_text() == "8:3"
+    assert (tmp_path / "resume").read_text() == (tmp_path / "run/recorded").read_text() == "8:3"
     # The boot's own word is left alone.
     (tmp_path / "resume").write_text("254:9\n")
     assert resume_device.set_resume_device(target, parse("")) is None

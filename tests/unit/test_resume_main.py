@@ -236,12 +236,12 @@ def test_it_listens_before_it_tells_of_the_key(disk: Path, monkeypatch: pytest.M
         raise RestoreFailed("the kernel refused")
 
     monkeypatch.setattr(main, "Keys", Heard)
-    monkeypatch.setattr(main, "say", lambda text: done.append("tells" if "Esc" in text else text))
+    monkeypatch.setattr(main, "say", lambda text: done.append("prints" if "Esc" in text else text))
     monkeypatch.setattr(restore, "_load", load)
     write(disk, description())
     with pytest.raises(RestoreFailed):
         resume(disk)
-    assert done[:2] == ["listens", "tells"]
+    assert done[:2] == ["listens", "prints"]
 
 
 def test_anything_unforeseen_lets_the_boot_go_on_and_is_kept(
@@ -276,7 +276,7 @@ def test_a_device_only_the_session_opens_has_no_fingerprint(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("restorer", [False, True])
 @pytest.mark.parametrize("late", [False, True])
-def test_no_memory_beside_the_boot_kernel_is_no_end_where_a_restorer_lies_with_the_image(
+def test_no_memory_beside_the_boot_kernel_is_no_end_if_a_restorer_lies_with_the_image(
     disk: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, restorer: bool, late: bool
 ) -> None:
     """``late``: the kernel says so only when it should jump."""

@@ -69,7 +69,9 @@ def test_what_is_opened_is_needed(name: str) -> None:
 
 def test_hooks_of_others_are_not_in_the_sandbox() -> None:
     text = HOOKS_UNIT.read_text()
-    assert not re.search(r"^(Protect|Private|Restrict|Capability|SystemCall|NoNew)", text, re.M)
+    assert not re.search(
+        r"^(Protect|Private|Restrict|Capability|SystemCall|NoNew)", text, re.MULTILINE
+    )
     source = (ROOT / "daemon/kjump/session/systemd/sleep.py").read_text()
     assert "kjump-hooks@{when}.service" in source
 
@@ -92,9 +94,9 @@ def test_how_much_is_exposed() -> None:
     )
     if "nrecognized option" in done.stderr:
         pytest.skip("this systemd-analyze cannot judge a file (systemd 250)")
-    told = done.stdout.strip().splitlines()[-1]
-    assert done.returncode == 0, told
-    assert float(re.findall(r"\d+\.\d", told)[0]) <= LEVEL
+    summary = done.stdout.strip().splitlines()[-1]
+    assert done.returncode == 0, summary
+    assert float(re.findall(r"\d+\.\d", summary)[0]) <= LEVEL
 
 
 CYCLES = """

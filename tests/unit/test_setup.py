@@ -51,28 +51,28 @@ def test_sizes() -> None:
 @pytest.fixture
 def ext4(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """A file system that does what ext4 does; ``found``: where the file is said to lie."""
-    told: dict[str, object] = {"flags": []}
+    played: dict[str, object] = {"flags": []}
 
     def blocks_of_open(fd: int, _name: str) -> Blocks:
-        found = told.get("found")
+        found = played.get("found")
         if isinstance(found, Exception):
             raise found
         return Blocks(1, ((4096, os.fstat(fd).st_size),), bool(found))
 
     def set_flags(fd: int, flags: int) -> None:
-        told["flags"].append(flags)  # type: ignore[attr-defined]
-        told["on"] = os.fstat(fd).st_ino
+        played["flags"].append(flags)  # type: ignore[attr-defined]
+        played["on"] = os.fstat(fd).st_ino
 
     def clear_flags(_fd: int, flags: int) -> None:
-        told["flags"].append(-flags)  # type: ignore[attr-defined]
+        played["flags"].append(-flags)  # type: ignore[attr-defined]
 
     monkeypatch.setattr(image_file, "OWNERS", {0, os.geteuid()})
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(files, "file_system", lambda fd: told.get("kind", files.EXT4))
+    monkeypatch.setattr(files, "file_system", lambda fd: played.get("kind", files.EXT4))
     monkeypatch.setattr(files, "blocks_of_open", blocks_of_open)
     monkeypatch.setattr(files, "set_flags", set_flags)
     monkeypatch.setattr(files, "clear_flags", clear_flags)
-    return told
+    return played
 
 
 def test_a_file_is_made_and_protected(tmp_path: Path, ext4: dict[str, object]) -> None:
@@ -98,7 +98,7 @@ def test_on_btrfs_it_is_not_copied_on_write(tmp_path: Path, ext4: dict[str, obje
         ({"found": True}, UnsuitableFile),  # written to
     ],
 )
-def test_where_it_cannot_be_nothing_is_left(
+def test_if_it_cannot_be_made_nothing_is_left(
     tmp_path: Path, ext4: dict[str, object], change: dict[str, object], error: type[Exception]
 ) -> None:
     ext4.update(change)
@@ -285,7 +285,7 @@ def test_what_is_preferred() -> None:
     assert any("/kjump.image, 1024 MiB" in line for line in plan.sentences())
 
 
-def test_a_file_system_is_not_filled_up_and_all_that_was_passed_over_is_told() -> None:
+def test_a_file_system_is_not_filled_up_and_all_that_was_passed_over_is_reported() -> None:
     found = setup.Survey(
         None,
         (candidate("swap", GIB, "it is on LVM"),),
@@ -426,8 +426,8 @@ def test_a_no_does_nothing_and_says_so(
     monkeypatch.setattr(setup, "apply", None)
     monkeypatch.setattr("sys.stdin", Typed("maybe\n"))
     assert kjumpctl.main(["setup", "--size", "1G", "--no-initrd"]) == 1
-    told = capsys.readouterr().err
-    assert told.endswith("Nothing was done.\n") and "Build the initrds" not in told
+    printed = capsys.readouterr().err
+    assert printed.endswith("Nothing was done.\n") and "Build the initrds" not in printed
 
 
 # -- looking at this machine

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What of taking swap slots can be told without a kernel that gives any."""
+"""Taking swap slots, from a kernel that is played."""
 
 from __future__ import annotations
 
@@ -8,15 +8,26 @@ import errno
 import os
 import random
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kjump.errors import NoSnapshotDevice
+from kjump.errors import (
+    KjumpError,
+    NoSnapshotDevice,
+    TargetInUse,
+    TargetMissing,
+    TargetTooSmall,
+)
 from kjump.image import locator
 from kjump.machine import swap
 from kjump.machine.native import LIBRARY
+from kjump.machine.ranges import PAGE
+
+from .descriptors import held
+from .played_swap import Snapshot
 
 
 def request(direction: int, number: int, size: int) -> int:
@@ -48,8 +59,6 @@ def test_a_descriptor_that_gives_no_slots_is_an_error() -> None:
 
 
 def test_no_snapshot_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pathlib import Path
-
     monkeypatch.setattr(swap, "SNAPSHOT_DEVICE", Path("/nonexistent/snapshot"))
     with pytest.raises(NoSnapshotDevice):
         swap.Slots(os.makedev(8, 1), 0, 1)
@@ -91,3 +100,73 @@ def test_scattered_swap_does_not_take_memory_that_is_short() -> None:
     tracemalloc.stop()
     assert len(found) == swap.MOST and found[-1] == ((swap.ROOM - 1) * 8192, 8192)
     assert peak < 32 << 20
+
+
+DISK = os.makedev(254, 5)
+
+
+@pytest.fixture
+def snapshot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Snapshot:
+    return Snapshot(monkeypatch, tmp_path)
+
+
+def test_slots_beside_each_other_are_one_piece(snapshot: Snapshot) -> None:
+    snapshot.offer([10, 11, 12, 20, 5, 6, 21])
+    with swap.Slots(DISK, 3 * PAGE, 100) as slots:
+        assert slots.spans == [(5 * PAGE, 2 * PAGE), (10 * PAGE, 3 * PAGE), (20 * PAGE, 2 * PAGE)]
+        assert snapshot.area == (swap.encoded_device(DISK), 3)  # in pages
+        assert (len(snapshot.open), snapshot.freed) == (1, 0)
+    assert (len(snapshot.open), snapshot.freed) == (0, 1)
+
+
+def test_no_more_slots_are_taken_than_asked_for(snapshot: Snapshot) -> None:
+    snapshot.offer(range(100, 200))
+    slots = swap.Slots(DISK, 0, 30)
+    assert slots.spans == [(100 * PAGE, 30 * PAGE)] and snapshot.given == 30
+    slots.close()
+    slots.close()  # twice does no harm
+    assert snapshot.freed == 1
+
+
+def test_if_no_slot_is_free_nothing_is_held(snapshot: Snapshot, tmp_path: Path) -> None:
+    with pytest.raises(TargetTooSmall):
+        swap.Slots(DISK, 0, 30)
+    assert snapshot.freed == 1 and not held(tmp_path)
+
+
+def test_a_kernel_that_fails_to_give_slots_is_named(snapshot: Snapshot, tmp_path: Path) -> None:
+    snapshot.refuse_slots(errno.EIO)
+    with pytest.raises(TargetMissing, match=os.strerror(errno.EIO)):
+        swap.Slots(DISK, 0, 30)
+    assert snapshot.freed == 1 and not held(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(errno.EPERM, TargetInUse), (errno.ENODEV, TargetMissing), (errno.EINVAL, TargetMissing)],
+)
+def test_an_area_that_the_kernel_does_not_take_is_named(
+    snapshot: Snapshot, tmp_path: Path, number: int, error: type[KjumpError]
+) -> None:
+    snapshot.refuse[swap.SET_SWAP_AREA] = number
+    snapshot.refuse[swap.FREE_SWAP_PAGES] = errno.ENODEV
+    with pytest.raises(error):
+        swap.Writable(DISK, 0)
+    with pytest.raises(error):
+        swap.Slots(DISK, 0, 1)
+    assert not held(tmp_path) and not snapshot.given
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(errno.EBUSY, TargetInUse), (errno.EACCES, NoSnapshotDevice)]
+)
+def test_a_hibernation_that_is_under_way_is_not_disturbed(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, number: int, error: type[KjumpError]
+) -> None:
+    def refuse(*_arguments: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(error):
+        swap.Writable(DISK, 0)
+    assert snapshot.area is None

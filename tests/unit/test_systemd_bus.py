@@ -140,7 +140,7 @@ def in_thread(function: Callable[[], Any]) -> Any:
     def work() -> None:
         try:
             box.append(function())
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (the caller looks at it)
             box.append(error)
 
     thread = threading.Thread(target=work)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A warm helper: its request is believed or refused as a note is, and what does not fit is told."""
+"""A warm helper: its request is checked as a note is, and a helper that does not fit is stale."""
 
 from __future__ import annotations
 
@@ -305,8 +305,8 @@ def test_a_machine_that_is_the_same_fits() -> None:
     ],
 )
 def test_what_makes_a_helper_stale(now: Seen, word: str) -> None:
-    told = warm.difference(SEEN, now)
-    assert told is not None and word in told
+    reason = warm.difference(SEEN, now)
+    assert reason is not None and word in reason
 
 
 def test_what_is_needed_is_what_the_helper_opens() -> None:

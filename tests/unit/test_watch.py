@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,17 +23,27 @@ from kjump.helper.watch import Watch
 
 
 class FakeKeys:
-    """Presses what it is told, once."""
+    """Presses the keys that a test names, once; and is the clock, too: each look for keys takes
+    `STEP` seconds of it."""
 
     waiting: list[str] = []  # noqa: RUF012
+    now = 0.0
 
     def read(self, seconds: float) -> list[str]:
-        time.sleep(min(seconds, 0.01))
+        time.sleep(min(seconds, 0.001))
+        FakeKeys.now += STEP
         found, FakeKeys.waiting = FakeKeys.waiting, []
         return found
 
     def close(self) -> None:
         pass
+
+
+STEP = 0.25
+
+
+def clock() -> float:
+    return FakeKeys.now
 
 
 class FakeDog(watchdog.Watchdog):
@@ -53,6 +62,7 @@ class FakeDog(watchdog.Watchdog):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     FakeKeys.waiting = []
+    FakeKeys.now = 100.0
     monkeypatch.setattr(watch, "Keys", FakeKeys)
     monkeypatch.setattr(watch, "TICK", 0.02)
     monkeypatch.setattr(watch, "ALIVE", tmp_path / "alive")
@@ -64,11 +74,12 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def hangs(looks: Watch, seconds: float = 3) -> KjumpError | None:
-    """What is raised in this thread while it waits, as the copy waits for its threads."""
-    waiting = threading.Event()
+def hangs(looks: Watch, seconds: float = 3600) -> KjumpError | None:
+    """What is raised in this thread while it waits, as the copy waits for its threads; on the
+    clock."""
+    end = clock() + seconds
     try:
-        waiting.wait(seconds)
+        until(lambda: clock() > end)
     except KjumpError as error:
         return error
     finally:
@@ -86,7 +97,7 @@ def until(holds: Callable[[], object], seconds: float = 20) -> None:
 
 @pytest.mark.parametrize(("key", "name"), [(ESC, "Esc"), (POWER, "The power button")])
 def test_a_key_ends_the_copy(key: str, name: str) -> None:
-    looks = Watch()
+    looks = Watch(clock=clock)
     looks.begin(0)
     FakeKeys.waiting = ["x", key]
     error = hangs(looks)
@@ -95,27 +106,27 @@ def test_a_key_ends_the_copy(key: str, name: str) -> None:
 
 
 def test_other_keys_do_not() -> None:
-    looks = Watch()
+    looks = Watch(clock=clock)
     looks.begin(0)
     FakeKeys.waiting = ["x", "\x03", "q"]
     until(lambda: not FakeKeys.waiting)
-    assert hangs(looks, 0.2) is None
+    assert hangs(looks, 2) is None
 
 
 def test_at_the_commit_it_is_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(watch, "say", said.append)
-    looks = Watch()
+    looks = Watch(clock=clock)
     looks.begin(0)
     looks.too_late()
     FakeKeys.waiting = [ESC]
     until(lambda: said)
-    assert hangs(looks, 0.1) is None
+    assert hangs(looks, 2) is None
     assert said == ["Esc was pressed too late: the image is being completed"]
 
 
 def test_what_was_pressed_just_before_the_commit_counts() -> None:
-    looks = Watch()
+    looks = Watch(clock=clock)
     looks.begin(0)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # as if the signal was still on its way
     FakeKeys.waiting = [ESC]
@@ -126,34 +137,40 @@ def test_what_was_pressed_just_before_the_commit_counts() -> None:
 
 
 def test_no_progress_is_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = Watch()
-    begun = time.monotonic()
-    looks.begin(1)
-    error = hangs(looks, 20)
+    looks = Watch(clock=clock)
+    begun = clock()
+    looks.begin(10)
+    error = hangs(looks)
     assert isinstance(error, HelperHung)
-    assert 0.9 < time.monotonic() - begun < 15
+    assert 10 < looks._raised - begun < 10 + 3 * STEP
 
 
-def test_progress_is_none() -> None:
-    looks = Watch()
+def test_progress_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Watch(clock=clock)
+    now = clock()
+
+    class Working(FakeKeys):
+        """A copy makes progress every two seconds on the clock, until it has made it a while."""
+
+        last = now
+
+        def read(self, seconds: float) -> list[str]:
+            if self.last + 2 < clock() < now + 30:
+                Working.last = clock()
+                looks.beat()
+            return super().read(seconds)
+
+    monkeypatch.setattr(watch, "Keys", Working)
     looks.begin(3)
-    stop = threading.Event()
-
-    def work() -> None:
-        while not stop.wait(0.1):
-            looks.beat()
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    assert hangs(looks, 4) is None
-    stop.set()
-    thread.join()
+    assert isinstance(hangs(looks), HelperHung)
+    assert Working.last > now + 27
+    assert 3 < looks._raised - Working.last < 3 + 3 * STEP
 
 
 def test_not_watched_it_may_take_its_time() -> None:
-    looks = Watch()
+    looks = Watch(clock=clock)
     looks.begin(0)
-    assert hangs(looks, 1.2) is None
+    assert hangs(looks, 20) is None
 
 
 def drained(listens: socket.socket) -> bytes:
@@ -170,21 +187,23 @@ def test_signs_of_life_stop_when_the_copy_does_not_follow(
     out of what it is in."""
     dog = FakeDog()
     monkeypatch.setattr(watchdog, "take", lambda *_: dog)
-    monkeypatch.setattr(watch, "DEAF", 0.2)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listens:
         listens.bind(str(tmp_path / "notify"))
         listens.setblocking(False)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        looks = Watch()
+        looks = Watch(clock=clock)
         looks.begin(1)
         assert looks.watchdog == "i6300esb, 60 s"
         until(lambda: dog.pets > 1)  # who does not listen does not stop it
         assert listens.recv(100) == b"WATCHDOG_USEC=1000000\nWATCHDOG=1"
         assert listens.recv(100) == b"WATCHDOG=1"
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it does not follow
-        until(lambda: looks._raised and time.monotonic() - looks._raised > 0.5)
+        until(lambda: looks._raised)
+        raised = looks._raised, dog.pets
+        until(lambda: clock() - raised[0] > watch.DEAF + 2 * STEP)
         pets = dog.pets
-        time.sleep(0.3)
+        assert pets > raised[1]
+        until(lambda: clock() - raised[0] > watch.DEAF + 10)
         assert dog.pets == pets
         assert not dog.stopped
         while drained(listens):
@@ -233,71 +252,7 @@ def test_whatever_comes_after_the_copy_is_not_raised(monkeypatch: pytest.MonkeyP
     looks.end()
 
 
-# -- the machine's watchdog ------------------------------------------------------------------------
-
-
-def test_only_a_watchdog_that_stops_is_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    node = tmp_path / "watchdog0"
-    driver = node / "device/driver/module"
-    driver.mkdir(parents=True)
-    assert not watchdog.stops(node)  # built in: nobody knows its nowayout
-    (driver / "initstate").write_text("live\n")
-    assert watchdog.stops(node)  # a module of our initrd
-    (node / "nowayout").write_text("1\n")
-    assert not watchdog.stops(node)
-    (node / "nowayout").write_text("0\n")
-    assert watchdog.stops(node)
-    # One that does not tell what it hangs from, as softdog and i6300esb.
-    options, modules = tmp_path / "kjump.conf", tmp_path / "modules"
-    monkeypatch.setattr(watchdog, "OPTIONS", options)
-    monkeypatch.setattr(watchdog, "MODULES", modules)
-    (tmp_path / "watchdog1").mkdir()
-    assert not watchdog.stops(tmp_path / "watchdog1")
-    options.write_text("options i6300esb nowayout=0\noptions softdog nowayout=0\n")
-    assert not watchdog.stops(tmp_path / "watchdog1")  # built in, as far as anyone knows
-    (modules / "i6300esb").mkdir(parents=True)
-    (modules / "i6300esb/initstate").write_text("live\n")
-    assert watchdog.stops(tmp_path / "watchdog1")
-
-
-@pytest.mark.parametrize(
-    ("granted", "good"), [(0, False), (39, False), (40, True), (60, True), (600, False)]
-)
-def test_a_time_that_is_of_no_use_is_refused(granted: int, good: bool) -> None:
-    assert watchdog.fits(granted, 60, 40) is good
-
-
-def test_it_is_petted_and_stopped_with_the_magic_letter(tmp_path: Path) -> None:
-    path = tmp_path / "watchdog0"
-    path.touch()
-    dog = watchdog.Watchdog(os.open(path, os.O_WRONLY), "x", 60)
-    dog.pet()
-    dog.pet()
-    dog.stop()
-    assert path.read_bytes() == b"\0\0V"
-
-
-def test_it_is_told_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "CLASS", tmp_path / "class")
-    driver = tmp_path / "drivers/i6300ESB timer"
-    driver.mkdir(parents=True)
-    device = tmp_path / "class/watchdog0/device"
-    device.mkdir(parents=True)
-    (device / "driver").symlink_to(driver)
-    assert watchdog._name(Path("/dev/watchdog0"), -1) == "i6300ESB timer"
-    module = tmp_path / "module/i6300esb"
-    module.mkdir(parents=True)
-    (driver / "module").symlink_to(module)
-    assert watchdog._name(Path("/dev/watchdog0"), -1) == "i6300esb"
-    # Where nothing leads to the module, by what the driver calls itself.
-    said = watchdog.INFO.pack(0x8180, 0, b"i6300ESB timer")
-    monkeypatch.setattr("fcntl.ioctl", lambda *_: said)
-    assert watchdog._name(Path("/dev/watchdog1"), -1) == "i6300ESB timer"
-
-
-def test_one_that_may_still_appear_is_told_of() -> None:
+def test_one_that_may_still_appear_is_reported() -> None:
     assert Watch().watchdog == ""
     looks = Watch()
     looks._seconds = 20

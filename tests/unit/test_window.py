@@ -70,7 +70,7 @@ def test_memory_above_4_gib_is_not_taken() -> None:
         window.choose(1023 * MIB, parse_iomem(iomem(0x1000000)), flags(set()))
 
 
-def test_what_came_into_the_window_is_told_from_what_kexec_put_there() -> None:
+def test_what_came_into_the_window_differs_from_what_kexec_put_there() -> None:
     own = struct.pack("<3Q", 1 << window.KPF_RESERVED, 1 << 12, 0)
     assert not window.came_in(own, own)
     assert not window.came_in(own, struct.pack("<3Q", 0, 0, 1 << window.KPF_PGTABLE))
@@ -166,7 +166,7 @@ def test_readiness_finds_what_staging_finds(bad: list[bool], wanted: int) -> Non
         assert found is None
 
 
-def test_few_flags_are_read_where_there_is_a_window() -> None:
+def test_few_flags_are_read_if_there_is_a_window() -> None:
     reads: list[int] = []
 
     def read(first: int, count: int) -> bytes:

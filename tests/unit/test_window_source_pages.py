@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The list of what the jump exchanged: found where it is right, and only there."""
+"""The list of what the jump exchanged: found if it is right, and only then."""
 
 from __future__ import annotations
 

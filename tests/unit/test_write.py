@@ -129,7 +129,8 @@ def test_what_is_slow_is_found_out(tmp_path: Path) -> None:
         assert made.codecs["none"] < 20, made.codecs
 
     def slow(span: tuple[int, bytes | int], bundle: Bundle) -> None:
-        time.sleep(0.05)  # far longer than a write takes
+        while made._choice._writing:  # longer than a write takes
+            time.sleep(0.001)
         imaging.gather(span, bundle)
 
     with device(tmp_path) as opened:
@@ -250,7 +251,7 @@ def test_no_reader_runs_on_behind_the_last_chunk(
         monkeypatch.setattr(threading, "Thread", Slow)
         assert len(dict(imaging.content(image, image.index(), processors=3))) == 20
         assert not [t for t in threading.enumerate() if t.name.startswith("read ")]
-        # The same where it is given up in the middle.
+        # The same if it is given up in the middle.
         given_up = imaging.content(image, image.index(), processors=3)
         next(given_up)
         del given_up

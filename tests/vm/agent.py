@@ -75,7 +75,7 @@ class Agent:
     def handle(self, request: Message) -> None:
         try:
             answer = getattr(self, "op_" + str(request["op"]))(request)
-        except Exception as error:  # the host is told; the agent lives on
+        except Exception as error:  # noqa: BLE001 (the host gets it; the agent lives on)
             answer = {"error": f"{type(error).__name__}: {error}"}
         line = b"\n" + json.dumps({"id": request["id"], **answer}).encode() + b"\n"
         with self.lock:

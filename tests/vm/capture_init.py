@@ -229,9 +229,8 @@ class Kernel:
         size = self.number("SIZE(page)")
         start = self.struct_page(first)
         end = start + count * size
-        parts = []
-        for at in range(start & ~(PAGE - 1), end, PAGE):
-            parts.append(page(self.physical(at)))
+        pages = range(start & ~(PAGE - 1), end, PAGE)
+        parts = [page(self.physical(at)) for at in pages]
         skip = start % PAGE
         return b"".join(parts)[skip : skip + count * size]
 
@@ -356,7 +355,7 @@ def main() -> None:
             data = data[os.write(port, data[:4096]) :]
         termios.tcdrain(port)
         say("done")
-    except BaseException:
+    except BaseException:  # noqa: BLE001 (nobody else would see it)
         for line in traceback.format_exc().splitlines():
             say(line)
     libc.reboot(RB_POWER_OFF)

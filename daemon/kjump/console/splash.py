@@ -12,7 +12,7 @@ import os
 import signal
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,7 +48,15 @@ def take_terminal() -> None:
 class Splash:
     """The screen that is there when this is made; without one all of this does nothing."""
 
-    def __init__(self, clients: Sequence[Path] = CLIENTS) -> None:
+    def __init__(
+        self,
+        clients: Sequence[Path] = CLIENTS,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """``clock``: seconds; ``pause``: lets so many of them pass."""
+        self._clock = clock
+        self._pause = pause
         self._client = next((str(path) for path in clients if os.access(path, os.X_OK)), "")
         self._shown = ""
         self._hangs = False
@@ -97,14 +105,14 @@ class Splash:
             return False
         try:
             process = os.posix_spawn(self._client, [self._client, *words], os.environ)
-            end = time.monotonic() + (patience or PATIENCE)
+            end = self._clock() + (patience or PATIENCE)
             while not (ended := os.waitpid(process, os.WNOHANG))[0]:
-                if time.monotonic() > end:
+                if self._clock() > end:
                     os.kill(process, signal.SIGKILL)
                     os.waitpid(process, 0)
                     self._hangs = True
                     return False
-                time.sleep(0.005)
+                self._pause(0.005)
         except OSError:
             self._client = ""
             return False

@@ -324,6 +324,6 @@ def attempt(cell: Cell, clock: Clock, watch: Watch, screen: Screen) -> Report:
     except KjumpError as error:
         say(f"not saved: {error.sentence}")
         return reports.failed(reports.HELPER, error)
-    except Exception as error:  # anything at all must end in the session, with its reason
+    except Exception as error:  # noqa: BLE001 (whatever it is, the session gets the reason)
         say(f"not saved: {error!r}")
         return reports.failed(reports.HELPER, Internal(f"The helper failed: {error!r}."))

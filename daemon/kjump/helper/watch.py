@@ -17,6 +17,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -72,9 +73,10 @@ def has_hung(alive: Path = ALIVE) -> bool:
 class Watch:
     """`begin` starts looking, in the main thread; `end` must come before the helper is left."""
 
-    def __init__(self, inject: str = "") -> None:
-        """``inject``: a failure to play, for tests; see `words`."""
+    def __init__(self, inject: str = "", clock: Callable[[], float] = time.monotonic) -> None:
+        """``inject``: a failure to play, for tests, see `_play`; ``clock``: seconds."""
         self._inject = inject
+        self._clock = clock
         self._seconds = 0
         self._beats = self._seen = 0
         self._progress = 0.0
@@ -97,7 +99,7 @@ class Watch:
     def begin(self, seconds: int) -> None:
         """``seconds`` without progress are a hang; 0: only keys are heard."""
         self._seconds = seconds
-        self._progress = time.monotonic()
+        self._progress = self._clock()
         signal.signal(signal.SIGUSR1, self._follow)
         if seconds:
             self._take()
@@ -141,13 +143,13 @@ class Watch:
     # -- the thread ---------------------------------------------------------------------------
 
     def _look(self) -> None:
-        begun = time.monotonic()
+        begun = self._clock()
         keys = Keys()
         try:
             while not self._stop.is_set():
                 self._hear(keys.read(TICK / 2))
                 self._stop.wait(TICK / 10)
-                now = time.monotonic()
+                now = self._clock()
                 if not self._seconds:
                     continue
                 if self._dog is None and 0 < now - begun - SOFT_AFTER < 4 * TICK:
@@ -192,7 +194,7 @@ class Watch:
         """In the main thread, once."""
         if self._error is None:
             self._error = error
-            self._raised = time.monotonic()
+            self._raised = self._clock()
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
     def _follow(self, _signal: int, _frame: FrameType | None) -> None:

@@ -242,7 +242,7 @@ class Image:
                     chunk.load(self, *taken)
                     ready.put(chunk)
                 ready.put(None)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 (another thread raises it)
                 ready.put(error)
 
         threads = [
@@ -305,7 +305,7 @@ class Image:
                     if not check(chunk):
                         return
                     use(chunk)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 (another thread raises it)
                 with turn:
                     failure = failure or error
                     turn.notify_all()

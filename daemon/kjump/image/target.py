@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -203,17 +204,25 @@ def leave_reason(path: Path, at: int, error: KjumpError) -> None:
             locators.leave(whole, at, found, reports.failed(reports.RESUME, error))
 
 
-def wait_for(paths: list[Path], seconds: float) -> Path:
-    """The first of the paths that is there within the time.  Raises `TargetMissing`."""
-    deadline = time.monotonic() + seconds
+def wait_for(
+    paths: list[Path],
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+) -> Path:
+    """The first of the paths that is there within the time.  Raises `TargetMissing`.
+
+    ``clock``: seconds; ``pause``: lets so many of them pass.
+    """
+    deadline = clock() + seconds
     while True:
         for path in paths:
             if path.exists():
                 return path
-        if time.monotonic() >= deadline:
+        if clock() >= deadline:
             names = ", ".join(map(str, paths))
             raise TargetMissing(f"The target did not appear within {seconds:.0f} s: {names}.")
-        time.sleep(0.05)
+        pause(0.05)
 
 
 def examine(path: Path, locator: int | None = None) -> Found | None:

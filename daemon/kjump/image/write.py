@@ -222,7 +222,7 @@ class Writer:
                 with self._counting:
                     for step, seconds in laps.seconds.items():
                         self.profile[step] += seconds
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 (another thread raises it)
                 if self._error is None:
                     self._error = error
                 line.stop()

@@ -20,6 +20,7 @@ import fcntl
 import os
 import struct
 from pathlib import Path
+from typing import Self
 
 from kjump.errors import NoSnapshotDevice, TargetInUse, TargetMissing, TargetTooSmall
 from kjump.machine.native import INT, LIBRARY, POINTER, U64, U64_OUT
@@ -93,7 +94,7 @@ class Writable:
             os.close(self._fd)
             self._fd = -1
 
-    def __enter__(self) -> Writable:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -31,17 +31,27 @@ class Vmcore:
     """An open core.  Close it, or use it as a context manager."""
 
     def __init__(self, path: Path = Path("/proc/vmcore"), hidden: tuple[Range, ...] = ()) -> None:
-        """``hidden``: physical ranges whose content is not the session's (the window)."""
+        """``hidden``: physical ranges whose content is not the session's (the window).
+
+        Raises `MemoryUnreadable`, `DamagedHandoff`.
+        """
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise MemoryUnreadable(f"The session's memory cannot be opened: {error}.") from error
         self._hidden = hidden
-        head = os.pread(self._fd, EHDR.size, 0)
-        count = EHDR.unpack(head)[10] if len(head) == EHDR.size else 0
-        segments = parse(head + os.pread(self._fd, count * PHDR.size, EHDR.size))
+        try:
+            segments = self._segments()
+        except BaseException:
+            self.close()
+            raise
         self._notes = [s for s in segments if s.kind == PT_NOTE]
         self.memory = sorted((s for s in segments if s.kind == PT_LOAD), key=lambda s: s.physical)
+
+    def _segments(self) -> list[ElfSegment]:
+        head = os.pread(self._fd, EHDR.size, 0)
+        count = EHDR.unpack(head)[10] if len(head) == EHDR.size else 0
+        return parse(head + os.pread(self._fd, count * PHDR.size, EHDR.size))
 
     def notes(self) -> Iterator[tuple[bytes, int, bytes]]:
         """(owner, type, descriptor) of every note."""

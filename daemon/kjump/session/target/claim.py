@@ -132,7 +132,7 @@ def prepare(
             area=area,
         )
     except TargetTooSmall as error:
-        _undo(held, device, error)
+        _undo(held, error)
         if slots is None:
             raise
         free = sum(length for _, length in slots.spans) >> 20
@@ -141,12 +141,12 @@ def prepare(
             advice="Add swap, or close programs that are swapped out.",
         ) from error
     except BaseException as error:
-        _undo(held, device, error if isinstance(error, KjumpError) else None)
+        _undo(held, error if isinstance(error, KjumpError) else None)
         raise
     return held
 
 
-def _undo(held: Claim, device: TargetDevice, error: KjumpError | None) -> None:
+def _undo(held: Claim, error: KjumpError | None) -> None:
     """Nothing may be left that looks like an image in slots that are given back."""
     try:
         held.retire(error)
