@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``kjumpctl reload`` and ``update-initrd``: have a changed configuration take effect.
 
-Runs in the session.
+Runs in the session; update-initrd needs root.  Never changes a setting.
 """
 
 from __future__ import annotations

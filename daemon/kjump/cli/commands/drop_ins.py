@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``kjumpctl enable`` and ``disable``: whether systemctl hibernate and desktops use kjump.
 
-Runs in the session, as root, also in a chroot without a running systemd.
+Runs in the session, as root, also in a chroot without a running systemd.  Decides nothing:
+`kjump.cli.dropins` installs and removes the files.
 """
 
 from __future__ import annotations
