@@ -199,7 +199,7 @@ PARALLEL = -n auto
 UNIT = $(PARALLEL) tests/unit
 COVERAGE = --cov --cov-report=
 
-check: setup build ## linters and unit tests, in less than a minute; run it before each commit
+check: setup build ## linters and unit tests, about a minute; run it before each commit
 	@status=0; \
 	$(MAKE) --no-print-directory lint || status=1; \
 	echo "check: tests/unit, with few examples for each property"; \
