@@ -19,7 +19,12 @@ def add(subparsers: Any) -> None:
     parser = add_command(
         subparsers, "update-initrd", update_initrd, "Build the initrds of helper and boot again."
     )
-    parser.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="for update-initrds")
+    parser.add_argument(
+        "arguments",
+        nargs="*",
+        metavar="ARGUMENT",
+        help="which kernel, and which kind of initrd, see kjumpctl(1)",
+    )
 
 
 def reload(options: Options) -> int:

@@ -20,7 +20,7 @@ def add(subparsers: Any) -> None:
     """Add the commands to the command line."""
     for name, function, text in (
         ("enable", enable, "Use kjump for systemctl hibernate and all desktops."),
-        ("disable", disable, "Do not use kjump for them any more."),
+        ("disable", disable, "Stop using kjump for systemctl hibernate and all desktops."),
     ):
         parser = add_command(subparsers, name, function, text)
         root = parser.add_argument(
