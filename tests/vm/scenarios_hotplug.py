@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Disks, memory and processors that come and go: what CanHibernate answers follows at once.
 
-The events are real: QEMU unplugs and plugs, the guest's kernel and udev notify the daemon, and nobody
-asks it anything meanwhile.
+The events are real: QEMU unplugs and plugs, the guest's kernel and udev notify the daemon, and
+nobody asks it anything meanwhile.
 """
 
 from __future__ import annotations
