@@ -26,7 +26,7 @@ DATADIR ?= /usr/share
 DOCDIR ?= $(DATADIR)/doc/kjump
 ZSHDIR ?= $(DATADIR)/zsh/vendor-completions
 KERNELHOOKDIR ?= /etc/kernel
-# What makes the boot initrds here, and what tells of new kernels.
+# What makes the boot initrds here, and what announces new kernels.
 INITRDS ?= initramfs-tools dracut mkinitcpio
 KERNELHOOKS ?= postinst.d kernel-install
 
@@ -55,7 +55,7 @@ LIBRARY := $(if $(wildcard $(NATIVE)/*.c),$(BUILT)/libkjump.so)
 # What asks on systemd's behalf is a program of its own, with the exit codes of kjump/errors.py.
 REQUEST := daemon/request/built/kjump-hibernate
 
-build: $(STUBS) $(LIBRARY) $(REQUEST) ## the native parts, in daemon/kjump/machine/built/ and daemon/request/built/ (the default)
+build: $(STUBS) $(LIBRARY) $(REQUEST) ## the native parts, in daemon/kjump/native/built/ and daemon/request/built/ (the default)
 
 $(BUILT) $(dir $(REQUEST)):
 	@mkdir -p $@
@@ -199,7 +199,7 @@ PARALLEL = -n auto
 UNIT = $(PARALLEL) tests/unit
 COVERAGE = --cov --cov-report=
 
-check: setup build ## linters and unit tests, in less than a minute; run it before each commit
+check: setup build ## linters and unit tests, about a minute; run it before each commit
 	@status=0; \
 	$(MAKE) --no-print-directory lint || status=1; \
 	echo "check: tests/unit, with few examples for each property"; \

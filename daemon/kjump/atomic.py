@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Writing a file so that it is there whole, or as it was before, whenever the power goes.
 
-Runs in the session and where the initrds are made.  Needs room for both the old and the new file.
+Runs in the session, also while the initrds are made.  Needs room for both the old and the new
+file.  Never changes a file in place.
 """
 
 from __future__ import annotations

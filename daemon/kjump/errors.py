@@ -127,7 +127,7 @@ class UnsupportedMachine(KjumpError):
 class NoKexecJump(KjumpError):
     exit_code = 21
     availability = "na"
-    advice = "Boot a kernel built with CONFIG_KEXEC_JUMP=y (see packaging/kernel in the source)."
+    advice = "Boot a kernel with CONFIG_KEXEC_JUMP=y; docs/building.md shows how to build one."
 
 
 class Lockdown(KjumpError):

@@ -7,7 +7,7 @@
  * may be full, and while it is served this program waits in it: an interpreter with its D-Bus
  * library is 30 MiB that staging then lacks, and most of a second.
  *
- * Where kjumpd is not there at all, it becomes that kjumpctl, which decides and explains.
+ * If kjumpd is not there at all, it becomes that kjumpctl, which decides and explains.
  */
 
 #define _GNU_SOURCE

@@ -3,7 +3,7 @@
 
 A stock kernel is booted in QEMU with an initramfs made of this machine's Python and
 capture_init.py.  The result is a fixture of tests/unit/test_pagestates_real.py; the README beside
-it tells what is in it.
+it describes what is in it.
 
 usage: python3 -m tests.vm.capture [--kernel SUITE | --kernel FOLDER] [--words WORDS] OUTPUT.tar.xz
 

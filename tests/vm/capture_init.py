@@ -70,7 +70,7 @@ def say(text: str) -> None:
 
 
 def advise(area: mmap.mmap, offset: int, size: int, advice: int) -> None:
-    """madvise; what this kernel cannot do is told and passed over."""
+    """madvise; what this kernel cannot do is printed and passed over."""
     try:
         area.madvise(advice, offset, size)
     except OSError as error:

@@ -37,7 +37,7 @@ def ends_with(guest: Guest, code: int, error: str) -> None:
     document = json.loads(result.out)
     bad = [check for check in document["checks"] if check["state"] == "failed"]
     require(f"doctor names {error} first", bad and bad[0]["error"] == error, bad)
-    require("doctor tells what to do", bad[0]["advice"], bad)
+    require("doctor says what to do", bad[0]["advice"], bad)
     expect("exit code of doctor", result.rc, code)
     expect("dry run", checks(document)["dry-run"]["state"], "skipped")
 
@@ -61,13 +61,13 @@ def doctor(image: Image) -> None:
         document = json.loads(result.out)
         expect("exit code with a jump", result.rc, 0)
         print(json.dumps(document["dry_run"], indent=1), flush=True)
-        trial = document["dry_run"]
-        require("it was the helper that came back", trial["result"] == "returned", trial)
-        require("the helper booted", trial["phases"]["helper boot"] > 0.1, trial["phases"])
-        require("memory was looked at", trial["pages"]["data"] > 10000, trial["pages"])
-        require("there is a map", len(trial["map"]["data"]) == 128, trial.get("map"))
+        dry_run = document["dry_run"]
+        require("it was the helper that came back", dry_run["result"] == "returned", dry_run)
+        require("the helper booted", dry_run["phases"]["helper boot"] > 0.1, dry_run["phases"])
+        require("memory was looked at", dry_run["pages"]["data"] > 10000, dry_run["pages"])
+        require("there is a map", len(dry_run["map"]["data"]) == 128, dry_run.get("map"))
         said = checks(document)["dry-run"]["sentence"]
-        require("its time is told", said.startswith("To the helper and back in "), said)
+        require("its time is printed", said.startswith("To the helper and back in "), said)
         expect("doctor", document["result"], "ok")
         nothing_staged(guest)
         work_holds(guest)

@@ -184,7 +184,7 @@ def xfce(guest: Guest) -> Check:
 def plasma(guest: Guest) -> Check:
     """Plasma's SessionManagement, which its menus call."""
     guest.put(MENU.encode(), MENU_FILE)
-    # Else Qt, which is not on a terminal, tells the journal.
+    # Otherwise Qt, which is not on a terminal, logs to the journal.
     how = f"{ON_HER_BUS} export QT_QPA_PLATFORM=offscreen QT_LOGGING_TO_CONSOLE=1;"
     command = f"{how} exec /usr/lib/qt6/bin/qml {MENU_FILE} >"
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Disks, memory and processors that come and go: what CanHibernate answers follows at once.
 
-The events are real: QEMU unplugs and plugs, the guest's kernel and udev tell the daemon, and nobody
-asks it anything meanwhile.
+The events are real: QEMU unplugs and plugs, the guest's kernel and udev notify the daemon, and
+nobody asks it anything meanwhile.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .steps import CONFIGURATION, Scenario, ctl_json, expect, ready, require
 SERIAL = "kjump-hotplug"
 ROOT = "/usr/local/lib/kjtest/watch.py"
 AT_ONCE = 4.0
-"""Seconds from the kernel's event until the bus has told the change.  A quarter of a second of it
-is waited for further events; nearly all the rest is Python in emulation."""
+"""Seconds from the kernel's event until the bus has announced the change.  A quarter of a second of
+it is waited for further events; nearly all the rest is Python in emulation."""
 
 # Writes one JSON line for each event of the kernel and each change of the daemon's properties,
 # with the monotonic clock.
@@ -54,7 +54,7 @@ GLib.MainLoop().run()
 
 
 class Watch:
-    """What the kernel and the daemon told in the guest, by its own clock."""
+    """What the kernel and the daemon announced in the guest, by its own clock."""
 
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
@@ -78,7 +78,7 @@ class Watch:
                     return line
             if time.monotonic() > end:
                 journal = self.guest.run("journalctl -b -n 20 --no-pager -u kjumpd").out
-                raise self.guest.error(f"never told: {lines[self.seen :]}\n{journal}")
+                raise self.guest.error(f"never announced: {lines[self.seen :]}\n{journal}")
             time.sleep(0.5)
 
     def told(self, what: str, event: str, true: Callable[[dict[str, Any]], bool]) -> None:
@@ -86,8 +86,8 @@ class Watch:
         first = self.until(lambda line: line.get("event") == event)
         then = self.until(lambda line: "changed" in line and true(line["changed"]))
         took = then["at"] - first["at"]
-        print(f"{what}: told {took:.2f} s after the kernel's event", flush=True)
-        require(f"{what} is told at once", took < AT_ONCE, (first, then))
+        print(f"{what}: announced {took:.2f} s after the kernel's event", flush=True)
+        require(f"{what} is announced at once", took < AT_ONCE, (first, then))
 
 
 def names(changed: dict[str, Any]) -> set[str] | None:

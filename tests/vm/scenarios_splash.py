@@ -2,7 +2,7 @@
 """Plymouth, the real one: what it shows of a cycle, and that it is in nobody's way.
 
 The theme of these guests (`image.PLYMOUTH_FILES`) paints the whole screen in one colour for what it
-was told last, so that a picture of the screen says whether plymouthd got a message and drew it.
+was shown last, so that a picture of the screen says whether plymouthd got a message and drew it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RATE = 4 * MIB
 CONSOLE = (0, 0, 0)
 """Colour: there is no splash screen."""
 RESUMING, SAVING, ANOTHER = (0, 255, 0), (0, 0, 255), (255, 255, 0)
-"""Colours: our theme was told a line that begins with "resuming", with "saving", or another line of
+"""Colours: our theme got a line that begins with "resuming", with "saving", or another line of
 ours.  Before the first one it is red."""
 Colour = tuple[int, int, int]
 
@@ -204,7 +204,7 @@ def plymouth(_: Image) -> None:
         power_off(guest)
         with guest.again(words=f"{WORDS} kjump.restore=in-place") as again:
             again.wait_console(r"kjump: resuming the session of ")
-            # The first line is soon followed by the one that tells of the way.
+            # The first line is soon followed by the one that names the way.
             shows(again, RESUMING, ANOTHER)
             runs_on(again, "in-place")
             draws(again, SAVING)

@@ -26,7 +26,7 @@ REFUSED = "kjtest: hibernation was refused:"
 
 
 def watch(asked: str) -> str:
-    """A script that tells the console of a request that has come to nothing: the job has failed,
+    """A script that reports on the console that a request has come to nothing: the job has failed,
     or logind has not even made one, which the file then says.  After a cycle that succeeded it
     goes on, and sees the next request."""
     failed = "systemctl -q is-failed systemd-hibernate.service"
@@ -170,7 +170,7 @@ def hibernate_fails(guest: Guest, error: str) -> Message:
 
 
 def last_cycle(guest: Guest) -> Message:
-    """The last cycle's report, as the daemon tells it."""
+    """The last cycle's report, as the daemon sends it."""
     entries = ctl_json(guest, "history")
     require("there is a history", entries, entries)
     found: Message = entries[-1]
@@ -198,17 +198,17 @@ def refused(guest: Guest, code: str, availability: str) -> None:
 
 
 def session_is_gone(guest: Guest, error: str) -> None:
-    """Nothing was resumed, and the daemon tells why."""
+    """Nothing was resumed, and the daemon reports why."""
     ready(guest)
     require("the work is gone", not guest.work()["work"]["ok"])
     last = last_cycle(guest)
-    expect("error told by the daemon", last["error"], error)
+    expect("error that the daemon reports", last["error"], error)
     status = ctl(guest, "status").out
-    require("status tells why", error in status or last["what"] in status, status)
+    require("status has the reason", error in status or last["what"] in status, status)
     expect("state of the image", ctl_json(guest, "image info")["state"], "spent")
 
 
 def normal_boot(guest: Guest, error: str) -> None:
-    """This power-on is a boot, not a resume, and tells why."""
+    """This power-on is a boot, not a resume, and says why."""
     guest.wait_console(r"kjump: not resumed: .*")
     session_is_gone(guest, error)

@@ -1,2 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``kjumpctl``: what a person types."""
+"""kjumpctl: the commands that a person types.
+
+Runs in the session.  Never jumps and never stages a kernel itself: kjumpd does that.
+"""

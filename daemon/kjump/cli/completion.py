@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the shells complete kjumpctl's arguments to; packaging/make-completions makes their scripts.
+"""How shells complete kjumpctl's arguments; packaging/make-completions makes their scripts.
 
-Runs nowhere by itself: shtab reads these marks when kjump is built.
+Runs in the session, but does nothing there: shtab reads these marks when kjump is built.
 """
 
 from __future__ import annotations

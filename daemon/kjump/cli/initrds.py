@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Building the initrds of helper and boot, by the program that the package's hooks run, too.
+"""Building the initrds of helper and boot, with the program that the package's hooks also run.
 
-Runs in the session, as root.
+Runs in the session, as root.  Builds nothing itself: `kjump.initrd.update` is that program.
 """
 
 from __future__ import annotations

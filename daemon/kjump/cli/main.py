@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """kjumpctl: the command line.
 
-Runs in the session, as any user; kjumpd does what needs more rights.  Prints results to stdout and
-errors as one sentence to stderr, and ends with the error's exit code.
+Runs in the session, as any user; kjumpd does what needs more rights.  Decides nothing about the
+machine.  Prints results to stdout and errors as one sentence to stderr, and ends with the error's
+exit code.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Lines for a person in front of the machine, from the helper and from the boot initrd.
 
-Every active console gets them (/sys/class/tty/console/active), as /dev/console is only the last
-one.  Never fails: a console that cannot be written to is passed over.
+Runs in the helper and in the boot initrd.  Every active console gets them
+(/sys/class/tty/console/active), as /dev/console is only the last one.  Never fails: a console that
+cannot be written to is passed over.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Plymouth: what the console says, on the splash screen too.
 
-Runs in the boot initrd, and in the helper where it has Plymouth.  Never fails, never waits long: a
+Runs in the boot initrd, and in the helper if it has Plymouth.  Never fails, never waits long: a
 splash screen that does not answer is done without.
 """
 

@@ -18,6 +18,8 @@ offset size field
 ====== ==== ================================================================================
 
 Unknown keys are ignored.  See docs/kjump-handoff.5.md.
+
+The session writes it, the helper reads it.  Pure: never touches memory or a file.
 """
 
 from __future__ import annotations

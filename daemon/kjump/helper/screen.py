@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Plymouth in the helper: what the console says, on a splash screen too.
 
-Runs in the helper, where its initrd has Plymouth ([Helper] Plymouth=yes), in a thread of its own.
+Runs in the helper, if its initrd has Plymouth ([Helper] Plymouth=yes), in a thread of its own.
 Nobody waits for it: a line that comes while the last one is still being shown takes the place of
 those before it, and a plymouthd that does not start, hangs or dies is done without.  Keys are not
 Plymouth's business: `kjump.console.keys` hears them beside it.
@@ -108,7 +108,7 @@ class Screen:
                 )
             finally:
                 os.close(null)
-            # Where memory runs out, it goes before anything that is needed.
+            # If memory runs out, it goes before anything that is needed.
             Path(f"/proc/{self._process}/oom_score_adj").write_text("1000")
         except OSError:
             if not self._process:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The state of every page of the session, before one is copied.
 
-Runs in the helper.  One byte a page (1.3 MB for 5 GiB), filled natively from the session's struct
-pages.
+Runs in the helper; only reads the session's memory.  One byte a page (1.3 MB for 5 GiB), which
+native code fills from the session's struct pages.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 
 Runs in the helper, in a thread of its own beside the copy.  It hears Esc and the power button, and
 it notices when the copy makes no progress; either is raised in the main thread, and the helper
-jumps back with that reason.  Where this program itself hangs, systemd ends it (WATCHDOG=1 stays
-out) and starts ``kjump-return``.  Where nothing runs any more, the machine's watchdog restarts it
+jumps back with that reason.  If this program itself hangs, systemd ends it (WATCHDOG=1 stays
+out) and starts ``kjump-return``.  If nothing runs any more, the machine's watchdog restarts it
 (`kjump.helper.watchdog`), and the session is lost.
 
 It writes nothing to any disk.

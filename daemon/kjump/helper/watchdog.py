@@ -136,7 +136,7 @@ def _start(path: Path, wanted: int, least: int) -> Watchdog | None:
 
 def _name(path: Path, fd: int) -> str:
     """The module's name, which people know; a driver calls itself anything ("i6300ESB timer"), and
-    that is told where nothing leads to the module."""
+    that is used only if nothing leads to the module."""
     driver = CLASS / path.name / "device" / "driver"
     for known in (driver / "module", driver):
         if known.exists():

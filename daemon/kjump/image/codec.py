@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Compressing and checking, natively: ctypes front of ``native/chunks.c``.
 
-Runs in all three kernels.  A call leaves the interpreter free, so threads of Python compress side
-by side.
+Runs in all three kernels; never touches a file.  A call leaves the interpreter free, so threads of
+Python compress side by side.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 Runs in the session; reads the image, jumps nowhere.  The core has the VMCOREINFO note and a
 PT_LOAD for each range of the session's RAM.  The file is sparse: pages of zeros, free pages and
 others that were not saved are holes, and read as zeros.  The image has nothing of the window, but
-what the session had there is in it elsewhere (see `swapped`), and is put back in its place.
+what the session had there is in it elsewhere (see
+`kjump.image.window_source_pages`), and is put back in its place.
 """
 
 from __future__ import annotations

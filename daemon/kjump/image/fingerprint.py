@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Fingerprints of file systems: has anybody mounted one since the session was saved?
 
-Taken by the helper, when nothing writes any more, and compared by the boot side.  The first
-72 KiB of a device hold the superblocks of ext4 (at 1 KiB; mount count and times), vfat (dirty
-flag), btrfs (at 64 KiB; generation) and xfs (counters only; its log lies elsewhere).
+Runs in the helper, which takes them when nothing writes any more, and in the boot kernel, which
+compares them.  Only reads the devices, and never mounts one.  The first 72 KiB of a device hold the
+superblocks of ext4 (at 1 KiB; mount count and times), vfat (dirty flag), btrfs (at 64 KiB;
+generation) and xfs (counters only; its log lies elsewhere).
 """
 
 from __future__ import annotations

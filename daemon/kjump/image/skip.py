@@ -2,8 +2,8 @@
 """A key to boot without the saved session, up to the moment at which it runs again.
 
 Runs in the boot initrd and in the restorer.  Esc alone gives nothing up: the person is asked, and
-who does not answer gets the session.  A session that is given up cannot be resumed later, as the
-file systems go on without it; so the other way out is to switch off, which keeps it.
+without an answer the session is resumed.  A session that is given up cannot be resumed later, as
+the file systems go on without it; so the other way out is to switch off, which keeps it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The target: finding it by its name, and what the session does with it before and after.
 
-Runs in all three kernels; the session finds devices through udev itself (`session.devices`), the
-initrds by the links that udev makes.  A target is a whole device, or an `Area` of one that a
-locator leads to (`kjump.image.locator`).  Nothing here mounts anything, and nothing here writes
-to an area but what the caller says is its own now.
+Runs in all three kernels; the session finds devices through udev itself
+(`kjump.session.target.devices`), the initrds by the links that udev makes.  A target is a whole
+device, or an `Area` of one that a locator leads to (`kjump.image.locator`).  Nothing here mounts
+anything, and nothing here writes to an area but what the caller says is its own now.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Writing an image, front to back, with all processors and several writes in flight.
 
-Runs in the helper.  The work is cut into spans, each of which makes a chunk at most.  A thread
-takes the next span, brings its pages together, compresses them, waits for its turn to be given a
-place on the target (chunks lie in the order of their spans), and writes.  There are as many sets
-of buffers to compress in as processors, and a few threads more than those, whose writes are under
-way.
+Runs in the helper.  Never writes anywhere but to the target.  The work is cut into spans, each of
+which makes a chunk at most.  A thread takes the next span, brings its pages together, compresses
+them, waits for its turn to be given a place on the target (chunks lie in the order of their spans),
+and writes.  There are as many sets of buffers to compress in as processors, and a few threads more
+than those, whose writes are under way.
 
 How hard to compress is found out as it goes: `kjump.image.choice`.
 """

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """initrd-files helper|resume [--into DIRECTORY]: which files an initrd needs to run our Python.
 
-Runs as root where an initrd is made; the hooks of dracut, initramfs-tools and mkinitcpio start it.
-It prints one "source<TAB>destination" a line, or copies the files below DIRECTORY.  Destinations
-are absolute paths without symbolic links in their folders (/usr/lib64/..., not /lib64/...).
+Runs in the session, as root, while an initrd is made; the hooks of dracut, initramfs-tools and
+mkinitcpio start it.  It prints one "source<TAB>destination" a line, or copies the files below
+DIRECTORY.  Destinations are absolute paths without symbolic links in their folders (/usr/lib64/...,
+not /lib64/...).
 
 Importing finds the files: a fresh interpreter imports every module of the packages that run in the
 initrd, and prints what it has loaded then (`kjump.initrd.trace`).  Byte code takes the place of the

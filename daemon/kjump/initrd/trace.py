@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Import everything that runs in an initrd, and print which files that took.
 
-Nobody imports this module: `kjump.initrd.files` starts it in an interpreter of its own
-(``python3 -IS``), because what it prints is what that interpreter has loaded.  For the same reason
-it imports little itself.  It changes nothing on the machine.
+Runs in the session, while an initrd is made.  Nobody imports this module: `kjump.initrd.files`
+starts it in an interpreter of its own (``python3 -IS``), because what it prints is what that
+interpreter has loaded.  For the same reason it imports little itself.  It changes nothing on the
+machine.
 
 The argument is JSON: folders to search before and after the interpreter's own, packages to import
 with all their modules, modules to import if they are there, and modules to leave out.  The output

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The displays of this machine: what drives them.
 
-Runs in the session.
+Runs in the session, also while the helper's initrd is made.  Only reads /sys.
 """
 
 from __future__ import annotations

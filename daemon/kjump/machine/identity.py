@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Which machine this is, the same in every kernel booted on it.
 
-From DMI, not from /etc/machine-id: the boot initrd may have been built before that was set.
+Runs in the session and in the boot kernel; only reads /sys.  From DMI, not from /etc/machine-id:
+the boot initrd may have been built before that was set.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ FACTS = ("sys_vendor", "product_name", "product_uuid", "product_serial", "board_
 
 
 def machine_identity(root: Path = Path("/sys/class/dmi/id")) -> str:
-    """32 hexadecimal digits; the same for machines that DMI cannot tell apart."""
+    """32 hexadecimal digits; the same for machines that DMI cannot distinguish."""
     found = []
     for name in FACTS:
         try:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What physical memory there is: /proc/iomem, the firmware's memory map, /dev/mem.
 
-Runs in all three kernels.  All addresses are physical, ranges are half-open.
+Runs in all three kernels.  Never writes to memory except through a view that the caller opened for
+writing.  All addresses are physical, ranges are half-open.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The native library: loading it, and addresses of buffers for it.
 
-Runs in all three kernels.  The sources are ``*.c`` in ``kjump/native``.  Each module that calls a
-function declares it itself; a call leaves the interpreter free for other threads.
+Runs in all three kernels.  Never builds the library; the Makefile does.  The sources are ``*.c`` in
+``kjump/native``.  Each module that calls a function declares it itself; a call leaves the
+interpreter free for other threads.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Page states and gathering, natively: ctypes front of ``native/pages.c``.
 
-Runs in the helper (the boot side and the session use parts).  Kinds of pages are bytes, one a
+Runs in the helper (the boot side and the session use parts).  Never opens memory
+itself: the caller passes what is read or written.  Kinds of pages are bytes, one a
 page.
 """
 

@@ -40,7 +40,7 @@ class Layout:
 
 
 def layout(facts: Mapping[str, str]) -> Layout:
-    """The layout as VMCOREINFO tells it.  Raises `MemoryUnreadable`."""
+    """The layout as VMCOREINFO describes it.  Raises `MemoryUnreadable`."""
 
     def optional(key: str) -> int | None:
         return number(facts, key) if key in facts else None
@@ -70,7 +70,7 @@ def layout(facts: Mapping[str, str]) -> Layout:
         and (found.hwpoison_bit is None or 0 <= found.hwpoison_bit < 64)
     )
     if not inside:
-        raise MemoryUnreadable(f"VMCOREINFO tells an impossible struct page: {found}.")
+        raise MemoryUnreadable(f"VMCOREINFO describes an impossible struct page: {found}.")
     return found
 
 
@@ -126,7 +126,7 @@ class MemoryMap:
             self._vmemmap = self._array(symbol(facts, "vmemmap"))
 
     def _array(self, address: int) -> int:
-        """VMCOREINFO_SYMBOL_ARRAY tells where an array begins, VMCOREINFO_SYMBOL where the
+        """VMCOREINFO_SYMBOL_ARRAY names where an array begins, VMCOREINFO_SYMBOL where the
         pointer to it lies; a pointer variable lies in the kernel image, the array does not."""
         return self._dereference(address) if address >= START_KERNEL_MAP else address
 
@@ -158,4 +158,4 @@ class MemoryMap:
                 + number(facts, "OFFSET(mem_section.section_mem_map)")
             )
             return coded & ~0x3F
-        raise MemoryUnreadable("The session's kernel does not tell how to find struct page.")
+        raise MemoryUnreadable("The session's kernel does not record how to find struct page.")

@@ -59,8 +59,8 @@ class Writable:
     def __init__(self, device: int, first_block: int) -> None:
         """The area on ``device`` (st_rdev) whose first block lies at byte ``first_block`` of it.
 
-        Raises `NoSnapshotDevice`, `TargetInUse` where someone else hibernates, `TargetMissing`
-        where the area is not in use any more.
+        Raises `NoSnapshotDevice`, `TargetInUse` if someone else hibernates, `TargetMissing`
+        if the area is not in use any more.
         """
         try:
             self._fd = os.open(SNAPSHOT_DEVICE, os.O_RDONLY | os.O_CLOEXEC)

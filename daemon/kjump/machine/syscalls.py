@@ -155,9 +155,9 @@ def _reboot(command: int) -> None:
 def reboot_kexec() -> None:
     """Jump into what is staged.
 
-    With a context-preserving image it returns when the session runs again, be it after a jump
-    back or after a restore from disk (the call cannot tell).  A plain image does not return.
-    Raises OSError where the kernel refused, with everything as it was.
+    With a context-preserving image it returns when the session runs again, be it after a jump back
+    or after a restore from disk (the call returns the same way for both).  A plain image does not
+    return.  Raises OSError if the kernel refused, with everything as it was.
     """
     _reboot(REBOOT_KEXEC)
 

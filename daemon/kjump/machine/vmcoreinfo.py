@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""VMCOREINFO: how the session's kernel tells where its structures lie.
+"""VMCOREINFO: how the session's kernel records where its structures lie.
 
 Pure.  Text, a line a fact: ``OSRELEASE=6.12.0``, ``SYMBOL(name)=hex``, ``NUMBER(name)=decimal``
 (signed), ``SIZE``, ``OFFSET``, ``LENGTH`` (kernel/vmcore_info.c).
@@ -37,7 +37,9 @@ def number(facts: Mapping[str, str], *keys: str, base: int = 10) -> int:
                 return int(facts[key], base)
             except ValueError as error:
                 raise MemoryUnreadable(f"VMCOREINFO: {key}={facts[key]}") from error
-    raise MemoryUnreadable(f"The session's kernel does not tell {' or '.join(keys)} (VMCOREINFO).")
+    raise MemoryUnreadable(
+        f"The session's kernel does not record {' or '.join(keys)} (VMCOREINFO)."
+    )
 
 
 def symbol(facts: Mapping[str, str], *names: str) -> int:

@@ -2,7 +2,7 @@
 """``kjump-resume``: in the boot initrd, before any file system is mounted.
 
 Runs in the boot kernel.  Either the session runs again and this never returns, or the boot goes on
-as if nothing had been, with one clear line on the console and the reason in the image, where the
+as an ordinary one, with one clear line on the console and the reason in the image, where the
 daemon finds it.  An image is never used twice, and one that was passed over is spent: after a
 normal boot the file systems go on without it.
 """

@@ -3,11 +3,11 @@
 
 Runs in the session, in kjumpd and in kjumpctl.
 
-Why it is never freed: when Python drops the last reference to a `Gio.DBusConnection`, GLib takes
-a global lock while the GIL is held.  GDBus's thread takes the two the other way round for every
+Why it is never freed: when Python drops the last reference to a `Gio.DBusConnection`, GLib takes a
+global lock while the GIL is held.  GDBus's thread takes the two the other way round for every
 message on any connection (``on_worker_message_received`` holds message_bus_lock and takes a
-reference, which PyGObject is told of under the GIL).  Seen as a hang, now and then, with GLib 2.74
-and PyGObject 3.42; at the end of kjumpctl it would hang systemd-hibernate.service for ever.
+reference, of which PyGObject is notified under the GIL).  Seen as a hang, now and then, with GLib
+2.74 and PyGObject 3.42; at the end of kjumpctl it would hang systemd-hibernate.service for ever.
 """
 
 from __future__ import annotations

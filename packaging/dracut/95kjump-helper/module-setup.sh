@@ -68,7 +68,7 @@ install_plymouth() {
     mkdir -p "$initdir/etc/plymouth"
     printf '[Daemon]\nTheme=%s\nShowDelay=0\nDeviceTimeout=8\n' "$theme" \
         > "$initdir/etc/plymouth/plymouthd.conf"
-    # Where it cannot read its defaults it does without.
+    # If it cannot read its defaults it does without.
     inst_simple /usr/share/plymouth/plymouthd.defaults
     return 0
 }
@@ -89,7 +89,7 @@ install() {
     inst_multiple "$lib/systemd" "$lib/systemd-udevd" udevadm kmod
     # PID 1 starts services through it since systemd 255.
     inst_multiple -o "$lib/systemd-executor"
-    # Opened by name at run time, so that ldd does not tell of them: the first two since systemd
+    # Opened by name at run time, so that ldd does not list them: the first two since systemd
     # 256, the third since 262, which mounts nothing without it.
     inst_libdir_file "libkmod.so*" "libblkid.so*" "libmount.so*"
     ln_r "$lib/systemd" /init

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``kjumpctl reload`` and ``update-initrd``: have a changed configuration take effect.
 
-Runs in the session.
+Runs in the session; update-initrd needs root.  Never changes a setting.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ def add(subparsers: Any) -> None:
     parser = add_command(
         subparsers, "update-initrd", update_initrd, "Build the initrds of helper and boot again."
     )
-    parser.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="for update-initrds")
+    parser.add_argument(
+        "arguments",
+        nargs="*",
+        metavar="ARGUMENT",
+        help="which kernel, and which kind of initrd, see kjumpctl(1)",
+    )
 
 
 def reload(options: Options) -> int:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``kjumpctl doctor``: every check, and if the person agrees a jump as a dry run.
+"""``kjumpctl doctor``: every check, and a jump as a dry run if the person agrees.
 
-Runs in the session, as any user; `kjump.cli.doctor` looks and decides.
+Runs in the session, as any user.  Decides nothing: `kjump.cli.doctor` looks and decides.
 """
 
 from __future__ import annotations

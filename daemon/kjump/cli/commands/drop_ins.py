@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``kjumpctl enable`` and ``disable``: whether systemctl hibernate and desktops use kjump.
 
-Runs in the session, as root, also in a chroot without a running systemd.
+Runs in the session, as root, also in a chroot without a running systemd.  Decides nothing:
+`kjump.cli.dropins` installs and removes the files.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def add(subparsers: Any) -> None:
     """Add the commands to the command line."""
     for name, function, text in (
         ("enable", enable, "Use kjump for systemctl hibernate and all desktops."),
-        ("disable", disable, "Do not use kjump for them any more."),
+        ("disable", disable, "Stop using kjump for systemctl hibernate and all desktops."),
     ):
         parser = add_command(subparsers, name, function, text)
         root = parser.add_argument(

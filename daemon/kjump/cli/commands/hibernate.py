@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``kjumpctl hibernate``: one cycle, or the kernel's own hibernation if kjump cannot.
 
-Runs in the session, as any user; as root if it has to fall back.  kjumpd does the work.
+Runs in the session, as any user; as root if it has to fall back.  kjumpd does the
+work; nothing here stages a kernel or jumps.
 """
 
 from __future__ import annotations

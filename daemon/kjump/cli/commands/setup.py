@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``kjumpctl setup``: from a target to the first check, in one command.
 
-Runs in the session, as root; `kjump.cli.setup` chooses and does it.
+Runs in the session, as root.  Shows the plan and asks; `kjump.cli.setup` chooses and acts, and
+never before the person agreed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``kjumpctl stage`` and ``unstage``: a helper kernel that runs ahead of the next hibernation.
 
-Runs in the session, as any user.  kjumpd does the work.
+Runs in the session, as any user.  kjumpd does the work; nothing here stages a kernel or jumps.
 """
 
 from __future__ import annotations

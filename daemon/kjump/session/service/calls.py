@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Calls on the bus that are answered later, with results or with named errors.
 
-Runs in the session, on the main loop.  pydbus registers the object, but its own wrapper makes
-unnamed errors of all exceptions and answers at once.
+Runs in the session, on the main loop.  Knows nothing of what a method does.  pydbus registers the
+object, but its own wrapper makes unnamed errors of all exceptions and answers at once.
 """
 
 from __future__ import annotations

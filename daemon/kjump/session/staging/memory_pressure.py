@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Takes memory and gives it back at once, so that the kernel reclaims the page cache for it.
+"""Taking memory and giving it back at once, so that the kernel reclaims the page cache for it.
 
 usage: python3 -m kjump.session.staging.memory_pressure BYTES
 
-A program of its own, started by `reclaim`: whatever drop_caches leaves because a process has it
+Runs in the session, as a program of its own that `kjump.session.staging.reclaim` starts.  It only
+allocates, and all is free again when it ends.  Whatever drop_caches leaves because a process has it
 mapped is freed only if an allocation needs the memory.  Ends when BYTES would be free, or when
 little page cache is left.  If the kernel runs out of memory all the same, it kills this process,
 which marks itself as the first to go (proc_pid_oom_score_adj(5)), and no program of the user's.

@@ -25,7 +25,7 @@ STEP = 64 * MIB
 GROUPS = Path("/sys/fs/cgroup")
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 PAGE_CACHE, SLAB = "1", "2"
-PRESS = 30
+PRESSURE_LIMIT = 30
 """Seconds that `put_pressure` may take."""
 
 
@@ -94,8 +94,8 @@ def reclaim_from(group: Path, size: int) -> bool:
     """Reclaim ``size`` bytes of a group's caches; returns whether it had that many.
 
     swappiness=0 keeps what would have to be swapped.  A kernel that does not know the word yet
-    ("mm: add swappiness= arg to memory.reclaim") refuses the whole, which is as well: without it
-    anonymous memory might be swapped out.
+    ("mm: add swappiness= arg to memory.reclaim") refuses all of it, which is right: without the
+    word anonymous memory might be swapped out.
     """
     try:
         group.write_text(f"{size} swappiness=0")
@@ -126,7 +126,7 @@ def put_pressure(need: int) -> None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            timeout=PRESS,
+            timeout=PRESSURE_LIMIT,
             check=False,
         )
 

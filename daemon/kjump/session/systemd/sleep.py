@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What systemd-sleep does around a sleep, done around a cycle: hooks, and frozen sessions.
 
-Runs in the session, in a cycle's thread, and when the daemon cleans up.
+Runs in the session, in a cycle's thread, and when the daemon cleans up.  Never decides
+whether to hibernate.
 """
 
 from __future__ import annotations

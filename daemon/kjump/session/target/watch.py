@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Device events and swap events, on the main loop.
 
-Runs in the session.
+Runs in the session.  Only listens; it changes nothing.
 """
 
 from __future__ import annotations
