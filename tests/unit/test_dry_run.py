@@ -17,6 +17,7 @@ from kjump.handoff.documents import DRY_RUN, SAVE
 from kjump.handoff.note import Note
 from kjump.handoff.report import Report
 from kjump.helper import copy, leave
+from kjump.helper.completion import Completion
 from kjump.helper.screen import Screen
 from kjump.helper.states import WINDOW, States
 from kjump.helper.watch import Watch
@@ -81,17 +82,26 @@ def test_once_the_image_is_complete_no_deadline_takes_it_back(
 
     order = replace(ORDER, mode=SAVE).to_json()
     monkeypatch.setattr(copy, "read_notes", lambda _core: ({}, Note(1, order)))
-    monkeypatch.setattr(copy, "save", lambda *_: Report(image={"size": 1}))
+
+    def saved(*arguments: Any) -> Report:
+        watch, completion = arguments[-2:]
+        with DirectDevice(helper) as device:
+            completion.begin(device, ORDER.cycle, watch)
+        return Report(image={"size": 1})
+
+    monkeypatch.setattr(copy, "save", saved)
     monkeypatch.setattr(syscalls, "power_off", off)
-    watch = Watch()
+    watch, completion = Watch(), Completion(helper.parent / "record")
     with pytest.raises(Off):
-        copy.run(Cell(0, NONCE, 0x100000, 0x100000), copy.Clock(), watch, Ends([]))
+        copy.run(Cell(0, NONCE, 0x100000, 0x100000), copy.Clock(), watch, Ends([]), completion)
     watch.end()
     assert left == ["begun", 0.0]
 
 
 def run() -> Report:
-    return copy.run(Cell(0, NONCE, 0x100000, 0x100000), copy.Clock(), Watch(), Screen([]))
+    return copy.run(
+        Cell(0, NONCE, 0x100000, 0x100000), copy.Clock(), Watch(), Screen([]), Completion()
+    )
 
 
 def test_it_tells_what_would_be_saved_and_writes_nothing(helper: Path) -> None:

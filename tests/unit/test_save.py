@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import random
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from kjump.errors import WrongTarget
 from kjump.handoff import report as reports
 from kjump.handoff.documents import FileSystem, TargetPlace
 from kjump.helper import copy
+from kjump.helper.completion import Completion
 from kjump.helper.states import WINDOW, PageSpan, States
 from kjump.helper.watch import Watch
 from kjump.image import prepare, target
@@ -55,10 +58,20 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """The end of saving changes what two signals do."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGALRM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def save(path: Path, **changes: Any) -> reports.Report:
     order = samples.order(target=TargetPlace("t", (str(path),), 0), **changes)
-    clock = copy.Clock()
-    return copy.save(None, INFO, order, JUMP_BACK, clock, Watch())  # type: ignore[arg-type]
+    completion = Completion(path.parent / "record")
+    core: Any = None
+    return copy.save(core, INFO, order, JUMP_BACK, copy.Clock(), Watch(), completion)
 
 
 def test_what_is_saved_is_what_is_read(disk: Path, tmp_path: Path) -> None:

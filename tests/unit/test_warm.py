@@ -31,6 +31,7 @@ from kjump.handoff.documents import FileSystem, MachineFacts, SaveOrder, TargetP
 from kjump.handoff.note import Note
 from kjump.helper import copy
 from kjump.helper import warm as rests
+from kjump.helper.completion import Completion
 from kjump.helper.screen import Screen
 from kjump.helper.watch import Watch
 from kjump.machine.ranges import PAGE
@@ -244,6 +245,7 @@ def test_what_a_warm_helper_cannot_see_makes_it_stale(
         _jump_back: object,
         clock: copy.Clock,
         _watch: object,
+        _completion: object,
     ) -> None:
         clock.phase(phase)
         raise error("It is so.")
@@ -258,7 +260,7 @@ def test_what_a_warm_helper_cannot_see_makes_it_stale(
     try:
         with pytest.raises(KjumpError) as raised:
             cell = Cell(0, NONCE, WINDOW[0], WINDOW[1] - WINDOW[0])
-            copy.run(cell, copy.Clock(), Unwatched(), Screen([]))
+            copy.run(cell, copy.Clock(), Unwatched(), Screen([]), Completion())
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -272,7 +274,7 @@ def test_an_unknown_mode_is_no_order_to_save(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(copy, "save", lambda *_: pytest.fail("it saves"))
     try:
         with pytest.raises(WrongHandoffVersion):
-            copy.run(Cell(0, NONCE, *WINDOW), copy.Clock(), Unwatched(), Screen([]))
+            copy.run(Cell(0, NONCE, *WINDOW), copy.Clock(), Unwatched(), Screen([]), Completion())
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)

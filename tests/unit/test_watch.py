@@ -18,6 +18,7 @@ from kjump.handoff import report as reports
 from kjump.handoff.cell import Cell
 from kjump.handoff.report import Report
 from kjump.helper import copy, watch, watchdog
+from kjump.helper.completion import Completion
 from kjump.helper.screen import Screen
 from kjump.helper.watch import Watch
 
@@ -247,7 +248,7 @@ def test_whatever_comes_after_the_copy_is_not_raised(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(copy, "run", fail)
     monkeypatch.setattr(reports, "failed", failed)
-    found = copy.attempt(Cell(0, bytes(16), 0, 0), copy.Clock(), looks, Screen([]))
+    found = copy.attempt(Cell(0, bytes(16), 0, 0), copy.Clock(), looks, Screen([]), Completion())
     assert found == Report("helper", error="TargetWriteFailed")
     looks.end()
 

@@ -200,6 +200,25 @@ def hang(image: Image) -> None:
         lost(guest, "i6300esb timer")
 
 
+def complete_means_off(image: Image) -> None:
+    """A complete image and a session that runs on never meet: the machine does not switch off, and
+    the program that copies dies at the last moment."""
+    with at_work(image, Shape(), 100) as guest:
+        configure(guest, "[Helper]", "CommandLine=kjump.inject=stay")
+        last = hibernate_fails(guest, "HelperFailed")
+        require("the reason", "does not switch off" in last["what"], last)
+        expect("state of the image", ctl_json(guest, "image info")["state"], "spent")
+        work_holds(guest)
+        configure(guest, "[Helper]", "CommandLine=kjump.inject=die")
+        with cycle(guest) as again:
+            console = again.console()
+            require("it died", "kjump: killed for a test" in console, console[-3000:])
+            words = "kjump: the image is complete; switching off"
+            require("kjump-return saw that it is complete", words in console, console[-3000:])
+            went_well(again)
+            expect("state of the image", ctl_json(again, "image info")["state"], "spent")
+
+
 def lost(guest: Guest, watchdog: str) -> None:
     """The machine is restarted, boots, and reports the watchdog."""
     guest.seen = len(guest.console())
@@ -256,6 +275,7 @@ def dracut(image: Image) -> None:
 
 ALWAYS: dict[str, Scenario] = {"cancel": cancel}
 MORE: dict[str, Scenario] = {
+    "complete-means-off": complete_means_off,
     "skip": skip,
     "skip-in-place": skip_in_place,
     "power-goes-while-resuming": power_goes_while_resuming,

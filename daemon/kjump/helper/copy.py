@@ -37,6 +37,7 @@ from kjump.handoff.cell import Cell
 from kjump.handoff.documents import SaveOrder, WarmOrder
 from kjump.handoff.report import Report
 from kjump.helper import leave, restore_in_place, warm
+from kjump.helper.completion import Completion
 from kjump.helper.screen import Screen
 from kjump.helper.session_memory import gatherer, read_notes
 from kjump.helper.states import States, classify
@@ -157,8 +158,9 @@ def save(
     jump_back: int,
     clock: Clock,
     watch: Watch,
+    completion: Completion,
 ) -> Report:
-    """Write the image; the report.  Raises any `KjumpError`.
+    """Write the image; the report.  Raises any `KjumpError`; see `Completion` for what then.
 
     ``info``: VMCOREINFO; ``jump_back``: physical address at which the session goes on.
     """
@@ -204,7 +206,8 @@ def save(
         )
         watch.too_late()
         watch.beat()
-        done = writer.commit()
+        done = writer.commit(before=lambda: completion.begin(device, order.cycle, watch))
+        watch.play_late()
         clock.phase("")
         saved = done.data_pages * PAGE
         report = replace(
@@ -243,7 +246,7 @@ def rehearse(core: Vmcore, info: Mapping[str, str], order: SaveOrder, clock: Clo
     return reports.returned(states.counts(), states.coarse(), processors())
 
 
-def run(cell: Cell, clock: Clock, watch: Watch, screen: Screen) -> Report:
+def run(cell: Cell, clock: Clock, watch: Watch, screen: Screen, completion: Completion) -> Report:
     """Save and power off.  Raises any `KjumpError`; returns only in a dry run, with its report."""
     clock.phase("handoff")
     signal.signal(signal.SIGALRM, _out_of_time)
@@ -270,19 +273,27 @@ def run(cell: Cell, clock: Clock, watch: Watch, screen: Screen) -> Report:
         screen.begin(cmdline.read_text())
         watch.begin(order.watchdog)
         try:
-            report = save(core, info, order, found.jump_back, clock, watch)
+            report = save(core, info, order, found.jump_back, clock, watch, completion)
         except (MemoryUnreadable, TargetMissing, WrongTarget) as error:
             if not since or clock.name not in BEFORE_WRITING:
                 raise
             # Another helper looks for itself, and gets another window.
             raise StaleHelper(f"The warm helper cannot go on.  {error.what}") from error
-    # The image is complete: nothing may take that back any more.
-    signal.setitimer(signal.ITIMER_REAL, 0)
     size = report.image["size"]
     say(f"saved: {size >> 20} MiB written in {clock.phases.get('copy', 0):.1f} s; switching off")
     screen.end()
-    syscalls.power_off()
+    switch_off(watch)
     raise HelperFailed("The machine does not switch off.")
+
+
+def switch_off(watch: Watch) -> None:
+    """Returns, or raises `HelperFailed`, if the machine does not."""
+    if watch.plays("stay"):
+        return
+    try:
+        syscalls.power_off()
+    except OSError as error:
+        raise HelperFailed(f"The machine does not switch off: {error.strerror}.") from error
 
 
 def main() -> int:
@@ -302,7 +313,11 @@ def main() -> int:
     except DamagedHandoff as error:
         say(error.sentence)
         return error.exit_code
-    report = attempt(cell, clock, watch, screen)
+    completion = Completion()
+    report = attempt(cell, clock, watch, screen, completion)
+    if completion.begun and not completion.take_back(report.cause):
+        say("the image may be complete, so the session must not run on; restarting")
+        syscalls.restart()
     watch.end()
     screen.end()
     clock.phase("")
@@ -312,11 +327,13 @@ def main() -> int:
     return None
 
 
-def attempt(cell: Cell, clock: Clock, watch: Watch, screen: Screen) -> Report:
+def attempt(
+    cell: Cell, clock: Clock, watch: Watch, screen: Screen, completion: Completion
+) -> Report:
     """`run`, and the report of what it came to."""
     try:
         try:
-            return run(cell, clock, watch, screen)
+            return run(cell, clock, watch, screen, completion)
         finally:
             # What would be raised from here on must not keep the helper from going back.
             signal.setitimer(signal.ITIMER_REAL, 0)

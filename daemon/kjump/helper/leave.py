@@ -16,6 +16,7 @@ from kjump.handoff import cell as cells
 from kjump.handoff import report as reports
 from kjump.handoff.report import Report
 from kjump.helper import watch, watchdog
+from kjump.helper.completion import Completion
 from kjump.machine import cmdline, code, memory, syscalls
 from kjump.machine.ranges import PAGE
 from kjump.machine.syscalls import Segment
@@ -98,6 +99,8 @@ def jump_back(cell: cells.Cell) -> NoReturn:
 
 def main() -> int:
     """``kjump-return``: the copy never began or its process died."""
+    if Completion().finish():
+        return 1  # the machine should be off; systemd tries again
     say("the helper could not do its work; jumping back to the session")
     cell = find_cell()
     error: KjumpError = HelperFailed("The helper's copy service did not start or was killed.")

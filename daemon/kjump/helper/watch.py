@@ -211,6 +211,16 @@ class Watch:
         except OSError:
             pass
 
+    def plays(self, kind: str) -> bool:
+        """Whether a test wants this failure."""
+        return self._inject == kind
+
+    def play_late(self) -> None:
+        """For tests: ``die`` kills this program when the image has just become complete."""
+        if self.plays("die"):
+            say("killed for a test")
+            os.kill(os.getpid(), signal.SIGKILL)
+
     def _play(self, kind: str) -> None:
         """For tests: ``stop`` hangs this program, ``freeze`` without systemd looking at it, and
         ``stall`` the thread of the copy that comes here."""

@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from kjump.errors import TargetWriteFailed
 from kjump.image.device import DirectDevice
 from kjump.image.layout import BLOCK, SLOTS, Superblock, newest, unpack_superblock
 
@@ -26,14 +27,34 @@ def store(device: DirectDevice, superblock: Superblock, **changes: Any) -> Super
 
     Raises `TargetWriteFailed`.
     """
-    after = replace(
-        superblock, generation=superblock.generation + 1, changed=time.time(), **changes
-    )
+    after = _changed(superblock, changes)
     block = after.pack()
     for slot in _order(device):
         device.write(slot, block)
         device.flush()
     return after
+
+
+def settle(device: DirectDevice, superblock: Superblock, **changes: Any) -> bool:
+    """Like `store`, but it goes as far as it can: whether the change holds for the next boot.
+
+    It holds once it is flushed in the first slot, even if the second then fails.  Never raises.
+    """
+    after = _changed(superblock, changes)
+    holds = False
+    for slot in _order(device):
+        try:
+            device.write(slot, after.pack())
+            device.flush()
+        except (TargetWriteFailed, OSError):
+            return holds
+        holds = True
+    return holds
+
+
+def _changed(superblock: Superblock, changes: dict[str, Any]) -> Superblock:
+    generation = superblock.generation + 1
+    return replace(superblock, generation=generation, changed=time.time(), **changes)
 
 
 def _order(device: DirectDevice) -> tuple[int, ...]:

@@ -313,11 +313,14 @@ class Writer:
                 f" image does not fit."
             )
 
-    def commit(self, more: Extents | None = None) -> Superblock:
+    def commit(
+        self, more: Extents | None = None, *, before: Callable[[], None] = lambda: None
+    ) -> Superblock:
         """Write the index, flush, and only then state `complete`.
 
-        ``more``: extents of zeros behind all that was filled.  Raises `TargetWriteFailed`,
-        `TargetTooSmall`, `HelperFailed`.
+        ``more``: extents of zeros behind all that was filled.  ``before`` is called at the last
+        moment before the state is written: from then on an error does not mean that the image is
+        not complete.  Raises `TargetWriteFailed`, `TargetTooSmall`, `HelperFailed`.
         """
         if more is not None:
             self._tables.append(bytes(more.table))
@@ -344,5 +347,6 @@ class Writer:
             zero_pages=extents.zero_pages,
             end=self._at + size,
         )
+        before()
         self._superblock = superblocks.store(self._device, complete, state=COMPLETE)
         return self._superblock
