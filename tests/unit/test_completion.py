@@ -79,8 +79,7 @@ class Disk:
         for count in range(len(self.pending) + 1):
             for kept in itertools.combinations(self.pending, count):
                 slots = dict(self.durable or self.slots())
-                for offset, data in kept:
-                    slots[offset] = data
+                slots.update(kept)
                 superblock = newest(list(slots.values()))
                 found.add(superblock.state if superblock else EMPTY)
         return found
