@@ -98,6 +98,13 @@ class Clock:
         self.now += seconds
 
 
+def test_a_line_may_name_what_is_no_text(terminal: Terminal) -> None:
+    """A device of the kernel command line, say."""
+    console.say("no " + os.fsdecode(b"/dev/\xff"))
+    terminal.read(30, until=b"\n")
+    assert terminal.seen == b"kjump: no /dev/\\udcff\r\n"
+
+
 def test_a_console_that_takes_nothing_is_waited_for_once(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

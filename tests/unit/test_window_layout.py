@@ -115,6 +115,13 @@ def test_what_is_given_besides_lies_at_its_offset() -> None:
     assert segments[0][2][line : line + 6] == b"quiet\0"
 
 
+def test_a_command_line_may_hold_any_bytes() -> None:
+    line = b"console=tty\xff quiet"
+    _, segments = place(8 * MIB, PAGE, line=line.decode(errors="surrogateescape"))
+    at = window_layout.COMMAND_LINE
+    assert segments[0][2][at : at + len(line) + 1] == line + b"\0"
+
+
 @pytest.mark.parametrize(("length", "good"), [(2046, True), (2047, False), (5000, False)])
 def test_the_command_line_ends_within_what_the_kernel_reads(length: int, good: bool) -> None:
     if good:

@@ -36,8 +36,8 @@ def consoles() -> list[Path]:
 
 
 def say(text: str) -> None:
-    """One line on every console; for any thread."""
-    line = f"{PREFIX}{text}\r\n".encode()
+    """One line on every console; for any thread.  Text that is no UTF-8 is shown escaped."""
+    line = f"{PREFIX}{text}\r\n".encode(errors="backslashreplace")
     # A terminal that somebody writes to refuses others who will not wait.
     mine = _saying.acquire(timeout=2 * PATIENCE)
     try:

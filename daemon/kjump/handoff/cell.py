@@ -30,7 +30,9 @@ from kjump.errors import DamagedHandoff
 
 MAGIC = b"KJUMPRET"
 VERSION = 1
-CELL = struct.Struct("<8sQQ16sQQII")
+NONCE_SIZE = 16
+"""Of the report page, here and wherever it is named; bytes."""
+CELL = struct.Struct(f"<8sQQ{NONCE_SIZE}sQQII")
 JUMP_BACK_OFFSET = 8
 
 

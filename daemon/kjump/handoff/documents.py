@@ -15,6 +15,7 @@ import uuid
 from dataclasses import asdict, dataclass, fields
 
 from kjump.errors import DamagedHandoff, KjumpError, WrongHandoffVersion
+from kjump.handoff.cell import NONCE_SIZE
 from kjump.handoff.fields import U64, Fields, JsonObject, as_json
 from kjump.machine.memory import Entry
 from kjump.machine.ranges import Range
@@ -25,7 +26,6 @@ COMPRESSIONS = ("auto", "none", "lz4", "zstd")
 FREE_PAGES = ("skip", "zero")
 LEVELS = 22
 """The highest of zstd."""
-NONCE_SIZE = 16
 
 NOTE = "handoff note"
 

@@ -36,7 +36,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TypeGuard
 
 from kjump.errors import DamagedHandoff, KjumpError, from_report
-from kjump.handoff.documents import NONCE_SIZE
+from kjump.handoff.cell import NONCE_SIZE
 from kjump.handoff.fields import (
     U64,
     JsonObject,

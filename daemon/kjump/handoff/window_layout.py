@@ -143,7 +143,8 @@ def place(
         raise WindowTooSmall(
             f"A window of {end - start >> 20} MiB has no room for the kernel and the initrd."
         )
-    text = command_line.encode() + b"\0"
+    # The bytes that `cmdline.read_text` read.
+    text = command_line.encode(errors="surrogateescape") + b"\0"
     room = min(COMMAND_LINE_ROOM, kernel.cmdline_size)
     if len(text) > room:
         raise CommandLineTooLong(

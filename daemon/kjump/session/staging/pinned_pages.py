@@ -16,7 +16,7 @@ import struct
 
 from kjump.errors import StagingFailed
 from kjump.handoff import report, request
-from kjump.handoff.documents import NONCE_SIZE
+from kjump.handoff.cell import NONCE_SIZE
 from kjump.machine.ranges import PAGE, Range
 from kjump.machine.syscalls import bpf, mlock
 
