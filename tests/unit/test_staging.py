@@ -143,6 +143,15 @@ def test_the_paging_mode_goes_with_the_command_line() -> None:
     assert "root=/dev/x" not in words and "quiet" not in words
 
 
+def test_no_setting_hides_the_way_back() -> None:
+    helper = replace(Settings().helper, command_line="elfcorehdr=0x9 a=1 kjump.return=0x9")
+    line = load.command_line(
+        replace(Settings(), helper=helper), "quiet", core_header=0x1000, cell=0x2000
+    )
+    assert parse(line).value("kjump.return") == "0x2000" and parse(line).value("a") == "1"
+    assert parse(line).value("elfcorehdr") == "0x1000"
+
+
 def test_the_memory_of_a_splash_screen_is_recorded_beside_the_initrd(tmp_path: Path) -> None:
     initrd, beside = tmp_path / "helper.img", tmp_path / "helper.json"
     assert helper_record.read(initrd).splash == 0

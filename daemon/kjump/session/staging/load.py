@@ -45,6 +45,7 @@ def command_line(settings: Settings, running: str, *, core_header: int, cell: in
 
     Consoles and paging mode are the session's: with other paging the jump back would be deadly.
     """
+    ours = {"elfcorehdr": core_header, cmdline.RETURN: cell}
     return " ".join(
         [
             *window_layout.words(
@@ -52,9 +53,9 @@ def command_line(settings: Settings, running: str, *, core_header: int, cell: in
                 consoles=settings.helper.console.split(),
                 cpus=cpu_count(settings),
             ),
-            f"elfcorehdr={core_header:#x}",
-            f"{cmdline.RETURN}={cell:#x}",
-            *settings.helper.command_line.split(),
+            *(f"{name}={value:#x}" for name, value in ours.items()),
+            # The last of several words counts, and these are the way back.
+            *(w for w in settings.helper.command_line.split() if w.partition("=")[0] not in ours),
         ]
     )
 
