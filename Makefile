@@ -55,7 +55,7 @@ LIBRARY := $(if $(wildcard $(NATIVE)/*.c),$(BUILT)/libkjump.so)
 # What asks on systemd's behalf is a program of its own, with the exit codes of kjump/errors.py.
 REQUEST := daemon/request/built/kjump-hibernate
 
-build: $(STUBS) $(LIBRARY) $(REQUEST) ## the native parts, in daemon/kjump/machine/built/ and daemon/request/built/ (the default)
+build: $(STUBS) $(LIBRARY) $(REQUEST) ## the native parts, in daemon/kjump/native/built/ and daemon/request/built/ (the default)
 
 $(BUILT) $(dir $(REQUEST)):
 	@mkdir -p $@
