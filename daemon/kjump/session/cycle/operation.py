@@ -233,8 +233,7 @@ class Operation:
         """Whether the helper that rested is not what is loaded now."""
         try:
             return not warm.is_ours()
-        except Exception as error:
-            # An image of ours that stays would turn a reboot into a jump.
+        except Exception as error:  # noqa: BLE001 (ours, if it stays, turns a reboot into a jump)
             log.warning(f"cannot determine whose kexec image is loaded: {error}")
             return False
 

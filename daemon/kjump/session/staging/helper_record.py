@@ -67,8 +67,8 @@ class HelperRecord:
 
 
 def _checked(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the values that `HelperRecord` has.  Raises ValueError if one has another type, or is
-    negative."""
+    """Those of the values that `HelperRecord` has.  Raises ValueError if one has another type, or
+    is negative."""
     values: dict[str, Any] = {}
     for item in fields(HelperRecord):
         if item.name not in document:
