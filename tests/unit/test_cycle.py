@@ -812,6 +812,21 @@ def test_what_was_frozen_is_let_go_on(fails: str) -> None:
     assert world.mark is None
 
 
+@pytest.mark.parametrize("owed", ["unload", "thaw"])
+def test_what_could_not_be_given_back_stays_on_the_mark(owed: str) -> None:
+    """kjumpd tries again when it ends: an image that stays would turn a reboot into a jump."""
+    world = World()
+    world.fail[owed] = OSError(16, "Device or resource busy")
+    if owed == "unload":
+        world.before[owed] = lambda: setattr(world, "loaded", True)
+    assert world.cycle().run()["result"] == "ok"
+    assert world.mark == Mark(str(ID), str(DISK.path), False, "cycle", owed == "thaw")
+    del world.fail[owed]
+    world.before.clear()
+    world.cycle().run()
+    assert world.mark is None
+
+
 def test_that_sessions_cannot_be_frozen_or_homes_not_locked_stops_nothing() -> None:
     world = World()
     world.fail |= {"freeze": RuntimeError("no"), "lock": RuntimeError("no")}

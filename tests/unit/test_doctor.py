@@ -40,6 +40,7 @@ FINE = Surroundings(
 )
 ROOT = MountedFileSystem("/dev/sda2", "ext4", "/", ("/dev/disk/by-partuuid/1",))
 SNAP = MountedFileSystem("/dev/loop3", "squashfs", "/snap/x", (), "a loop device")
+PORTAL = MountedFileSystem("/dev/fuse", "fuse", "/run/user/1000/doc")
 UNNAMED = MountedFileSystem("/dev/sdb", "ext4", "/data")
 CRYPT = MountedFileSystem(
     "/dev/dm-0", "xfs", "/home", ("/dev/disk/by-id/dm-name-home",), "encrypted"
@@ -162,7 +163,7 @@ def test_a_reason_that_no_check_knows_is_reported_all_the_same() -> None:
 
 
 def test_file_systems_that_cannot_be_checked_are_counted_and_named() -> None:
-    more = replace(FINE, file_systems=(ROOT, UNNAMED, CRYPT, SNAP))
+    more = replace(FINE, file_systems=(ROOT, UNNAMED, CRYPT, SNAP, PORTAL))
     finding = states(LARGE, more)["file-systems"]
     assert finding.sentence == (
         "2 mounted file systems cannot be checked at the resume: /data (ext4 on /dev/sdb),"

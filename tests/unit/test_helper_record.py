@@ -117,7 +117,9 @@ def test_a_damaged_copy_of_the_kernel_is_one_too(
     assert isinstance(error, NoHelperKernel) and "kjumpctl update-initrd" in error.todo
 
 
-@pytest.mark.parametrize("text", ["", '{"sha256": "0', "[]", '{"sha256": 5}'])
+@pytest.mark.parametrize(
+    "text", ["", '{"sha256": "0', "[]", '{"sha256": 5}', '{"unpacked": -1}', "[" * 100_000]
+)
 def test_a_damaged_record_is_one_too(settings: Settings, text: str) -> None:
     helper_record.path_beside(initrd_of(settings)).write_text(text)
     assert reasons(settings) == ["NoHelperInitrd"]

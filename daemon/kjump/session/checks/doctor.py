@@ -210,8 +210,11 @@ def has_no_fingerprint(file_system: MountedFileSystem) -> bool:
     """Whether the helper cannot find its device, so that it has nothing to compare at the resume.
 
     A loop device is in a file of another file system, and memory (zram) does not outlive the power.
+    /dev/fuse is no device with data on it: a program that provides files names it if it has no
+    other name.
     """
-    if file_system.kind in UNCHANGING or file_system.source.startswith(("/dev/loop", "/dev/zram")):
+    elsewhere = ("/dev/loop", "/dev/zram", "/dev/fuse")
+    if file_system.kind in UNCHANGING or file_system.source.startswith(elsewhere):
         return False
     return bool(file_system.mapped) or not file_system.links
 

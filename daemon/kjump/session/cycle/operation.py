@@ -127,6 +127,8 @@ class Operation:
         self._described: dict[str, int] = {}
         self._unload_owed = self._post_owed = self._retire_owed = self._clear_owed = False
         self._thaw_owed = False
+        self._still_loaded = False
+        """Whether the kernel did not unload what was staged."""
         self._jumped = False
 
     @property
@@ -225,7 +227,8 @@ class Operation:
             if replaced:
                 log.warning("the warm helper was unloaded by somebody else")
             else:
-                self._attempt("unloading the kexec image", self._do.unload)
+                unloaded = self._attempt("unloading the kexec image", self._do.unload)
+                self._still_loaded = not unloaded and self._do.is_loaded()
         return replaced
 
     @staticmethod
@@ -267,24 +270,34 @@ class Operation:
                 )
         if self._thaw_owed:
             with clock.phase("thaw"):
-                self._attempt("letting the sessions go on", do.thaw)
-            self._thaw_owed = False
+                self._thaw_owed = not self._attempt("letting the sessions go on", do.thaw)
         self._notify(Step(REPORTING, 95, "Reporting"))
         if self._post_owed:
             self._mark(hooks_owed=False)
 
     def _clear(self) -> None:
-        """Nothing is owed any more, but for a helper that rests."""
-        if self._clear_owed and self.warm is None:
+        """Nothing is owed any more, but for a helper that rests.
+
+        What could not be given back stays on the mark: kjumpd tries again when it ends, which is
+        before the machine can reboot.
+        """
+        if not self._clear_owed or self.warm is not None:
+            return
+        if self._still_loaded or self._thaw_owed:
+            self._mark(hooks_owed=False)
+        else:
             self._attempt("removing the mark of the cycle", self._do.clear_mark)
 
-    def _attempt(self, what: str, action: Callable[[], object]) -> None:
+    def _attempt(self, what: str, action: Callable[[], object]) -> bool:
+        """Whether it succeeded; a failure is logged."""
         try:
             action()
         except Exception as error:
             # Everything else that is owed still has to be given back.
             unexpected = not isinstance(error, KjumpError | OSError)
             log.error(f"{what} failed: {error}", exc_info=unexpected)
+            return False
+        return True
 
     def _mark(self, *, hooks_owed: bool) -> None:
         target = self._facts.target if self._facts else None

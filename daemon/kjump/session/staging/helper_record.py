@@ -67,7 +67,8 @@ class HelperRecord:
 
 
 def _checked(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the values that `HelperRecord` has.  Raises ValueError if one has another type."""
+    """Those of the values that `HelperRecord` has.  Raises ValueError if one has another type, or
+    is negative."""
     values: dict[str, Any] = {}
     for item in fields(HelperRecord):
         if item.name not in document:
@@ -75,7 +76,8 @@ def _checked(document: Mapping[str, Any]) -> dict[str, Any]:
         value = document[item.name]
         if isinstance(item.default, tuple) and isinstance(value, list):
             value = tuple(str(text) for text in value)
-        if type(value) is not type(item.default):
+        negative = isinstance(value, int) and value < 0
+        if type(value) is not type(item.default) or negative:
             raise ValueError(f"{item.name} is {value!r}")
         values[item.name] = value
     return values
@@ -101,7 +103,7 @@ def read(file: Path) -> HelperRecord:
         return HelperRecord.from_json(path.read_text())
     except FileNotFoundError:
         return HelperRecord()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise NoHelperInitrd(
             f"The record of the helper initrd, {path}, is damaged: {error}.", advice=REBUILD
         ) from error
