@@ -214,7 +214,8 @@ def test_if_nobody_can_tell_the_machine_restarts(
     assert Completion(record).finish() and machine.done == ["restart"]
 
 
-def test_kjump_return_does_not_jump_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kjump_return_does_not_jump_then(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(leave, "COMPLETING", tmp_path)
     monkeypatch.setattr(Completion, "finish", lambda _: True)
 
     def find_cell() -> None:

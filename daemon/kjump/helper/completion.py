@@ -18,20 +18,19 @@ from kjump.console.lines import say
 from kjump.errors import HelperFailed, KjumpError
 from kjump.handoff import report as reports
 from kjump.handoff.fields import decode
+from kjump.helper.leave import COMPLETING
 from kjump.helper.watch import Watch
 from kjump.image import superblocks, target
 from kjump.image.device import DirectDevice
 from kjump.image.layout import COMPLETE, SPENT
 from kjump.machine import syscalls
 
-RECORD = Path("/run/kjump-completing.json")
-"""Written before the state `complete` is: for ``kjump-return``, which starts if kjump-copy dies."""
-
 
 class Completion:
     """Whether the image may be complete by now, and the ways out from then on."""
 
-    def __init__(self, record: Path = RECORD) -> None:
+    def __init__(self, record: Path = COMPLETING) -> None:
+        """``record`` is written first: ``kjump-return`` looks for it if kjump-copy dies."""
         self._record = record
         self.begun = False
         """The state `complete` may be on the disk."""

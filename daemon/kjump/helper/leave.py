@@ -8,6 +8,7 @@ the copy could not even begin.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NoReturn
 
 from kjump.console.lines import say
@@ -16,10 +17,12 @@ from kjump.handoff import cell as cells
 from kjump.handoff import report as reports
 from kjump.handoff.report import Report
 from kjump.helper import watch, watchdog
-from kjump.helper.completion import Completion
 from kjump.machine import cmdline, code, memory, syscalls
 from kjump.machine.ranges import PAGE
 from kjump.machine.syscalls import Segment
+
+COMPLETING = Path("/run/kjump-completing.json")
+"""Written before the image's state becomes `complete`; see `kjump.helper.completion`."""
 
 
 def find_cell() -> cells.Cell:
@@ -99,8 +102,12 @@ def jump_back(cell: cells.Cell) -> NoReturn:
 
 def main() -> int:
     """``kjump-return``: the copy never began or its process died."""
-    if Completion().finish():
-        return 1  # the machine should be off; systemd tries again
+    if COMPLETING.exists():
+        # Imported only now: the way back is short, and must work if little else does.
+        from kjump.helper.completion import Completion
+
+        if Completion().finish():
+            return 1  # the machine should be off; systemd tries again
     say("the helper could not do its work; jumping back to the session")
     cell = find_cell()
     error: KjumpError = HelperFailed("The helper's copy service did not start or was killed.")
