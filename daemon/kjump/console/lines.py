@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Lines for a person in front of the machine, from the helper and from the boot initrd.
 
-Every active console gets them (/sys/class/tty/console/active), as /dev/console is only the last
-one.  Never fails: a console that cannot be written to is passed over.
+Every active console gets them (/sys/class/tty/console/active), because /dev/console is only the
+last one.  This never fails: it skips a console that it cannot write to.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 PREFIX = "kjump: "
 
 PATIENCE = 0.5
-"""Seconds to wait for a console that is busy, with another program's line or with its own."""
+"""Seconds to wait for a console that is busy with another program's line or with ours."""
 
 _saying = threading.Lock()
 _stuck: set[Path] = set()
-"""Consoles that did not become free in that time: they are not waited for again until they are."""
+"""Consoles that did not become free in that time: nobody waits for them until a write succeeds."""
 
 also: list[Callable[[str], None]] = []
-"""What else is given each line, without the prefix: a splash screen."""
+"""What else gets each line, without the prefix: a splash screen."""
 
 
 def consoles() -> list[Path]:
@@ -35,9 +35,9 @@ def consoles() -> list[Path]:
 
 
 def say(text: str) -> None:
-    """One line on every console; for any thread."""
+    """Print one line on every console; for any thread."""
     line = f"{PREFIX}{text}\r\n".encode()
-    # A terminal that somebody writes to refuses others who will not wait.
+    # While one thread writes to a terminal, it refuses other non-blocking writes.
     mine = _saying.acquire(timeout=2 * PATIENCE)
     try:
         for path in consoles():
@@ -72,7 +72,7 @@ def _write(path: Path, line: bytes) -> None:
 
 
 class Progress:
-    """Says how far a copy is, at most once in ``interval`` seconds, and when all of it is done."""
+    """Prints the progress of a copy, at most once in ``interval`` seconds, and at its end."""
 
     def __init__(self, what: str, total: int, interval: float = 1.0) -> None:
         """``total``: bytes that will be copied."""
@@ -84,13 +84,13 @@ class Progress:
         self._lock = threading.Lock()
 
     def add(self, more: int) -> None:
-        """``more`` bytes are copied; for any thread."""
+        """``more`` bytes were copied; for any thread."""
         with self._lock:
             self._done += more
             self.at(self._done)
 
     def at(self, done: int) -> None:
-        """``done``: bytes so far."""
+        """``done``: bytes copied so far."""
         now = time.monotonic()
         ended = self._said < self._total <= done
         if now - self._last < self._interval and not ended:

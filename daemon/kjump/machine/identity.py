@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Which machine this is, the same in every kernel booted on it.
 
-From DMI, not from /etc/machine-id: the boot initrd may have been built before that was set.
+It comes from DMI, not from /etc/machine-id: that may have been set after the boot initrd was built.
 """
 
 from __future__ import annotations
