@@ -187,7 +187,7 @@ def hang(image: Image) -> None:
     """A copy that makes no progress, and one that is stopped, come back; a watchdog of the hardware
     restarts the machine when nobody is left to do so."""
     with at_work(image, Shape(watchdog="i6300esb"), 100) as guest:
-        for kind, told in (("stall", "no progress for 20 s"), ("stop", "hung, and was ended")):
+        for kind, told in (("stall", "no progress for 20 s"), ("stop", "hung and was stopped")):
             configure(guest, "[Helper]", "WatchdogSec=20", f"CommandLine=kjump.inject={kind}")
             last = hibernate_fails(guest, "HelperHung")
             require("how it hung is told", told in last["what"], last)
