@@ -113,7 +113,7 @@ def _run(value: int, count: int) -> bytes:
 
 
 def system_ram(guest: Guest) -> list[Range]:
-    """The running guest's RAM, in bytes, as its kernel tells it."""
+    """The running guest's RAM, in bytes, as its kernel reports it."""
     found = re.findall(
         r"^([0-9a-f]+)-([0-9a-f]+) : System RAM$", guest.check("cat /proc/iomem"), re.MULTILINE
     )

@@ -37,7 +37,7 @@ def ends_with(guest: Guest, code: int, error: str) -> None:
     document = json.loads(result.out)
     bad = [check for check in document["checks"] if check["state"] == "failed"]
     require(f"doctor names {error} first", bad and bad[0]["error"] == error, bad)
-    require("doctor tells what to do", bad[0]["advice"], bad)
+    require("doctor says what to do", bad[0]["advice"], bad)
     expect("exit code of doctor", result.rc, code)
     expect("dry run", checks(document)["dry-run"]["state"], "skipped")
 
@@ -67,7 +67,7 @@ def doctor(image: Image) -> None:
         require("memory was looked at", trial["pages"]["data"] > 10000, trial["pages"])
         require("there is a map", len(trial["map"]["data"]) == 128, trial.get("map"))
         said = checks(document)["dry-run"]["sentence"]
-        require("its time is told", said.startswith("To the helper and back in "), said)
+        require("its time is reported", said.startswith("To the helper and back in "), said)
         expect("doctor", document["result"], "ok")
         nothing_staged(guest)
         work_holds(guest)

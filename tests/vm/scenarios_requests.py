@@ -129,7 +129,7 @@ def what_is_offered(guest: Guest) -> None:
     set_configuration(guest)
     offered(guest, True, "swap without resume=, kjump can")
     told = guest.check("cat /sys/power/resume /run/kjump/resume").split()
-    require("what kjumpd told the kernel it notes", told[-1] == told[0].strip(), told)
+    require("kjumpd records what it wrote to the kernel", told[-1] == told[0].strip(), told)
     # Still not the kernel's own: the number there is ours.
     set_configuration(guest, *NO_TARGET)
     offered(guest, False, "swap, a resume device that kjumpd named, kjump cannot")
@@ -241,7 +241,7 @@ def requests(image: Image) -> None:
                 unit = third.check("systemctl show -P Result systemd-hibernate.service").strip()
                 expect("the service's result", unit, "success")
                 require(
-                    "told in the journal",
+                    "logged in the journal",
                     "hibernation is done instead"
                     in third.check("journalctl -b --no-pager -u systemd-hibernate.service"),
                 )
@@ -300,7 +300,7 @@ def kill_it(guest: Guest) -> None:
     def interrupted(where: str, before: int) -> None:
         entries = ctl_json(guest, "history")
         expect(f"killed {where}: entries", len(entries), before + 1)
-        expect(f"killed {where}: told", entries[-1]["error"], "Interrupted")
+        expect(f"killed {where}: reported", entries[-1]["error"], "Interrupted")
 
     def begin(state: str) -> None:
         """The user asks; the daemon comes to this state (a pattern)."""
@@ -437,7 +437,9 @@ def sandbox(image: Image) -> None:
         with cycle(guest) as again:
             expect("result with all", last_cycle(again)["result"], "ok")
             found = ctl_json(again, "image info")["description"]
-            require("the direct map is told", found.get("page_offset"), found.get("page_offset"))
+            require(
+                "the direct map is recorded", found.get("page_offset"), found.get("page_offset")
+            )
 
 
 def other_release(suite: str) -> Scenario:

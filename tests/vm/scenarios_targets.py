@@ -132,7 +132,7 @@ def swap_partition(image: Image) -> None:
             again.check(f"swapoff {SWAP}; swapon {SWAP}", timeout=180)
             swapped_holds(again)
 
-            again.slow_disk(16 * MIB)  # or it is done before it tells of any progress
+            again.slow_disk(16 * MIB)  # otherwise it ends before it reports any progress
             request(again)
             again.wait_console(r"kjump: saving +\d+ %")
             again.kill()
@@ -142,7 +142,9 @@ def swap_partition(image: Image) -> None:
                 require("swap is on", "partition" in third.check("cat /proc/swaps"))
                 # Before it answers, it has looked at what an earlier boot left.
                 expect("can-hibernate", ctl_json(third, "can-hibernate")["answer"], "yes")
-                expect("error told by the daemon", last_cycle(third)["error"], "ImageIncomplete")
+                expect(
+                    "error reported by the daemon", last_cycle(third)["error"], "ImageIncomplete"
+                )
                 expect("the locator", bootbits(third), bytes(1024))
 
 
