@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The names by which kjumpd is reached on the system bus, see org.kjump1(5).
+"""kjumpd's names on the system bus, see org.kjump1(5).
 
 Runs in the session.  Holds no code.
 """

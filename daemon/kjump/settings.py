@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the administrator set: ``/etc/kjump/kjump.conf`` and its drop-ins, in systemd's style.
+"""The administrator's settings: ``/etc/kjump/kjump.conf`` and its drop-ins, in systemd's style.
 
 Runs in the session and in the boot initrd, so it imports little.  It never refuses to start:
-a line it cannot use becomes a `Complaint` with file and line number, and the rest still works.
+a line that it cannot use becomes a `Complaint` with file and line number, and the rest still works.
 
-Order, later wins: ``/etc/kjump/kjump.conf``, then all ``*.conf`` of
-``/usr/lib/kjump/kjump.conf.d`` and ``/etc/kjump/kjump.conf.d`` sorted by name, where a file in
-``/etc`` replaces one of the same name in ``/usr/lib`` (an empty file or a link to ``/dev/null``
-masks it).  ``Key=`` with nothing behind it sets the default again.  See kjump.conf(5).
+Order, later files win: ``/etc/kjump/kjump.conf``, then all ``*.conf`` of
+``/usr/lib/kjump/kjump.conf.d`` and ``/etc/kjump/kjump.conf.d`` sorted by name.  A file in ``/etc``
+replaces a file of the same name in ``/usr/lib`` (an empty file or a link to ``/dev/null`` masks
+it).  ``Key=`` without a value restores the default.  See kjump.conf(5).
 
-``python3 -Im kjump.settings dump`` prints the settings in force, ``... fingerprint`` the sum of
-those that the boot initrd holds, ``... check`` the warnings (exit code 78 if there are any).
+``python3 -Im kjump.settings dump`` prints the settings in force, ``... fingerprint`` the checksum
+of the settings in the boot initrd, ``... check`` the warnings (exit code 78 if there are any).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kjump.machine import udev
 
 MAIN = Path("etc/kjump/kjump.conf")
 DROP_INS = (Path("usr/lib/kjump/kjump.conf.d"), Path("etc/kjump/kjump.conf.d"))
-"""Least important first; below the root directory."""
+"""Least important first; relative to the root directory."""
 KERNEL_HIBERNATION, NONE = "stock", "none"
 """``Fallback=``: the kernel's own hibernation, or nothing."""
 HELPER_INITRD = "/var/lib/kjump/helper-{release}.img"
@@ -42,16 +42,16 @@ class Target:
 
     @property
     def names_a_file(self) -> bool:
-        """Whether it is the path of a file, and not a device."""
+        """Whether the path names a file rather than a device."""
         return udev.names_a_file(self.path)
 
 
 @dataclass(frozen=True)
 class Helper:
-    """``[Helper]``: the kernel that copies, and what it may have."""
+    """``[Helper]``: the kernel that copies, and its resources."""
 
     window_size: int = 0
-    """Bytes (``WindowSizeMiB=``); 0: derived from measured need."""
+    """Bytes (``WindowSizeMiB=``); 0: computed from what the helper needs."""
     kernel: str = ""
     """Path of the helper's bzImage; empty: the running kernel's own image."""
     initrd: str = ""
@@ -61,13 +61,13 @@ class Helper:
     console: str = ""
     """``console=`` values for the helper, blank-separated; empty: the running kernel's own."""
     deadline: int = 0
-    """Seconds the helper may take; 0: derived from the memory's size."""
+    """Seconds that the helper may take; 0: computed from the size of memory."""
     watchdog: int = 120
-    """Seconds without progress after which the helper is held to hang; 0: never."""
+    """Seconds without progress after which the helper counts as hung; 0: never."""
     cpu_count: int = 0
-    """Processors the helper uses; 0: all, four at the most."""
+    """Processors that the helper uses; 0: all, but at most four."""
     warm: bool = False
-    """Whether a helper is started ahead and rests until it is needed."""
+    """Whether a helper is started ahead of time and rests until it is needed."""
     plymouth: bool = False
     """Whether the helper's initrd gets Plymouth, if that is installed."""
 
@@ -91,7 +91,7 @@ class Session:
     """``[Session]``: what happens around the jump."""
 
     hook_timeout: int = 30
-    """Seconds the system-sleep hooks may take, each time."""
+    """Seconds that the system-sleep hooks may take, each time."""
     fallback: str = KERNEL_HIBERNATION
     """``stock`` or ``none``: what happens if a jump is not possible."""
 
@@ -103,7 +103,7 @@ class Resume:
     wait: int = 10
     """Seconds to wait for the target to appear at boot."""
     skip_wait: int = 1
-    """Seconds, at least, in which Esc is accepted before the session is resumed."""
+    """Least number of seconds in which Esc is accepted before the session is resumed."""
 
 
 class Complaint(NamedTuple):
@@ -119,7 +119,7 @@ class Complaint(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings in force; ``warnings`` names what was written but not used."""
+    """All settings in force; ``warnings`` lists the lines that were not used."""
 
     target: Target = field(default_factory=Target)
     helper: Helper = field(default_factory=Helper)
@@ -173,7 +173,7 @@ def _file(text: str) -> str:
 
 
 def _yes_or_no(text: str) -> bool:
-    """As systemd reads a boolean (systemd.syntax(7))."""
+    """Read a boolean as systemd does (systemd.syntax(7))."""
     word = text.lower()
     if word in ("1", "yes", "y", "true", "t", "on"):
         return True
@@ -196,7 +196,7 @@ def _consoles(text: str) -> str:
 
 
 class Key(NamedTuple):
-    """One key of the configuration: where it goes, how it is read and written back."""
+    """One key of the configuration: where its value goes, and how it is read and written back."""
 
     section: str
     name: str
@@ -239,7 +239,7 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
     for number, raw in enumerate(text.splitlines(), 1):
         stripped = raw.strip()
         if stripped.startswith(("#", ";")):
-            continue  # also between continued lines, as systemd does
+            continue  # also between continued lines, as in systemd
         if not whole:
             start = number
         if stripped.endswith("\\"):
@@ -252,7 +252,7 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def parse(settings: Settings, path: str, text: str) -> Settings:
-    """``settings`` with one file's lines laid over them.  Pure; warnings are added, not raised."""
+    """``settings``, changed by the lines of one file.  Pure; adds warnings, raises none."""
     values = {name: getattr(settings, name.lower()) for name in _sections()}
     keys = {(key.section, key.name): key for key in KEYS}
     warnings = list(settings.warnings)
@@ -263,7 +263,7 @@ def parse(settings: Settings, path: str, text: str) -> Settings:
             continue
         if line.startswith("[") and line.endswith("]"):
             section = line[1:-1]
-            # X- sections belong to others (systemd.syntax(7)).
+            # X- sections belong to other programs (systemd.syntax(7)).
             skipping = section.startswith("X-") or section not in values
             if section not in values and not section.startswith("X-"):
                 warnings.append(Complaint(path, number, f"unknown section [{section}], ignored"))
@@ -326,7 +326,7 @@ def load(root: Path = Path("/")) -> Settings:
 
 
 def dump(settings: Settings, sections: Sequence[str] | None = None) -> str:
-    """The settings in force as a configuration file, every key named."""
+    """The settings in force as a configuration file with every key."""
     out: list[str] = []
     for section in _sections():
         if sections is not None and section not in sections:
@@ -342,11 +342,11 @@ def dump(settings: Settings, sections: Sequence[str] | None = None) -> str:
 
 
 def fingerprint(settings: Settings, place: str = "") -> str:
-    """SHA-256 (hex) of the settings the boot side reads.
+    """SHA-256 (hex) of the settings that the boot side reads.
 
-    ``place``: where the first block of a target that is a file lies (device and byte offset); the
-    boot initrd holds that, too.  Whoever builds the boot initrd keeps the sum in
-    ``/var/lib/kjump/boot.json``; if it differs from the running configuration's, the initrd
+    ``place``: device and byte offset of the first block of a target that is a file; the boot initrd
+    contains this, too.  `kjump.initrd.update` stores the checksum in ``/var/lib/kjump/boot.json``
+    when it builds the boot initrd; if it differs from that of the current configuration, the initrd
     would look for another image.
     """
     return hashlib.sha256((dump(settings, BOOT_SECTIONS) + place).encode()).hexdigest()

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* kjump-hibernate: asks kjumpd to hibernate, in the place of systemd-sleep.
+/* kjump-hibernate: asks kjumpd to hibernate, in place of systemd-sleep.
  *
- * What systemd-hibernate.service runs: the same as
+ * systemd-hibernate.service runs this.  It does the same as
  *     kjumpctl hibernate --quiet --ignore-inhibitors --fallback
- * with the same exit status, in a thirtieth of the memory.  A request is made just when memory
- * may be full, and while it is served this program waits in it: an interpreter with its D-Bus
- * library is 30 MiB that staging then lacks, and most of a second.
+ * with the same exit status, in a thirtieth of the memory.  A request often comes when memory is
+ * full, and this program waits in memory until the cycle ends.  A Python interpreter with its D-Bus
+ * library would take 30 MiB, which staging then lacks, and most of a second.
  *
- * If kjumpd is not there at all, it becomes that kjumpctl, which decides and explains.
+ * If kjumpd is not there at all, this program becomes that kjumpctl, which decides and explains.
  */
 
 #define _GNU_SOURCE
@@ -37,7 +37,7 @@
 
 enum { OTHER = 1, UNREACHABLE = 69, INTERNAL = 70 };
 
-/* Says so on standard error, which is the journal; returns the exit status. */
+/* Prints a line to standard error, which is the journal; returns the exit status. */
 __attribute__((format(printf, 2, 3))) static int end(int status, const char *format, ...)
 {
 	va_list arguments;
@@ -50,7 +50,7 @@ __attribute__((format(printf, 2, 3))) static int end(int status, const char *for
 	return status;
 }
 
-/* The exit status of a D-Bus error of ours; OTHER: of a newer kjumpd than this. */
+/* The exit status of one of our D-Bus errors; OTHER if a newer kjumpd sent it. */
 static int status_of(const char *name)
 {
 	for (size_t i = 0; i < sizeof ERRORS / sizeof *ERRORS; i++)
@@ -59,7 +59,7 @@ static int status_of(const char *name)
 	return OTHER;
 }
 
-/* As systemd reads a boolean: whether it says no.  Unset or anything else is no "no". */
+/* Whether a word means no, as systemd reads a boolean.  Unset or any other word does not. */
 static int says_no(const char *word)
 {
 	static const char *const no[] = {"0", "no", "n", "false", "f", "off"};
@@ -70,7 +70,7 @@ static int says_no(const char *word)
 	return 0;
 }
 
-/* An errno, negative, of the message's building. */
+/* Adds a boolean option to the message.  Returns a negative errno if that fails. */
 static int add(sd_bus_message *call, const char *name, int value)
 {
 	return sd_bus_message_append(call, "{sv}", name, "b", value);
@@ -85,17 +85,17 @@ static int build(sd_bus *bus, sd_bus_message **call)
 	    (error = sd_bus_message_set_allow_interactive_authorization(*call, 1)) < 0 ||
 	    (error = sd_bus_message_open_container(*call, 'a', "{sv}")) < 0 ||
 	    (error = add(*call, "fallback", 1)) < 0 ||
-	    /* Inhibitors were asked by logind before it came to this. */
+	    /* logind has already checked the inhibitors. */
 	    (error = add(*call, "ignore-inhibitors", 1)) < 0)
 		return error;
-	/* Set for systemd-hibernate.service, which is where it is looked for with systemd-sleep. */
+	/* Administrators set this for systemd-hibernate.service, where systemd-sleep reads it. */
 	if (says_no(getenv("SYSTEMD_SLEEP_FREEZE_USER_SESSIONS")) &&
 	    (error = add(*call, "freeze", 0)) < 0)
 		return error;
 	return sd_bus_message_close_container(*call);
 }
 
-/* Find what the report says of another way, "" where it says nothing; a{sv}. */
+/* Reads "fallback" and "what" from the report, an a{sv}; "" if a key is missing. */
 static int read_report(sd_bus_message *report, const char **fallback, const char **what)
 {
 	const char *key, *contents;
@@ -124,7 +124,7 @@ static int read_report(sd_bus_message *report, const char **fallback, const char
 	return found;
 }
 
-/* kjumpd cannot be asked, so nothing has begun: kjumpctl knows what then. */
+/* kjumpd is not reachable, so nothing has begun: kjumpctl decides what to do. */
 static int by_kjumpctl(void)
 {
 	execl(KJUMPCTL, KJUMPCTL, "hibernate", "--quiet", "--ignore-inhibitors", "--fallback",
@@ -162,22 +162,22 @@ int main(int count, char **arguments)
 
 	(void)arguments;
 	if (count > 1)
-		return end(2, "It takes no arguments; see kjumpctl(1).");
-	/* Whether anyone is there: from the call on, only kjumpd knows how far it came. */
+		return end(2, "This program takes no arguments; see kjumpctl(1).");
+	/* Is anyone there?  Once the call is sent, only kjumpd knows how far it came. */
 	if (connect_bus(&bus) < 0 ||
 	    sd_bus_call_method(bus, NAME, PATH, "org.freedesktop.DBus.Peer", "Ping", NULL, NULL,
 			       "") < 0)
 		return by_kjumpctl();
 	if ((error = build(bus, &call)) < 0)
-		return end(INTERNAL, "The request cannot be made: %s.", strerror(-error));
-	/* Without a time limit: the machine may be off for months in between. */
+		return end(INTERNAL, "The request cannot be built: %s.", strerror(-error));
+	/* No time limit: the machine may be off for months in between. */
 	error = sd_bus_call(bus, call, UINT64_MAX, &refusal, &report);
 	if (error < 0) {
 		const char *name = refusal.name ? refusal.name : "";
 		const char *text = refusal.message ? refusal.message : strerror(-error);
 
 		if (!strncmp(name, PREFIX, strlen(PREFIX))) {
-			/* What happened, and what to do on the lines after it; the journal gets one line. */
+			/* The first line says what happened, the rest what to do; print them as one line. */
 			const char *todo = strchr(text, '\n');
 
 			return end(status_of(name + strlen(PREFIX)), "%.*s%s%s",

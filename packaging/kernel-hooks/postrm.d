@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-or-later
-# A kernel was removed (RELEASE in $1): its helper initrd goes with it.
+# A kernel was removed (RELEASE in $1): remove its helper initrd, too.
 set -e
 release=$1
 [ -n "$release" ] || exit 0

@@ -44,7 +44,7 @@ def cells(
 
 
 def alternating(found: Sequence[Cell], systems: Sequence[str], pairs: int) -> Plan:
-    """Every pair of every cell, one system after the other; each pair begins with another one."""
+    """Every pair of every cell, one system after the other; pairs begin with different systems."""
     out: Plan = []
     for cell in found:
         for pair in range(1, pairs + 1):
@@ -107,7 +107,7 @@ class Results:
         try:
             records, before = figures.load(path.read_text())
         except (ValueError, KeyError, TypeError):
-            say(f"{path} cannot be read: begun afresh")
+            say(f"{path} cannot be read: starting again from nothing")
             return
         if before.get("image") == about["image"]:
             self.records = records
@@ -120,7 +120,7 @@ class Results:
         self.save()
 
     def move(self, about: dict[str, str]) -> bool:
-        """Begin afresh if the guests run with another accelerator now; whether they do.
+        """Set aside old results if the accelerator of the guests has changed; whether it has.
 
         Times of KVM and of TCG say nothing about each other.
         """
@@ -129,7 +129,7 @@ class Results:
         if self.records:
             path = self.folder / "results.json"
             path.rename(self.folder / "results-other-accelerator.json")
-            say("the guests run with another accelerator now: earlier results set aside")
+            say("the accelerator of the guests has changed: setting earlier results aside")
         self.about, self.records = about, []
         return True
 

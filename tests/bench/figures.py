@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What was measured, and what follows from it: medians, ratios, goals, the table.
+"""The measurements and what follows from them: medians, ratios, goals, the table.
 
 Pure: values in, values and text out.  Times are seconds of the host's monotonic clock, sizes bytes.
 """

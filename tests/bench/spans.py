@@ -119,8 +119,8 @@ def ours_resuming(lines: Sequence[Line], end: float) -> list[Span]:
     image cannot report how long that took."""
     if first(lines, OURS_RESUMING[-1][0]) is not None:
         return cut(lines, OURS_RESUMING + IN_PLACE, end, "session wakes")
-    told = [n for n, (_, text) in enumerate(lines) if re.search(PROGRESS, text)]
-    lines = [line for n, line in enumerate(lines) if n not in told[:-1]]
+    found = [n for n, (_, text) in enumerate(lines) if re.search(PROGRESS, text)]
+    lines = [line for n, line in enumerate(lines) if n not in found[:-1]]
     marks = (*OURS_RESUMING, (PROGRESS, "load"))
     return cut(lines, marks, end, "session wakes")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""org.kjump1 on a bus: names, errors, who waits for whom, and what is signalled when."""
+"""org.kjump1 on a bus: names, errors, the order of calls, and when signals are sent."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def test_a_helper_that_cannot_be_kept(client: Client, daemon: Daemon) -> None:
     error = Refused(staged(client))
     assert error.name == "org.kjump1.Error.NoWarmHelper"
     assert client.get("Staged") == "no" and "unload" in daemon.done
-    # Hibernation is as possible as ever.
+    # Hibernation is still possible.
     assert hibernated(client)["result"] == "ok"
 
 

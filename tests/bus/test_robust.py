@@ -42,7 +42,7 @@ def flood(address: str, mix: str, *, calls: int = CALLS) -> subprocess.Popen[str
 
 
 def answers(process: subprocess.Popen[str]) -> dict[str, int]:
-    """What the flood was answered, without how often nobody answered, which must be never."""
+    """The answers to the flood, without the number of unanswered calls, which must be 0."""
     out, _ = process.communicate(timeout=80)
     found: dict[str, int] = json.loads(out)
     assert found.pop("never") == 0, found

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The packages as they are built, and what package managers and initrd makers call of ours."""
+"""The built packages, and our hooks that package managers and initrd makers call."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The Debian package: lintian has nothing to say, and nothing of it stays where it is purged."""
+"""The Debian package: lintian finds nothing, and nothing remains after a purge."""
 
 from __future__ import annotations
 

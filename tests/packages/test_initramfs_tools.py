@@ -114,7 +114,7 @@ def test_a_crash_kernel_does_nothing(initrd: Initrd) -> None:
 
 
 def test_the_order_among_other_scripts() -> None:
-    """Behind Plymouth, so that its screen is found."""
+    """After Plymouth, so that its screen is found."""
     script = SCRIPTS / "init-premount/kjump"
     done = subprocess.run(["sh", script, "prereqs"], check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["plymouth"]

@@ -12,7 +12,7 @@ from tests.packages.conftest import ROOT
 
 HOOKS = ROOT / "packaging/mkinitcpio"
 
-# mkinitcpio's functions as far as the hook calls them: they write down what they are told.
+# Stand-ins for the functions of mkinitcpio that the hook calls: they record their arguments.
 STUB = """
 set -u
 warning() { echo "warning $*"; }
@@ -47,8 +47,8 @@ def libexec(tmp_path: Path) -> Path:
 
 
 def test_all_that_resuming_needs_is_added(libexec: Path) -> None:
-    told = build(libexec)
-    files = {line.split()[2]: line.split()[1] for line in told if line.startswith("file ")}
+    calls = build(libexec)
+    files = {line.split()[2]: line.split()[1] for line in calls if line.startswith("file ")}
     for name in ("/usr/libexec/kjump/kjump-resume", "/usr/bin/python3"):
         assert name in files
     assert any(
@@ -58,20 +58,20 @@ def test_all_that_resuming_needs_is_added(libexec: Path) -> None:
     assert any("libzstd.so" in name for name in files)
     assert any(name.endswith("libkjump.so") for name in files)
     assert all(Path(source).exists() for source in files.values())
-    assert told[-1] == "runscript kjump"
+    assert calls[-1] == "runscript kjump"
     # All of what the list has, once.
     listed = subprocess.run(
         [libexec / "initrd-files", "resume"], check=True, stdout=subprocess.PIPE, text=True
     ).stdout.splitlines()
-    assert len(files) == len(listed) == len(told) - 2
-    assert "module evdev?" in told
+    assert len(files) == len(listed) == len(calls) - 2
+    assert "module evdev?" in calls
 
 
 def test_with_systemd_it_is_a_unit(libexec: Path) -> None:
-    told = build(libexec, "base systemd block kjump filesystems")
+    calls = build(libexec, "base systemd block kjump filesystems")
     unit = "/usr/lib/systemd/system/kjump-resume.service"
     source = "/usr/lib/dracut/modules.d/96kjump-resume/kjump-resume.service"
-    assert told[-2:] == [
+    assert calls[-2:] == [
         f"file {source} {unit}",
         "link /usr/lib/systemd/system/initrd.target.wants/kjump-resume.service"
         " ../kjump-resume.service",
@@ -80,8 +80,8 @@ def test_with_systemd_it_is_a_unit(libexec: Path) -> None:
 
 
 def test_an_initrd_is_made_also_where_we_cannot_be_put_in(tmp_path: Path) -> None:
-    told = build(tmp_path)  # no initrd-files there
-    assert told == ["warning kjump: this initrd cannot resume a hibernated session"]
+    calls = build(tmp_path)  # no initrd-files there
+    assert calls == ["warning kjump: this initrd cannot resume a hibernated session"]
 
 
 def test_the_hook_at_boot_never_stops_it(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The RPM: rpmbuild takes it, and it has what the Debian package has, where Fedora has it."""
+"""The RPM: rpmbuild accepts it, and it has the Debian package's content in Fedora's places."""
 
 from __future__ import annotations
 

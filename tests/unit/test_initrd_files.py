@@ -171,7 +171,7 @@ def test_plymouth_is_put_in_if_it_is_wanted_and_there(
     assert capsys.readouterr().out == ""
     installed.remove("plymouthd")
     assert build.splash(True) == 0
-    assert "no Plymouth here (plymouthd)" in capsys.readouterr().out
+    assert "Plymouth is not installed (plymouthd missing)" in capsys.readouterr().out
 
 
 def test_libraries_of_what_is_opened_by_name(tmp_path: Path) -> None:

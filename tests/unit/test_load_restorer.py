@@ -334,7 +334,7 @@ def test_in_the_restorer_a_target_that_fails_hides_no_reason(
             (64 * MIB, 192 * MIB),
             "console=" + "x" * 5000,
             fake_bzimage(),
-            "command line of the boot",
+            "boot kernel's command line",
         ),
         ((64 * MIB, 192 * MIB), "console=ttyS0", b"no kernel" * 700, "kjumpctl update-initrd"),
     ],

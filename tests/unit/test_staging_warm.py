@@ -152,7 +152,7 @@ def unloaded(session: Session) -> None:
 CHANGES: list[tuple[Callable[[Session], None], str]] = [
     (another_initrd, "its initrd or its settings"),
     (more_memory, "the machine changed: ram"),
-    (unloaded, "somebody unloaded it"),
+    (unloaded, "another program unloaded it"),
 ]
 
 
@@ -179,7 +179,7 @@ def test_other_settings_take_another_helper(session: Session) -> None:
 def test_pages_that_were_moved_are_noticed_just_before_the_jump(session: Session) -> None:
     helper = stage(session)
     moved(session)
-    with pytest.raises(StaleHelper, match="pages by which it is asked were moved"):
+    with pytest.raises(StaleHelper, match="its report or request pages were moved"):
         helper.check()
 
 

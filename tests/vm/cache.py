@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The cache of what is slow to make for the guests, and what all that fills it uses.
+"""The cache of files that are slow to make for the guests, and helpers for filling it.
 
-Runs on the host.  Each thing in the cache has a name made of a hash of all that decides its
+Runs on the host.  The name of each thing in the cache is a hash of everything that determines its
 content, so nothing in it is ever out of date.
 """
 

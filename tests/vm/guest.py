@@ -224,7 +224,7 @@ class Guest(Machine):
         return result.out
 
     def spawn(self, script: str, *, user: bool = False) -> int:
-        """Start a script without waiting, such as one that hibernates; `job` reports on it."""
+        """Start a script without waiting, such as one that hibernates; `job` returns its result."""
         return int(self.ask({"op": "spawn", "argv": shell(script)}, user=user)["job"])
 
     def job(self, number: int, *, user: bool = False) -> Result | None:

@@ -200,7 +200,7 @@ def pretend_initrds_are_made(guest: Guest) -> None:
 def plug_pulled_and_flipped_bit(image: Image) -> None:
     """Power lost while saving, an image with one flipped bit: a normal boot, with the reason."""
     with at_work(image, Shape(), 100) as guest:
-        guest.slow_disk(16 * MIB)  # or it is done before it reports any progress
+        guest.slow_disk(16 * MIB)  # otherwise it ends before it reports any progress
         request(guest)
         guest.wait_console(r"kjump: saving +\d+ %")
         guest.kill()

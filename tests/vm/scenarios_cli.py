@@ -67,7 +67,7 @@ def doctor(image: Image) -> None:
         require("memory was looked at", dry_run["pages"]["data"] > 10000, dry_run["pages"])
         require("there is a map", len(dry_run["map"]["data"]) == 128, dry_run.get("map"))
         said = checks(document)["dry-run"]["sentence"]
-        require("its time is printed", said.startswith("To the helper and back in "), said)
+        require("its time is reported", said.startswith("To the helper and back in "), said)
         expect("doctor", document["result"], "ok")
         nothing_staged(guest)
         work_holds(guest)

@@ -87,7 +87,7 @@ def full_memory(shape: Shape, *, least: float, in_place: bool = False) -> Callab
                 if in_place:
                     expect("way back", way, "in-place")
                 told = " in place: 100 %" if way == "in-place" else ": 100 %"
-                require("saving told its end", "saving 100 %" in guest.console(), told)
+                require("saving reported its end", "saving 100 %" in guest.console(), told)
                 require("and resuming", told in again.console(), told)
                 saved = last["pages"]["data"] * PAGE
                 require("so much was saved", saved > (least - 0.05) * shape.memory * MIB, saved)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Disks, memory and processors that come and go: what CanHibernate answers follows at once.
+"""Disks, memory and processors that come and go: the answer of CanHibernate follows at once.
 
 The events are real: QEMU unplugs and plugs, the guest's kernel and udev notify the daemon, and
-nobody asks it anything meanwhile.
+nobody calls it meanwhile.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .steps import CONFIGURATION, Scenario, ctl_json, expect, ready, require
 SERIAL = "kjump-hotplug"
 ROOT = "/usr/local/lib/kjtest/watch.py"
 AT_ONCE = 4.0
-"""Seconds from the kernel's event until the bus has announced the change.  A quarter of a second of
-it is waited for further events; nearly all the rest is Python in emulation."""
+"""Seconds from the kernel's event until the bus has signalled the change.  For a quarter of a
+second the daemon waits for further events; nearly all the rest is Python in emulation."""
 
 # Writes one JSON line for each event of the kernel and each change of the daemon's properties,
 # with the monotonic clock.
@@ -30,14 +30,14 @@ import pyudev
 from gi.repository import Gio, GLib
 from pyudev.glib import MonitorObserver
 
-def tell(**what):
+def emit(**what):
     print(json.dumps({"at": time.monotonic(), **what}), flush=True)
 
 def event(_observer, device):
-    tell(event=f"{device.subsystem} {device.action}", name=device.sys_name)
+    emit(event=f"{device.subsystem} {device.action}", name=device.sys_name)
 
 def changed(_c, _s, _p, _i, _n, parameters):
-    tell(changed=parameters.unpack()[1])
+    emit(changed=parameters.unpack()[1])
 
 bus = Gio.bus_get_sync(Gio.BusType.SYSTEM)
 bus.signal_subscribe("org.kjump1", "org.freedesktop.DBus.Properties", "PropertiesChanged",
@@ -48,13 +48,13 @@ for subsystem in ("block", "memory", "cpu"):
 observer = MonitorObserver(monitor)
 observer.connect("device-event", event)
 monitor.start()
-tell(event="ready")
+emit(event="ready")
 GLib.MainLoop().run()
 """
 
 
 class Watch:
-    """What the kernel and the daemon announced in the guest, by its own clock."""
+    """The events of the kernel and of the daemon in the guest, by its own clock."""
 
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
@@ -78,16 +78,16 @@ class Watch:
                     return line
             if time.monotonic() > end:
                 journal = self.guest.run("journalctl -b -n 20 --no-pager -u kjumpd").out
-                raise self.guest.error(f"never announced: {lines[self.seen :]}\n{journal}")
+                raise self.guest.error(f"never signalled: {lines[self.seen :]}\n{journal}")
             time.sleep(0.5)
 
-    def told(self, what: str, event: str, true: Callable[[dict[str, Any]], bool]) -> None:
+    def signalled(self, what: str, event: str, true: Callable[[dict[str, Any]], bool]) -> None:
         """The kernel has this event and then the daemon, at once, a change that is so."""
         first = self.until(lambda line: line.get("event") == event)
         then = self.until(lambda line: "changed" in line and true(line["changed"]))
         took = then["at"] - first["at"]
-        print(f"{what}: announced {took:.2f} s after the kernel's event", flush=True)
-        require(f"{what} is announced at once", took < AT_ONCE, (first, then))
+        print(f"{what}: signalled {took:.2f} s after the kernel's event", flush=True)
+        require(f"{what} is signalled at once", took < AT_ONCE, (first, then))
 
 
 def names(changed: dict[str, Any]) -> set[str] | None:
@@ -132,10 +132,10 @@ def hotplug(image: Image) -> None:
         watch = Watch(guest)
 
         unplug_disk(guest)
-        watch.told("target unplugged", "block remove", lambda c: names(c) == {"TargetMissing"})
+        watch.signalled("target unplugged", "block remove", lambda c: names(c) == {"TargetMissing"})
         expect("can-hibernate", ctl_json(guest, "can-hibernate")["answer"], "no")
         plug_disk(guest, "scsi-hd")
-        watch.told("target back", "block add", lambda c: names(c) == set())
+        watch.signalled("target back", "block add", lambda c: names(c) == set())
         expect("can-hibernate", ctl_json(guest, "can-hibernate")["answer"], "yes")
 
         # The helper gets as many processors as the session has, and memory for each.  QEMU can plug
@@ -144,11 +144,11 @@ def hotplug(image: Image) -> None:
         size = ctl_json(guest, "status")["Window"]["size"]
         online = "/sys/devices/system/cpu/cpu1/online"
         guest.check(f"echo 0 >{online}")
-        watch.told(
+        watch.signalled(
             "processor off", "cpu offline", lambda c: 0 < c.get("Window", {}).get("size", 0) < size
         )
         guest.check(f"echo 1 >{online}")
-        watch.told(
+        watch.signalled(
             "processor on", "cpu online", lambda c: c.get("Window", {}).get("size", 0) == size
         )
         guest.spawn("systemctl poweroff")
@@ -168,7 +168,7 @@ def hotplug(image: Image) -> None:
         require("the disk is taken", "TargetMissing" not in reasons(guest), reasons(guest))
         watch = Watch(guest)
         unplug_disk(guest)
-        watch.told(
+        watch.signalled(
             "target unplugged", "block remove", lambda c: "TargetMissing" in (names(c) or ())
         )
 
@@ -187,7 +187,7 @@ def hotplug(image: Image) -> None:
             " grep -q online $block || echo online >$block; done"
         )
         scarce = {"TooLittleMemory"}
-        watch.told(
+        watch.signalled(
             "memory online", "memory online", lambda c: scarce.isdisjoint(names(c) or scarce)
         )
 

@@ -51,7 +51,7 @@ def cancelled(guest: Guest, press: Callable[[], None], name: str) -> None:
     last = last_cycle(guest)
     expect("error", last["error"], "Cancelled")
     expect("where", last["where"], "helper")
-    require("the report names what was pressed", name in last["what"], last)
+    require("the key that was pressed is reported", name in last["what"], last)
     expect("state of the image", ctl_json(guest, "image info")["state"], "spent")
     nothing_staged(guest)
     work_holds(guest)
@@ -120,7 +120,7 @@ def skip(image: Image) -> None:
                     fourth.wait_console("kjump: not resumed: A saved session was given up", 60)
                     session_is_gone(fourth, "ResumeSkipped")
                     status = ctl(fourth, "status").out
-                    require("status has the reason", "given up" in status, status)
+                    require("status reports why", "given up" in status, status)
 
 
 def skip_in_place(image: Image) -> None:
@@ -187,10 +187,10 @@ def hang(image: Image) -> None:
     """A copy that makes no progress, and one that is stopped, come back; a watchdog of the hardware
     restarts the machine when nobody is left to do so."""
     with at_work(image, Shape(watchdog="i6300esb"), 100) as guest:
-        for kind, told in (("stall", "no progress for 20 s"), ("stop", "hung, and was ended")):
+        for kind, reason in (("stall", "no progress for 20 s"), ("stop", "hung and was stopped")):
             configure(guest, "[Helper]", "WatchdogSec=20", f"CommandLine=kjump.inject={kind}")
             last = hibernate_fails(guest, "HelperHung")
-            require("the report says how it hung", told in last["what"], last)
+            require("how it hung is reported", reason in last["what"], last)
             expect("where", last["where"], "helper")
             work_holds(guest)
             # Its watchdog was stopped: it would restart the session within 50 s.
@@ -211,7 +211,7 @@ def complete_means_off(image: Image) -> None:
         work_holds(guest)
         configure(guest, "[Helper]", "CommandLine=kjump.inject=die")
         with cycle(guest) as again:
-            console = again.console()
+            console = guest.console()
             require("it died", "kjump: killed for a test" in console, console[-3000:])
             words = "kjump: the image is complete; switching off"
             require("kjump-return saw that it is complete", words in console, console[-3000:])
@@ -224,7 +224,7 @@ def lost(guest: Guest, watchdog: str) -> None:
     guest.seen = len(guest.console())
     guest.spawn("kjumpctl hibernate")
     guest.wait_console("kjump: stopped for a test: freeze", SAVE)
-    # By what the driver calls itself: neither of the two names its module (no parent device).
+    # By the driver's own name: neither of the two shows its module (no parent device).
     found = re.findall(r"kjump: watchdog: (.*)", guest.console())
     print(found, flush=True)
     require("a watchdog was taken", found and watchdog in found[-1].lower(), found)
@@ -235,8 +235,8 @@ def lost(guest: Guest, watchdog: str) -> None:
         print(again.wait_console(words)[0], flush=True)
         ready(again)
         last = last_cycle(again)
-        expect("error that the daemon reports", last["error"], "ImageIncomplete")
-        require("the report names the watchdog", "watchdog (" in last["what"], last)
+        expect("error reported by the daemon", last["error"], "ImageIncomplete")
+        require("the watchdog is reported", "watchdog (" in last["what"], last)
 
 
 def soft_watchdog(image: Image) -> None:

@@ -129,7 +129,7 @@ def what_is_offered(guest: Guest) -> None:
     set_configuration(guest)
     offered(guest, True, "swap without resume=, kjump can")
     told = guest.check("cat /sys/power/resume /run/kjump/resume").split()
-    require("what kjumpd told the kernel it notes", told[-1] == told[0].strip(), told)
+    require("kjumpd records what it wrote to the kernel", told[-1] == told[0].strip(), told)
     # Still not the kernel's own: the number there is ours.
     set_configuration(guest, *NO_TARGET)
     offered(guest, False, "swap, a resume device that kjumpd named, kjump cannot")

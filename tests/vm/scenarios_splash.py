@@ -204,7 +204,7 @@ def plymouth(_: Image) -> None:
         power_off(guest)
         with guest.again(words=f"{WORDS} kjump.restore=in-place") as again:
             again.wait_console(r"kjump: resuming the session of ")
-            # The first line is soon followed by the one that names the way.
+            # The line about the kind of restore soon follows the first one.
             shows(again, RESUMING, ANOTHER)
             runs_on(again, "in-place")
             draws(again, SAVING)

@@ -132,7 +132,7 @@ def swap_partition(image: Image) -> None:
             again.check(f"swapoff {SWAP}; swapon {SWAP}", timeout=180)
             swapped_holds(again)
 
-            again.slow_disk(16 * MIB)  # or it is done before it reports any progress
+            again.slow_disk(16 * MIB)  # otherwise it ends before it reports any progress
             request(again)
             again.wait_console(r"kjump: saving +\d+ %")
             again.kill()
@@ -143,7 +143,7 @@ def swap_partition(image: Image) -> None:
                 # Before it answers, it has looked at what an earlier boot left.
                 expect("can-hibernate", ctl_json(third, "can-hibernate")["answer"], "yes")
                 expect(
-                    "error that the daemon reports", last_cycle(third)["error"], "ImageIncomplete"
+                    "error reported by the daemon", last_cycle(third)["error"], "ImageIncomplete"
                 )
                 expect("the locator", bootbits(third), bytes(1024))
 

@@ -26,9 +26,9 @@ REFUSED = "kjtest: hibernation was refused:"
 
 
 def watch(asked: str) -> str:
-    """A script that reports on the console that a request has come to nothing: the job has failed,
-    or logind has not even made one, which the file then says.  After a cycle that succeeded it
-    goes on, and sees the next request."""
+    """A script that reports a failed request on the console: either the job has failed, or logind
+    has not even made one, and then the file says so.  After a successful cycle the script goes on,
+    and sees the next request."""
     failed = "systemctl -q is-failed systemd-hibernate.service"
     return f"""\
 while sleep 1; do
@@ -170,7 +170,7 @@ def hibernate_fails(guest: Guest, error: str) -> Message:
 
 
 def last_cycle(guest: Guest) -> Message:
-    """The last cycle's report, as the daemon sends it."""
+    """The last cycle's report, from the daemon."""
     entries = ctl_json(guest, "history")
     require("there is a history", entries, entries)
     found: Message = entries[-1]
@@ -202,13 +202,13 @@ def session_is_gone(guest: Guest, error: str) -> None:
     ready(guest)
     require("the work is gone", not guest.work()["work"]["ok"])
     last = last_cycle(guest)
-    expect("error that the daemon reports", last["error"], error)
+    expect("error reported by the daemon", last["error"], error)
     status = ctl(guest, "status").out
-    require("status has the reason", error in status or last["what"] in status, status)
+    require("status reports why", error in status or last["what"] in status, status)
     expect("state of the image", ctl_json(guest, "image info")["state"], "spent")
 
 
 def normal_boot(guest: Guest, error: str) -> None:
-    """This power-on is a boot, not a resume, and says why."""
+    """This power-on is a boot, not a resume, and the console shows why."""
     guest.wait_console(r"kjump: not resumed: .*")
     session_is_gone(guest, error)

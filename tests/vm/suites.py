@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Debian packages of other suites than this machine's, unpacked and never installed.
 
-They come from the archive that this machine's own apt uses, with lists of their own in the cache,
-checked by apt as ever.  No rights are needed.  What was unpacked once stays in the cache, under a
-hash of the names and versions of all packages in it, and is used again without asking the network.
+They come from the archive that this machine's own apt uses, with package lists of their own in the
+cache, which apt checks as usual.  No rights are needed.  A set of unpacked packages stays in the
+cache, under a hash of their names and versions, and is used again without the network.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Keys that a person presses: on any keyboard, on a serial console, or the power button.
 
-Runs in the helper and in the boot initrd.  Keyboards are heard through the foreground virtual
-terminal, which knows their layout, and Esc and the power button also through evdev
-(/dev/input/event*, ``struct input_event`` of uapi/linux/input.h), as the power button is on no
-terminal.  Devices that appear later are found.  Never fails: what cannot be opened or read is
-passed over.
+Runs in the helper and in the boot initrd.  It reads keyboards through the foreground virtual
+terminal, which knows their layout.  It reads Esc and the power button also through evdev
+(/dev/input/event*, ``struct input_event`` of uapi/linux/input.h), because the power button is on no
+terminal.  It finds devices that appear later.  It never fails: it skips a device that it cannot
+open or read.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ CODES = {1: ESC, 116: POWER}
 GATHER = 0.03
 """Seconds in which the rest of an escape sequence follows its first byte, at 9600 baud too."""
 LOOK_AGAIN = 1.0
-"""Seconds between two looks for devices that appeared."""
+"""Seconds between two searches for new devices."""
 SEQUENCE = re.compile(rb"\x1b(?:[\[O][0-?]*[ -/]*[@-~]?|[^\x1b])")
 """An arrow key and the like (ECMA-48), or a key pressed together with Alt."""
 
 
 def typed(data: bytes) -> list[str]:
-    """What was pressed, from what a terminal sent at one go: `ESC` for the Esc key by itself, else
-    the characters.  Escape sequences are no keys of ours.  Pure."""
+    """The keys behind what a terminal sent at once: `ESC` for the Esc key by itself, else the
+    characters.  Escape sequences are ignored.  Pure."""
     rest = SEQUENCE.sub(b"", data)
     return [ESC if byte == 0x1B else chr(byte) for byte in rest if byte < 0x80]
 
 
 def pressed(data: bytes) -> list[str]:
-    """`ESC` and `POWER` among events of an input device; incomplete ones are dropped.  Pure."""
+    """`ESC` and `POWER` among the events of an input device; drops incomplete events.  Pure."""
     whole = data[: len(data) // EVENT.size * EVENT.size]
     return [
         CODES[code]
@@ -56,20 +56,20 @@ def pressed(data: bytes) -> list[str]:
 
 
 def terminals(active: Iterable[Path]) -> list[Path]:
-    """The terminals to listen to, of the active consoles: the foreground virtual terminal, whatever
-    is the console, and every other that is none.  Pure."""
+    """The terminals to listen to: always the foreground virtual terminal, and every active console
+    that is not a virtual terminal.  Pure."""
     virtual = re.compile(r"/dev/(tty\d*|console)")
     return [Path("/dev/tty0"), *(path for path in active if not virtual.fullmatch(str(path)))]
 
 
 class Keys:
-    """Listens from when it is made until `close`, which leaves the terminals as they were."""
+    """Listens from its creation until `close`, which restores the state of the terminals."""
 
     def __init__(
         self, *, buttons: bool = True, earlier: bool = False, root: Path = Path("/")
     ) -> None:
-        """``buttons``: listen to evdev as well; ``earlier``: what was typed before counts, too,
-        as far as the kernel kept it for a terminal."""
+        """``buttons``: listen to evdev as well; ``earlier``: also accept what was typed before, as
+        far as the kernel kept it for a terminal."""
         self._buttons = buttons
         self._earlier = earlier
         self._root = root
@@ -78,7 +78,7 @@ class Keys:
         self._look()
 
     def read(self, seconds: float) -> list[str]:
-        """What was pressed, waiting so long for the first key; empty where nothing was."""
+        """The keys that were pressed; waits ``seconds`` for the first, and is empty if none was."""
         end = time.monotonic() + seconds
         while True:
             if time.monotonic() - self._looked >= LOOK_AGAIN:
@@ -103,8 +103,8 @@ class Keys:
             if path in self._open:
                 fd, before = self._open[path]
                 if before is not None:
-                    # Another program may have set it otherwise, as Plymouth does when it gives a
-                    # terminal back.
+                    # Another program may have changed the mode, as Plymouth does when it releases
+                    # a terminal.
                     _raw(fd, flush=False)
                 continue
             try:
@@ -129,7 +129,7 @@ class Keys:
                 data += os.read(fd, 64)
         except BlockingIOError:
             return []
-        except OSError:  # pulled out
+        except OSError:  # unplugged
             self._drop(path)
             return []
         if not data:
@@ -147,9 +147,8 @@ class Keys:
 
 
 def _raw(fd: int, *, flush: bool) -> list[Any] | None:
-    """Have a terminal give each key at once, without an echo and without signals; how it was
-    before.  What is written to it stays as it is; what was typed before is thrown away, if so
-    wished."""
+    """Make a terminal deliver each key at once, without echo and without signals.  Returns its
+    state before.  Output is not affected; ``flush`` discards what was typed before."""
     try:
         before = termios.tcgetattr(fd)
         now = [*before[:6], list(before[6])]

@@ -17,14 +17,14 @@ from pathlib import Path
 PREFIX = "kjump: "
 
 PATIENCE = 0.5
-"""Seconds to wait for a console that is busy, with another program's line or with its own."""
+"""Seconds to wait for a console that is busy with another program's line or with ours."""
 
 _saying = threading.Lock()
 _stuck: set[Path] = set()
-"""Consoles that did not become free in that time: they are not waited for again until they are."""
+"""Consoles that did not become free in that time: nobody waits for them until a write succeeds."""
 
 also: list[Callable[[str], None]] = []
-"""What else is given each line, without the prefix: a splash screen."""
+"""What else gets each line, without the prefix: a splash screen."""
 
 
 def consoles() -> list[Path]:
@@ -73,7 +73,7 @@ def _write(path: Path, line: bytes) -> None:
 
 
 class Progress:
-    """Says how far a copy is, at most once in ``interval`` seconds, and when all of it is done."""
+    """Prints the progress of a copy, at most once in ``interval`` seconds, and at its end."""
 
     def __init__(self, what: str, total: int, interval: float = 1.0) -> None:
         """``total``: bytes that will be copied."""
@@ -85,13 +85,13 @@ class Progress:
         self._lock = threading.Lock()
 
     def add(self, more: int) -> None:
-        """``more`` bytes are copied; for any thread."""
+        """``more`` bytes were copied; for any thread."""
         with self._lock:
             self._done += more
             self.at(self._done)
 
     def at(self, done: int) -> None:
-        """``done``: bytes so far."""
+        """``done``: bytes copied so far."""
         now = time.monotonic()
         ended = self._said < self._total <= done
         if now - self._last < self._interval and not ended:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The question at boot: resume, boot without the saved session, or switch off.
 
-Runs in the boot kernel, and in the helper's when it restores in place.  It asks and returns the
-answer; it changes no image.
+Runs in the boot kernel, and in the helper's kernel when that restores in place.  It asks and
+returns the answer; it changes no image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ANSWERS = {"y": GIVE_UP, "p": SWITCH_OFF, "r": RESUME, POWER: SWITCH_OFF}
 
 
 PATIENCE = 60.0
-"""Seconds in which the question is to be answered."""
+"""Seconds to wait for an answer."""
 
 
 QUESTION = (
@@ -32,19 +32,19 @@ QUESTION = (
 
 
 def answer(keys: list[str]) -> str | None:
-    """What the first key that is an answer says; capitals are the same.  Pure."""
+    """The answer that the first matching key gives; capitals count as well.  Pure."""
     return next((ANSWERS[key.lower()] for key in keys if key.lower() in ANSWERS), None)
 
 
 class Hiding(Protocol):
-    """What hides the console, a splash screen."""
+    """A splash screen, which hides the console."""
 
     def out_of_the_way(self) -> AbstractContextManager[None]:
-        """Within this the console is in its place, with the keyboard."""
+        """Inside this context the console is visible and has the keyboard."""
 
 
 class SkipPrompt:
-    """The chance to skip resuming; `asked` is called again and again, `last` before the jump."""
+    """The chance to skip resuming.  Call `asked` again and again, and `last` before the jump."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class SkipPrompt:
         splash: Hiding | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``wait``: seconds, at the least, in which Esc is heard; ``splash``: what hides the
+        """``wait``: least number of seconds in which Esc is accepted; ``splash``: hides the
         console."""
         self.wait = wait
         self._keys = keys
@@ -62,11 +62,11 @@ class SkipPrompt:
         self._until = clock() + wait
 
     def asked(self) -> bool:
-        """Whether Esc was pressed since.  Does not wait."""
+        """Whether Esc was pressed since the last call.  Does not wait."""
         return ESC in self._keys.read(0)
 
     def last(self) -> bool:
-        """The same, when there was time enough to press it."""
+        """The same, but first waits until there was enough time to press it."""
         while True:
             left = self._until - self._clock()
             if ESC in self._keys.read(max(0.0, left)):
@@ -75,12 +75,12 @@ class SkipPrompt:
                 return False
 
     def decide(self) -> str:
-        """Ask, and wait for the answer; one of `GIVE_UP`, `SWITCH_OFF`, `RESUME`."""
+        """Ask, and wait for the answer: one of `GIVE_UP`, `SWITCH_OFF`, `RESUME`."""
         with self.console():
             return self._decide()
 
     def console(self) -> AbstractContextManager[None]:
-        """Within this nothing hides the console, and nobody else has the terminal."""
+        """Inside this context nothing hides the console, and no other program uses the terminal."""
         return nullcontext() if self._splash is None else self._splash.out_of_the_way()
 
     def _decide(self) -> str:

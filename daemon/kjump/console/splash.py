@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Plymouth: what the console says, on the splash screen too.
+"""Plymouth: shows the lines of the console on the splash screen, too.
 
-Runs in the boot initrd, and in the helper if it has Plymouth.  Never fails, never waits long: a
-splash screen that does not answer is done without.
+Runs in the boot initrd, and in the helper if it has Plymouth.  It never fails and never waits long:
+if a splash screen does not answer, kjump goes on without it.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ CLIENTS = (Path("/usr/bin/plymouth"), Path("/bin/plymouth"))
 PATIENCE = 2.0
 """Seconds that Plymouth may take for an answer."""
 MAKING_ROOM = 10.0
-"""The same, where a person is to be asked: she cannot answer before, as Plymouth has her keys."""
+"""The same before a question to a person: nobody can answer while Plymouth has the keyboard."""
 
 
 TERMINAL = Path("/dev/tty0")
 KDSETMODE, KD_TEXT = 0x4B3A, 0
-"""Of uapi/linux/kd.h."""
+"""From uapi/linux/kd.h."""
 VT_SETMODE, VT_AUTO = 0x5602, struct.pack("bbhhh", 0, 0, 0, 0, 0)
-"""Of uapi/linux/vt.h, and its ``struct vt_mode``."""
+"""From uapi/linux/vt.h, with its ``struct vt_mode``."""
 
 
 def take_terminal() -> None:
-    """Have the foreground terminal show text, and no program asked when it is changed."""
+    """Make the foreground terminal show text, and let it be switched without asking a program."""
     try:
         fd = os.open(TERMINAL, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
@@ -46,7 +46,7 @@ def take_terminal() -> None:
 
 
 class Splash:
-    """The screen that is there when this is made; without one all of this does nothing."""
+    """The splash screen that is shown at creation; without one, all methods do nothing."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Splash:
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        """``clock``: seconds; ``pause``: lets so many of them pass."""
+        """``clock``: the time in seconds; ``pause``: waits that many seconds."""
         self._clock = clock
         self._pause = pause
         self._client = next((str(path) for path in clients if os.access(path, os.X_OK)), "")
@@ -68,27 +68,27 @@ class Splash:
         return bool(self._client) and not self._hangs
 
     def show(self, text: str) -> None:
-        """This message in place of the one before."""
+        """Show this message instead of the one before."""
         if self._shown:
             self.command("hide-message", f"--text={self._shown}")
         self._shown = text
         self.command("display-message", f"--text={text}")
 
     def command(self, *words: str) -> bool:
-        """Have Plymouth do this (plymouth(1)); whether it did."""
+        """Send Plymouth a command (plymouth(1)); whether it obeyed."""
         return self.is_there and self._run(*words)
 
     @contextmanager
     def out_of_the_way(self) -> Iterator[None]:
-        """The console in its place, with the keyboard.
+        """Inside this context the console is visible and has the keyboard.
 
-        A kernel that is left so as to be entered again, or by restoring another one's memory, may
-        change to a terminal of its own, and waits for that (pm_prepare_console(),
-        kernel/power/console.c).  It would wait for ever: Plymouth wants to be asked about such a
-        change, and is frozen by then; and there is none from a terminal in graphics mode.
+        When a kernel is left to be entered again, or to restore another kernel's memory, it may
+        switch to a terminal of its own and wait for that (pm_prepare_console(),
+        kernel/power/console.c).  It would wait for ever: Plymouth must agree to such a switch, but
+        is frozen by then; and a terminal in graphics mode cannot be left at all.
         """
-        # Also from one that hung: a key for which it shows the messages of the boot keeps it busy.
-        # The first word alone leaves it the keyboard, the second alone leaves its picture.
+        # Also try this with a Plymouth that hung: the key that shows the boot messages keeps it
+        # busy.  After the first word alone it keeps the keyboard, after the second its picture.
         for word in ("hide-splash", "deactivate"):
             self._hangs = not self._run(word, patience=MAKING_ROOM)
         if self._client and self._hangs:
@@ -100,7 +100,7 @@ class Splash:
                 self.command(word)
 
     def _run(self, *words: str, patience: float = 0) -> bool:
-        """Whether Plymouth did so, within the seconds."""
+        """Whether Plymouth obeyed within the time."""
         if not self._client:
             return False
         try:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The return cell: the way home that does not depend on the note.
+"""The return cell: the way back that does not depend on the note.
 
-64 bytes in the window's first page, found by the helper through ``kjump.return=`` on its command
-line (physical address).  The entry stub writes the jump-back address here as well as into the
-note, so that a helper with a damaged note still knows where to jump back to and where to report.
+It is 64 bytes in the window's first page.  The helper finds it through ``kjump.return=`` on its
+command line (physical address).  The entry stub writes the jump-back address here as well as into
+the note, so that a helper with a damaged note still knows where to jump back and where to report.
 Little-endian:
 
 ====== ==== ==============================================================

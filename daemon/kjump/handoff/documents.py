@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The documents of the handoff: what the session asks of the helper.
+"""The documents of the handoff: the session's orders to the helper.
 
 The session writes them, the helper reads them; the fields are those of kjump-handoff(5), under the
-same names.  Pure.  Nothing here knows how a document travels: see `kjump.handoff.note` and
+same names.  Pure.  This module does not know how a document travels: see `kjump.handoff.note` and
 `kjump.handoff.request`.
 
-`MachineFacts` are in each of them.  With a `SaveOrder` a helper saves the session (or only looks
-whether it could); with a `WarmOrder` it gets ready and waits for one.
+Each of them contains `MachineFacts`.  With a `SaveOrder` a helper saves the session (or only checks
+whether it could); with a `WarmOrder` it gets ready and waits for a `SaveOrder`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kjump.machine.memory import Entry
 from kjump.machine.ranges import Range
 
 SAVE, DRY_RUN, WARM = "", "dry-run", "warm"
-"""The document's ``mode``; to save, it is not there."""
+"""The document's ``mode``; an order to save has none."""
 COMPRESSIONS = ("auto", "none", "lz4", "zstd")
 FREE_PAGES = ("skip", "zero")
 LEVELS = 22
@@ -37,9 +37,9 @@ class MachineFacts:
     machine: str
     """Identity of the machine, see `kjump.machine.identity`."""
     release: str
-    """Of the session's kernel, for people."""
+    """Release of the session's kernel, for people."""
     levels: int
-    """Of the session's page tables: 4 or 5."""
+    """Levels of the session's page tables: 4 or 5."""
     window: Range
     low: tuple[Range, ...]
     """The ranges below 1 MiB that are staged with the window."""
@@ -51,7 +51,7 @@ class MachineFacts:
     """Virtual address of physical 0 in the kernel's direct map; 0: not known."""
     report_page: int
     nonce: bytes
-    """Of the report page."""
+    """Nonce of the report page."""
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -67,7 +67,8 @@ class MachineFacts:
         name: str = NOTE,
         error: type[KjumpError] = DamagedHandoff,
     ) -> MachineFacts:
-        """``name``: of the document they are in.  Raises ``error``, which names the field."""
+        """``name``: name of the document with these facts.  Raises ``error``, which names the
+        field."""
         found = Fields(document, name, error)
         try:
             nonce = bytes.fromhex(found.text("nonce"))
@@ -92,7 +93,7 @@ class MachineFacts:
 
 @dataclass(frozen=True)
 class FileSystem:
-    """A block device that is mounted in the session, by its stable links."""
+    """A block device that the session has mounted, by its stable links."""
 
     type: str
     links: tuple[str, ...]
@@ -107,9 +108,9 @@ class TargetPlace:
     """How another kernel finds the target."""
 
     spec: str
-    """As it is configured."""
+    """The configured text."""
     links: tuple[str, ...]
-    """Paths of the device; any of them will do."""
+    """Paths of the device; each of them is enough."""
     size: int
     """Bytes."""
     locator: int | None = None
@@ -130,7 +131,7 @@ class TargetPlace:
 
 @dataclass(frozen=True)
 class SaveOrder:
-    """One cycle: what a helper is to save, where to, and how."""
+    """The order for one cycle: what to save, where to, and how."""
 
     facts: MachineFacts
     cycle: uuid.UUID
@@ -138,9 +139,9 @@ class SaveOrder:
     deadline: float
     """Seconds of the helper's clock."""
     watchdog: int = 0
-    """Seconds without progress after which the copy has hung; 0: it is not watched."""
+    """Seconds without progress after which the copy counts as hung; 0: nothing watches it."""
     level: int = 1
-    """Of zstd."""
+    """Level of zstd."""
     compression: str = "auto"
     free_pages: str = "skip"
     file_systems: tuple[FileSystem, ...] = ()
@@ -168,8 +169,8 @@ class SaveOrder:
 
     @classmethod
     def from_json(cls, document: object) -> SaveOrder:
-        """Raises `DamagedHandoff`, which names the field, and `WrongHandoffVersion` for a mode
-        that is not known here."""
+        """Raises `DamagedHandoff`, which names the field, and `WrongHandoffVersion` for an unknown
+        mode."""
         found = Fields(document, NOTE, DamagedHandoff)
         order = cls(
             facts=MachineFacts.from_json(document),
@@ -194,24 +195,24 @@ class SaveOrder:
 
     @property
     def hidden(self) -> list[Range]:
-        """The physical bytes that are not the session's: the window and the low ranges."""
+        """Physical ranges that are not the session's memory: the window and the low ranges."""
         return [self.facts.window, *self.facts.low]
 
     @property
     def links(self) -> list[str]:
-        """Links of all devices that the helper is to open."""
+        """Links of all devices that the helper must open."""
         return [*self.target.links, *(link for x in self.file_systems for link in x.links)]
 
 
 @dataclass(frozen=True)
 class WarmOrder:
-    """For a helper that is to get ready and to wait: where it is asked, and what to look for."""
+    """The order to get ready and wait: where the request will be, and which devices to find."""
 
     facts: MachineFacts
     request_page: int
     """Physical address of the request page."""
     devices: tuple[str, ...]
-    """Links of the target, so that its driver is there."""
+    """Links of the target: the helper waits until its driver has found it."""
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -231,14 +232,14 @@ class WarmOrder:
 
 
 def read(document: JsonObject) -> SaveOrder | WarmOrder:
-    """What a note asks for.  Raises `DamagedHandoff`, `WrongHandoffVersion`."""
+    """The order in a note's document.  Raises `DamagedHandoff`, `WrongHandoffVersion`."""
     if document.get("mode") == WARM:
         return WarmOrder.from_json(document)
     return SaveOrder.from_json(document)
 
 
 def differing(one: MachineFacts, other: MachineFacts) -> list[str]:
-    """Names of the facts that are not the same in both."""
+    """Names of the facts that differ."""
     names = [field.name for field in fields(MachineFacts)]
     return [name for name in names if getattr(one, name) != getattr(other, name)]
 
@@ -251,7 +252,7 @@ def _uuid(found: Fields, key: str) -> uuid.UUID:
 
 
 def _one_of(found: Fields, key: str, words: tuple[str, ...]) -> str:
-    """One of the words; the first of them if the field is not there."""
+    """The field's word, which must be one of ``words``; the first of them if it is missing."""
     word = found.text(key, words[0])
     if word not in words:
         raise found.wrong(key)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Reading JSON that another kernel wrote: every field is checked before it is used.
 
-Runs in all three kernels.  Pure.  Whatever the bytes, a reader raises the one error it was given,
-which names the field, and never another exception.
+Runs in all three kernels.  Pure.  Whatever the bytes, a reader raises only the error that the
+caller chose, which names the field, and never another exception.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ JsonObject = Mapping[str, object]
 
 U64 = (1 << 64) - 1
 PHYSICAL = 1 << 52
-"""No x86_64 machine has physical addresses of more bits."""
+"""Physical addresses on x86_64 are below this."""
 SECONDS = float(1 << 31)
-"""No time span in a document is longer."""
+"""The longest time span in a document."""
 
 
 def decode(text: bytes, name: str, error: type[KjumpError]) -> JsonObject:
-    """The JSON object in ``text`` (UTF-8).  ``name``: of the document, for the message.
+    """The JSON object in ``text`` (UTF-8).  ``name``: the document's name, for the message.
 
-    Raises ``error`` for what is not JSON, nested too deeply to be read, or not an object.
+    Raises ``error`` if it is not JSON, is nested too deeply, or is not an object.
     """
     try:
         found = json.loads(text.decode(), parse_constant=_refuse)
@@ -37,7 +37,7 @@ def decode(text: bytes, name: str, error: type[KjumpError]) -> JsonObject:
 
 
 def _refuse(constant: str) -> None:
-    """NaN and Infinity, which Python reads, are not JSON."""
+    """Python accepts NaN and Infinity, but they are not JSON."""
     raise ValueError(constant)
 
 
@@ -48,21 +48,21 @@ def _object(found: object, name: str, error: type[KjumpError]) -> JsonObject:
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Whether it is a whole number; to Python a boolean is one, too."""
+    """Whether this is a whole number; Python would also accept a boolean."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_text(value: object) -> TypeGuard[str]:
-    """Whether it is text that can be written anywhere: without surrogates on their own."""
+    """Whether this is text that can be written anywhere: without lone surrogates."""
     return isinstance(value, str) and clean(value) == value
 
 
 class Fields:
-    """The fields of a JSON object.  Each method raises the error given at the start if the field
-    is missing (and has no default) or is not what it should be; the message names it."""
+    """The fields of a JSON object.  Each method raises ``error`` if the field is missing (and has
+    no default) or is not what it should be; the message names the field."""
 
     def __init__(self, document: object, name: str, error: type[KjumpError]) -> None:
-        """``name``: of the document, for the message."""
+        """``name``: the document's name, for the message."""
         self._document = _object(document, name, error)
         self._name = name
         self._error = error
@@ -71,11 +71,11 @@ class Fields:
         return key in self._document
 
     def is_null(self, key: str) -> bool:
-        """Whether it is null, or not there."""
+        """Whether the field is null or missing."""
         return self._document.get(key) is None
 
     def wrong(self, key: str) -> KjumpError:
-        """The error of a field that makes no sense."""
+        """The error for a field that makes no sense."""
         return self._error(f"In the {self._name}, `{key}` makes no sense.")
 
     def _get(self, key: str) -> object:
@@ -94,17 +94,17 @@ class Fields:
         return value
 
     def seconds(self, key: str, default: float | None = None, *, most: float = SECONDS) -> float:
-        """A number from 0 on."""
+        """A number that is not negative."""
         if default is not None and key not in self:
             return default
         value = self._get(key)
-        # A whole number may be too large for a floating-point one.
+        # A whole number may be too large for a floating-point number.
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= most:
             raise self.wrong(key)
         return float(value)
 
     def time(self, key: str) -> float:
-        """Seconds since 1970; 0 if it is not there."""
+        """Seconds since 1970; 0 if the field is missing."""
         return self.seconds(key, 0.0, most=1e12)
 
     def text(self, key: str, default: str | None = None) -> str:
@@ -132,7 +132,7 @@ class Fields:
         return texts
 
     def objects(self, key: str) -> tuple[Fields, ...]:
-        """A list of objects; none if it is not there."""
+        """A list of objects; empty if the field is missing."""
         return tuple(
             Fields(entry, f"{self._name}'s `{key}`", self._error) for entry in self.items(key, ())
         )
@@ -142,7 +142,7 @@ class Fields:
         return Fields(self._get(key), f"{self._name}'s `{key}`", self._error)
 
     def integers(self, key: str, count: int, most: int) -> tuple[tuple[int, ...], ...]:
-        """A list of so many whole numbers each."""
+        """A list of tuples with ``count`` whole numbers each."""
         out = []
         for entry in self.items(key):
             if not isinstance(entry, list | tuple) or len(entry) != count:
@@ -153,7 +153,7 @@ class Fields:
         return tuple(out)
 
     def ranges(self, key: str) -> tuple[Range, ...]:
-        """Physical bytes [start, end) in whole pages, a list of them."""
+        """A list of physical byte ranges [start, end) in whole pages."""
         found = tuple((a, b) for a, b in self.integers(key, 2, PHYSICAL))
         if any(start >= end or (start | end) % PAGE for start, end in found):
             raise self.wrong(key)
@@ -173,8 +173,8 @@ class Fields:
 
 
 def plain(value: object, depth: int = 4) -> object:
-    """A copy that can be written as JSON again: what is nested more deeply, no number that JSON
-    knows or no text becomes None."""
+    """A copy that can be written as JSON again: a value that is nested too deeply, or that JSON
+    does not have, becomes None."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -191,7 +191,7 @@ def plain(value: object, depth: int = 4) -> object:
 
 
 def as_json(value: object) -> object:
-    """A copy as JSON has it, that another kernel takes: tuples become lists, text is `clean`."""
+    """A copy in JSON's types, for another kernel: tuples become lists, text is `clean`."""
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, Mapping):
@@ -202,5 +202,5 @@ def as_json(value: object) -> object:
 
 
 def clean(text: str) -> str:
-    """Text that can be written anywhere: each surrogate on its own becomes a question mark."""
+    """Text that can be written anywhere: each lone surrogate becomes a question mark."""
     return text.encode("utf-8", "replace").decode()

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The ``KJUMP`` note, which carries the session's order to the helper.
 
-An ELF note in the core header (``elfcorehdr=``), so the helper finds it in ``/proc/vmcore``
+It is an ELF note in the core header (``elfcorehdr=``), so the helper finds it in ``/proc/vmcore``
 beside VMCOREINFO.  Its descriptor is a fixed header and a JSON document, little-endian:
 
 ====== ==== ================================================================================
 offset size field
 ====== ==== ================================================================================
 0      8    magic ``KJUMPHND``
-8      2    major version; another one is refused
+8      2    major version; a reader refuses any other
 10     2    minor version; a higher one only adds JSON keys
 12     4    length of the JSON document in bytes
 16     8    jump-back address (physical), 0 until the entry stub writes it at the jump
@@ -39,11 +39,11 @@ MAGIC = b"KJUMPHND"
 MAJOR, MINOR = 1, 1
 HEADER = struct.Struct("<8sHHIQI4x")
 JUMP_BACK_OFFSET = 16
-"""Offset of the jump-back address in the descriptor: where the entry stub writes."""
+"""Offset of the jump-back address in the descriptor; the entry stub writes it there."""
 CHECKED = 16
 """The checksum covers this many bytes of the header."""
 LARGEST = 128 << 10
-"""A longer descriptor is refused: bytes."""
+"""Bytes of the longest descriptor."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def unpack(descriptor: bytes) -> Note:
         raise DamagedHandoff(f"The handoff note has {len(descriptor)} bytes.")
     magic, major, _minor, length, jump_back, checksum = HEADER.unpack_from(descriptor)
     if magic != MAGIC:
-        raise DamagedHandoff("The handoff note does not begin with its magic.")
+        raise DamagedHandoff("The handoff note has a wrong magic.")
     if major != MAJOR:
         raise WrongHandoffVersion(
             f"The handoff note is of version {major}, this helper reads {MAJOR}."

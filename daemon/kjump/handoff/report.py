@@ -5,22 +5,22 @@ Runs in all three kernels.  Pure.  The helper writes its report to the report pa
 replaces that page in the restored memory.  The outcome of an image, in its superblock and its
 locator, is a report as well.  Nothing here decides what a report means.
 
-The report page is a page of the session's memory that stays where it is; its physical address and
-its nonce go with the handoff.  Little-endian:
+The report page is a page of the session's memory that does not move; the handoff contains its
+physical address and its nonce.  Little-endian:
 
 ====== ==== =====================================================
 offset size field
 ====== ==== =====================================================
 0      8    magic ``KJUMPREP``
 8      4    version, 1
-12     4    length of the JSON document; 0 while nobody reported
+12     4    length of the JSON document; 0 while nobody has reported
 16     16   nonce, chosen by the session for this cycle
 32     4    CRC-32 of the JSON document
 36     4    zero
 40     ..   JSON document, UTF-8, one object: a `Report`
 ====== ==== =====================================================
 
-A writer checks magic, version and nonce first, and leaves a page that differs alone.
+A writer first checks magic, version and nonce, and does not touch a page that differs.
 """
 
 from __future__ import annotations
@@ -57,20 +57,20 @@ ROOM = SIZE - HEADER.size
 HELPER, RESUME = "helper", "resume"
 """Who reports."""
 OK, RETURNED, RESTING, FAILED = "ok", "returned", "warm", "failed"
-"""What came of it; ``ok`` from `RESUME`: the session was restored."""
+"""The result; ``ok`` from `RESUME` means that the session was restored."""
 SNAPSHOT, IN_PLACE = "snapshot", "in-place"
-"""The ways of restoring: beside the boot kernel, through /dev/snapshot, or in place."""
+"""How a session is restored: through /dev/snapshot, beside the boot kernel, or in place."""
 
 Counts = Mapping[str, int]
 Seconds = Mapping[str, float]
 
 FIGURES = ("pages", "image", "memory", "map", "codecs", "profile")
-"""What the helper found out about the copy, and the boot side passes on: each an object."""
+"""The helper's figures of the copy, which the boot side passes on; each is an object."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """A report, or an image's outcome.  What is not known has its default and is not written."""
+    """A report, or an image's outcome.  Unknown fields have their default and are not written."""
 
     by: str = ""
     result: str = ""
@@ -79,9 +79,9 @@ class Report:
     what: str = ""
     todo: str | None = None
     tries: int = 0
-    """How often a resume was begun that did not come to its end; only in an outcome."""
+    """How often a resume was begun and did not finish; only in an outcome."""
     hostname: str = ""
-    """Whose session the image is; only in the outcome of one that is empty yet."""
+    """Whose session the image will hold; only in the outcome of an empty image."""
     phases: Seconds = field(default_factory=dict)
     pages: Counts = field(default_factory=dict)
     """By kind."""
@@ -90,27 +90,27 @@ class Report:
     image: Counts = field(default_factory=dict)
     """Bytes: ``size`` on the target, ``data`` of memory."""
     memory: Counts = field(default_factory=dict)
-    """The helper's own, bytes."""
+    """The helper's own memory, bytes."""
     processors: int = 0
     codecs: Counts = field(default_factory=dict)
-    """Chunks for which each compression was chosen."""
+    """Number of chunks for which each compression was chosen."""
     profile: Seconds = field(default_factory=dict)
-    """Of each step of the copy, all threads together."""
+    """Times of each step of the copy, summed over all threads."""
     rate: int = 0
     """Bytes of memory that the helper saved in a second."""
     jump_back: int = 0
-    """The session's jump-back address; only of a helper that rests."""
+    """The session's jump-back address; only from a helper that rests."""
     way: str = ""
     """How the session was restored: ``snapshot`` or ``in-place``."""
     saved: float = 0.0
-    """Seconds since 1970, as ``resumed``."""
+    """Seconds since 1970, like ``resumed``."""
     resumed: float = 0.0
     boot_memory: Counts = field(default_factory=dict)
-    """The boot kernel's, bytes."""
+    """The boot kernel's memory, bytes."""
     shortened: bool = False
-    """Whether something was left out so that it fits its room."""
+    """Whether something was left out so that the report fits its room."""
     others: JsonObject = field(default_factory=dict)
-    """What another version of kjump wrote besides: for the history."""
+    """Further keys that another version of kjump wrote: for the history."""
 
     def to_json(self) -> dict[str, object]:
         own = {name: getattr(self, name) for name in NAMES}
@@ -123,9 +123,9 @@ class Report:
 
     @classmethod
     def from_json(cls, document: object) -> Report:
-        """Raises `DamagedHandoff`, which names the field, if a text is none.
+        """Raises `DamagedHandoff`, which names the field, if a text field has another type.
 
-        Figures that make no sense are left out: the reason must not be lost with them.
+        Figures that make no sense are left out, so that the reason is not lost because of them.
         """
         if not isinstance(document, Mapping):
             raise DamagedHandoff("The report is not a JSON object.")
@@ -148,23 +148,23 @@ class Report:
 
     @property
     def cause(self) -> KjumpError:
-        """The error that it reports."""
+        """The error in this report."""
         return from_report(self.to_json())
 
     @property
     def figures(self) -> dict[str, Mapping[str, object]]:
-        """What there is of `FIGURES`."""
+        """Those of the `FIGURES` that are present."""
         found = {name: getattr(self, name) for name in FIGURES}
         return {name: value for name, value in found.items() if value}
 
     @property
     def more(self) -> dict[str, object]:
-        """What the history keeps besides the result, the error, the phases and the figures."""
+        """What the history keeps in addition to result, error, phases and figures."""
         usual = (*FIGURES, "by", "result", "error", "what", "todo", "phases", "window")
         return {name: value for name, value in self.to_json().items() if name not in usual}
 
     def passed_on(self) -> Report:
-        """Its phases and figures alone, for another report of the same session."""
+        """Only the phases and figures, for another report on the same session."""
         return Report(phases=self.phases, **self.figures)  # type: ignore[arg-type]
 
 
@@ -173,14 +173,14 @@ _TEXTS = ("by", "result", "error", "what", "todo", "hostname", "way")
 _COUNTS = ("tries", "processors", "rate", "jump_back")
 _TIMES = ("saved", "resumed")
 MOST = 64
-"""Bytes that a name (of an error, say) takes at the most; longer ones are cut."""
+"""Most bytes of a name, for example an error's; longer ones are cut."""
 
 
 def _sane(name: str, value: object) -> object:
-    """A field's value as a report may have it; None: leave it out."""
+    """A field's value in the form that a report may have; None: leave it out."""
     if name in _TEXTS:
         if not isinstance(value, str):
-            raise DamagedHandoff(f"In the report, `{name}` is no text.")
+            raise DamagedHandoff(f"In the report, `{name}` is not text.")
         return clean(value) if name in TEXTS else cut(clean(value), MOST)
     if name in _COUNTS:
         return value if _is_count(value) else None
@@ -212,17 +212,17 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 
 
 def failed(by: str, error: KjumpError) -> Report:
-    """That it failed, and why."""
+    """A report of a failure and its reason."""
     return Report(by, FAILED, error.name, error.what, error.todo)
 
 
 def returned(pages: Counts, map: Mapping[str, int | str], processors: int) -> Report:
-    """Of a helper that was to look at memory and target, to write nothing, and to come back."""
+    """The report of a dry run: the helper read memory and target, wrote nothing, and came back."""
     return Report(HELPER, RETURNED, pages=pages, map=map, processors=processors)
 
 
 def resting(jump_back: int, phases: Seconds, memory: Counts) -> Report:
-    """Of a warm helper that is ready and jumps back until it is asked."""
+    """The report of a warm helper that is ready, and jumps back until a request comes."""
     return Report(HELPER, RESTING, jump_back=jump_back, phases=dict(phases), memory=memory)
 
 
@@ -264,7 +264,7 @@ def encode(document: JsonObject) -> bytes:
 
 
 def cut(text: str, room: int) -> str:
-    """As many of its first characters as take no more than ``room`` bytes in a JSON document."""
+    """The longest start of ``text`` that takes at most ``room`` bytes in a JSON document."""
 
     def size(count: int) -> int:
         return len(encode({"": text[:count]})) - len(b'{"":""}')
@@ -273,13 +273,13 @@ def cut(text: str, room: int) -> str:
 
 
 def fit(report: Report, room: int) -> bytes:
-    """The report as JSON of at most ``room`` bytes; it must be 400 at the least.
+    """The report as JSON of at most ``room`` bytes, which must be at least 400.
 
-    What is too long loses its figures first, the largest first; then its texts are cut.  Always
-    there: who reports, the result, the error's name, `Report.tries`, and as much of the texts as
-    the room has.
+    A report that is too long loses its figures, the largest first; then its texts are cut.  It
+    always keeps who reports, the result, the error's name, `Report.tries`, and as much of the texts
+    as there is room for.
     """
-    document = Report.from_json(report.to_json()).to_json()  # only what can be read again
+    document = Report.from_json(report.to_json()).to_json()  # only what a reader accepts
     text = encode(document)
     if len(text) <= room:
         return text
@@ -293,7 +293,7 @@ def fit(report: Report, room: int) -> bytes:
     texts = {name: str(document[name]) for name in TEXTS if name in document}
     left = room - len(encode({**document, **dict.fromkeys(texts, "")}))
     for name in sorted(texts, key=lambda name: len(encode({name: texts[name]}))):
-        # The shorter one first: what it leaves is the other's.
+        # The shorter text first: the longer one gets the room that it leaves.
         document[name] = cut(texts[name], left // len(texts))
         left -= len(encode({"": document[name]})) - len(b'{"":""}')
         del texts[name]
@@ -301,12 +301,12 @@ def fit(report: Report, room: int) -> bytes:
 
 
 def read(text: bytes) -> Report:
-    """What `fit` wrote.  Raises `DamagedHandoff`."""
+    """Read what `fit` wrote.  Raises `DamagedHandoff`."""
     return Report.from_json(decode(text, "report", DamagedHandoff))
 
 
 def read_outcome(text: bytes) -> Report:
-    """The outcome of an image; a blank one if it cannot be read: the image counts without it."""
+    """The outcome of an image; blank if it cannot be read: the image is valid without it."""
     try:
         return read(text) if text else Report()
     except DamagedHandoff:
@@ -317,7 +317,7 @@ def read_outcome(text: bytes) -> Report:
 
 
 def blank(nonce: bytes) -> bytes:
-    """The page (4,096 bytes) as the session prepares it."""
+    """The empty page (4,096 bytes) that the session prepares."""
     return HEADER.pack(MAGIC, VERSION, 0, nonce, 0).ljust(SIZE, b"\0")
 
 
@@ -329,7 +329,7 @@ def pack(nonce: bytes, report: Report) -> bytes:
 
 
 def is_for(page: bytes, nonce: bytes) -> bool:
-    """Whether this page is the one the nonce was chosen for."""
+    """Whether this is the report page with this nonce."""
     if len(page) < HEADER.size:
         return False
     magic, version, _length, found, _crc = HEADER.unpack_from(page)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The request page: what the session asks of a helper that is already running.
+"""The request page: the session's order to a helper that is already running.
 
-The note lies in the window, so it says only what was known when the helper was started.  A warm
+The note lies in the window, so it contains only what was known when the helper was started.  A warm
 helper (docs/kjump-handoff.5.md) reads the rest when it is entered again, from pages of the
 session: one request page, whose address is in the note, lists the pages that hold the request.
-A request has the form of a note's descriptor (`kjump.handoff.note`) and is checked as one.
+A request has the form of a note's descriptor (`kjump.handoff.note`) and is checked like one.
 The request page is little-endian, addresses are physical:
 
 ====== ==== ==========================================================================
@@ -12,14 +12,14 @@ offset size field
 ====== ==== ==========================================================================
 0      8    magic ``KJUMPREQ``
 8      4    version, 1
-12     4    number of pages that hold the request; 0: nothing is asked
-16     16   nonce, that of the report page
+12     4    number of pages that hold the request; 0: there is no request
+16     16   nonce, the same as that of the report page
 32     4    length of the request in bytes
 36     4    CRC-32 of bytes 0-35 and of the list
 40     8    address of the first page, page aligned; and so on for each, in order
 ====== ==== ==========================================================================
 
-Pure.  The session writes it, the helper reads it; nobody else.
+Pure.  Only the session writes it, and only the helper reads it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PAGES = -(-note.LARGEST // PAGE)
 
 @dataclass(frozen=True)
 class Listing:
-    """What the request page says: where the request lies (physical), and how long it is."""
+    """The content of a request page: where the request lies (physical), and how long it is."""
 
     pages: tuple[int, ...]
     length: int
@@ -58,7 +58,7 @@ def pack(document: JsonObject) -> bytes:
 
 
 def blank(nonce: bytes) -> bytes:
-    """A request page that asks nothing."""
+    """A request page without a request."""
     return pack_page(nonce, (), 0)
 
 
@@ -73,12 +73,12 @@ def pack_page(nonce: bytes, pages: Sequence[int], length: int) -> bytes:
 
 
 def unpack_page(page: bytes, nonce: bytes, hidden: Iterable[Range] = ()) -> Listing:
-    """What a request page says.  ``hidden``: physical ranges no page may lie in (the window).
+    """Read a request page.  ``hidden``: physical ranges that may not contain a page (the window).
 
     Raises `DamagedHandoff` or `WrongHandoffVersion`; never anything else, whatever the bytes.
     """
     if len(page) < PAGE or page[:8] != MAGIC:
-        raise DamagedHandoff("There is no request page where the handoff note says.")
+        raise DamagedHandoff("There is no request page at the address in the handoff note.")
     _magic, version, count, found, length, checksum = HEADER.unpack_from(page)
     if version != VERSION:
         raise WrongHandoffVersion(
@@ -93,7 +93,7 @@ def unpack_page(page: bytes, nonce: bytes, hidden: Iterable[Range] = ()) -> List
         raise DamagedHandoff("The request page's checksum is wrong.")
     pages = struct.unpack(f"<{count}Q", listed)
     if not (count - 1) * PAGE < length <= count * PAGE:
-        raise DamagedHandoff(f"A request of {length} bytes in {count} pages.")
+        raise DamagedHandoff(f"The request has {length} bytes in {count} pages.")
     away = tuple(hidden)
     for address in pages:
         if address == 0 or address % PAGE or overlaps((address, address + PAGE), away):
@@ -102,17 +102,18 @@ def unpack_page(page: bytes, nonce: bytes, hidden: Iterable[Range] = ()) -> List
 
 
 def read(page: bytes, nonce: bytes, get: Callable[[int], bytes], hidden: Iterable[Range]) -> bytes:
-    """The request's bytes; ``get`` gives the page at an address.  Raises as `unpack_page`."""
+    """The request's bytes; ``get`` returns the page at an address.  Raises the errors of
+    `unpack_page`."""
     found = unpack_page(page, nonce, hidden)
     return b"".join(get(address) for address in found.pages)[: found.length]
 
 
 def check(noted: MachineFacts, asked: MachineFacts) -> None:
-    """A request repeats the machine's facts of the note.  A helper that was started for others is
-    of no use, as its core header, its memory map or its way back are wrong.
+    """Compare the machine's facts in the request with those in the note.  If they differ, the
+    helper is useless, because its core header, its memory map or its way back are wrong.
 
     Raises `StaleHelper`, which names them.
     """
     names = documents.differing(noted, asked)
     if names:
-        raise StaleHelper(f"The warm helper was started with another {', '.join(names)}.")
+        raise StaleHelper(f"The warm helper was started with different facts: {', '.join(names)}.")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Laying out a kernel in the window: what stands where, and the segments for kexec.
+"""Laying out a kernel in the window: what lies where, and the segments for kexec.
 
-Runs in the session (the helper that copies) and in the boot kernel (the one that restores in
-place); loads nothing itself.  Offsets are bytes from the window's start, addresses physical.
+Runs in the session (for the helper that copies) and in the boot kernel (for the one that restores
+in place); it loads nothing itself.  Offsets are bytes from the window's start, addresses are
+physical.
 
 ======== ===========================================================
 offset   what
@@ -49,19 +50,20 @@ KEPT_WORDS = (
     "nolapic",
     "nomodeset",
 )
-"""Words of the running kernel's command line that the next one needs as well: the paging mode
-must be the same, what this machine needs to boot it needs again, and a display that the session
-leaves in the firmware's mode it could not bring back to that."""
+"""Words of the running kernel's command line that the next kernel needs as well.  The paging mode
+must be the same.  What this machine needs to boot, it needs again.  And the next kernel must not
+change the mode of a display that the session leaves in the firmware's mode, because the session
+could not restore that."""
 
 CPUS = 4
-"""Processors that a kernel in the window gets at the most, if nothing else is configured."""
+"""Most processors that a kernel in the window gets, if nothing else is configured."""
 
 Buffer = bytes | bytearray | mmap.mmap
 
 
 class DoesNotFit(Exception):
-    """What should lie in the window has no room there.  What a person can do about it differs
-    between the session and the boot kernel, so each makes an error of its own of it."""
+    """Something does not fit into the window.  The advice to a person differs between the session
+    and the boot kernel, so each turns this into an error of its own."""
 
 
 class WindowTooSmall(DoesNotFit):
@@ -73,16 +75,17 @@ class CommandLineTooLong(DoesNotFit):
 
 
 def words(running: str, *, consoles: Iterable[str] = (), cpus: int) -> list[str]:
-    """The command line that every kernel in the window gets, from that of the running one.
+    """The words that every kernel in the window gets on its command line.
 
-    ``consoles``: values for ``console=``; none: the running kernel's own.
+    ``running``: the running kernel's command line; ``consoles``: values for ``console=``; none: the
+    running kernel's own.
     """
     found = cmdline.parse(running)
     named = list(consoles) or [word.value or "" for word in found.all("console")]
-    # A quote would hide the words that follow it, and with them the way back.
+    # A quote would hide the words after it, and with them the way back.
     named = [name for name in named if name and not set(name) & {*cmdline.BLANKS, '"'}]
-    # The kernel's decompressor reads some of these by itself: it takes no quotes away, and what
-    # follows "--" counts there.
+    # The kernel's decompressor also reads some of these, by its own rules: it does not remove
+    # quotes, and does not stop at "--".
     plain = running.split()
     return [
         *(f"console={console}" for console in named),
@@ -90,8 +93,8 @@ def words(running: str, *, consoles: Iterable[str] = (), cpus: int) -> list[str]
         "rd.systemd.unit=kjump-helper.target",
         f"nr_cpus={cpus}",
         "reset_devices",
-        # An initrd unpacked into tmpfs may take half of the memory and no more; what does not fit
-        # is left out, and nothing would start (init/do_mounts.c, init_rootfs).
+        # An initrd that is unpacked into tmpfs may take only half of the memory; the kernel leaves
+        # out what does not fit, and nothing would start (init/do_mounts.c, init_rootfs).
         "rootfstype=ramfs",
         "panic=10",
         "loglevel=4",
@@ -105,7 +108,7 @@ def words(running: str, *, consoles: Iterable[str] = (), cpus: int) -> list[str]
 
 
 def acpi_rsdp(running: bytes) -> int:
-    """Physical address of ACPI's root pointer, 0 if the kernel will find it by itself (BIOS)."""
+    """Physical address of ACPI's root pointer; 0 if the kernel will find it itself (BIOS)."""
     known = int.from_bytes(running[0x70:0x78], "little")
     if known:
         return known
@@ -131,9 +134,10 @@ def place(
 ) -> tuple[int, list[Segment]]:
     """Entry point and segments for a bzImage and its initrd in the window.
 
-    ``low``: RAM below 1 MiB the kernel may use.  ``contents``: more for the window's first 2 MiB,
-    by offset.  ``note_slot`` and ``cell_slot``: where the stub keeps the jump-back address.
-    Raises `WindowTooSmall`, `CommandLineTooLong`, and as `kjump.machine.bzimage` does.
+    ``low``: RAM below 1 MiB that the kernel may use.  ``contents``: further content of the window's
+    first 2 MiB, by offset.  ``note_slot`` and ``cell_slot``: where the stub writes the jump-back
+    address.  Raises `WindowTooSmall`, `CommandLineTooLong`, and the errors of
+    `kjump.machine.bzimage`.
     """
     start, end = window
     kernel = bzimage.parse(bytes(image[:PAGE]))
@@ -148,7 +152,7 @@ def place(
     room = min(COMMAND_LINE_ROOM, kernel.cmdline_size)
     if len(text) > room:
         raise CommandLineTooLong(
-            f"The kernel command line has {len(text)} bytes, and {room} are possible."
+            f"The kernel command line has {len(text)} bytes, but at most {room} are possible."
         )
     running = Path("/sys/kernel/boot_params/data").read_bytes()
     first = bytearray(USED)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Copying the session's memory to the target: what the helper is there for.
+"""Copying the session's memory to the target, which is the helper's purpose.
 
 Runs in the helper, as kjump-copy.service.  It ends in one of two ways: the machine is off and
-the image complete, or the session runs again and knows why.  Nothing of the session's memory is
-written anywhere but to the target.
+the image complete, or the session runs again and knows why.  It writes the session's memory to the
+target and nowhere else.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ from kjump.machine.vmcore import Vmcore
 DEVICE_WAIT = 30.0
 """Seconds to wait for the target's driver."""
 WARM_UP = 60.0
-"""Seconds that getting warm may take once the note was read, and reading a request later."""
+"""Seconds for warming up once the note was read, and later for reading a request."""
 
 BEFORE_WRITING = ("scan", "find target")
-"""Phases in which nothing was written yet, but for the last moment of the second."""
+"""Phases in which nothing is written yet, except in the last moment of the second."""
 
 
 class Clock:
-    """Names the phases and takes their times, in seconds of the helper's monotonic clock."""
+    """Names the phases and measures them, in seconds of the helper's monotonic clock."""
 
     def __init__(self) -> None:
         self.phases: dict[str, float] = {"helper boot": round(time.monotonic(), 3)}
@@ -70,10 +70,10 @@ class Clock:
         self._since = self.begun = time.monotonic()
 
     def again(self) -> None:
-        """The helper was entered a second time: what was before is not this cycle's.
+        """The helper was entered a second time: the earlier phases do not belong to this cycle.
 
-        The clock stands still while the session runs, so what has passed since the last phase
-        began is leaving and coming back.
+        The clock stands still while the session runs, so the time since the last phase began is
+        the time for leaving and coming back.
         """
         now = time.monotonic()
         self.phases = {"helper resume": round(now - self._since, 3)}
@@ -81,7 +81,7 @@ class Clock:
 
     @property
     def name(self) -> str:
-        """The phase that runs."""
+        """The current phase."""
         return self._name
 
     def phase(self, name: str) -> None:
@@ -92,7 +92,7 @@ class Clock:
 
 
 def open_target(order: SaveOrder) -> DirectDevice:
-    """The target, and no other device: it bears this cycle's id.
+    """Open the target, and no other device: it must have this cycle's id.
 
     Raises `TargetMissing`, `WrongTarget`.
     """
@@ -103,18 +103,18 @@ def open_target(order: SaveOrder) -> DirectDevice:
         try:
             device = target.open_image(path, order.target.locator, writable=True)
         except (NoImage, ImageDamaged, ImageVersion) as error:
-            raise WrongTarget(f"{path} does not bear this cycle's mark: {error.what}") from error
+            raise WrongTarget(f"{path} does not have this cycle's mark: {error.what}") from error
     try:
         superblock = superblocks.load(device)
     except OSError as error:
         raise WrongTarget(f"The target {path} cannot be read: {error.strerror}.") from error
     if superblock is None or superblock.cycle != order.cycle or superblock.state != EMPTY:
-        raise WrongTarget(f"{path} does not bear this cycle's mark.")
+        raise WrongTarget(f"{path} does not have this cycle's mark.")
     return device
 
 
 def find_target(order: SaveOrder) -> Path:
-    """The target's device, as soon as it is there.  Raises `TargetMissing`."""
+    """Wait for the target's device.  Raises `TargetMissing`."""
     return target.wait_for([Path(link) for link in order.target.links], DEVICE_WAIT)
 
 
@@ -125,9 +125,9 @@ def describe(
     file_systems: tuple[SavedFileSystem, ...],
     watchdog: str,
 ) -> Description:
-    """The image's description: what the boot side needs and a person wants to know.
+    """The image's description: what the boot side needs, and what a person may want to know.
 
-    ``jump_back``: physical address at which the session goes on; ``info``: VMCOREINFO.
+    ``jump_back``: physical address at which the session continues; ``info``: VMCOREINFO.
     """
     return Description(
         facts=order.facts,
@@ -162,7 +162,7 @@ def save(
 ) -> Report:
     """Write the image; the report.  Raises any `KjumpError`; see `Completion` for what then.
 
-    ``info``: VMCOREINFO; ``jump_back``: physical address at which the session goes on.
+    ``info``: VMCOREINFO; ``jump_back``: physical address at which the session continues.
     """
     clock.phase("scan")
     states = page_states(core, info, order)
@@ -232,7 +232,7 @@ def _out_of_time(_signal: int, _frame: FrameType | None) -> None:
 
 
 def rehearse(core: Vmcore, info: Mapping[str, str], order: SaveOrder, clock: Clock) -> Report:
-    """What a dry run does: all of `save` that writes nothing.  Raises any `KjumpError`."""
+    """A dry run: every step of `save` that writes nothing.  Raises any `KjumpError`."""
     clock.phase("scan")
     states = page_states(core, info, order)
     clock.phase("find target")
@@ -277,7 +277,7 @@ def run(cell: Cell, clock: Clock, watch: Watch, screen: Screen, completion: Comp
         except (MemoryUnreadable, TargetMissing, WrongTarget) as error:
             if not since or clock.name not in BEFORE_WRITING:
                 raise
-            # Another helper looks for itself, and gets another window.
+            # A new helper scans the machine again, and gets another window.
             raise StaleHelper(f"The warm helper cannot go on.  {error.what}") from error
     size = report.image["size"]
     say(f"saved: {size >> 20} MiB written in {clock.phases.get('copy', 0):.1f} s; switching off")
@@ -297,9 +297,9 @@ def switch_off(watch: Watch) -> None:
 
 
 def main() -> int:
-    """``kjump-copy``.  Returns only where not even the way back is known.
+    """``kjump-copy``.  Returns only if not even the way back is known.
 
-    The same initrd serves for restoring in place: the command line says so.
+    The same initrd also restores in place, if the command line says so.
     """
     words = cmdline.read()
     if words.has(cmdline.RESTORE):
@@ -335,7 +335,7 @@ def attempt(
         try:
             return run(cell, clock, watch, screen, completion)
         finally:
-            # What would be raised from here on must not keep the helper from going back.
+            # From here on no signal may keep the helper from going back.
             signal.setitimer(signal.ITIMER_REAL, 0)
             watch.deafen()
     except KjumpError as error:

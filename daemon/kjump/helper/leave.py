@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Leaving the helper: back into the session, or off.
 
-Runs in the helper.  Jumping back needs nothing but the return cell, so that it works when
-everything else is damaged.  ``kjump-return`` (`main`) is what the helper's systemd starts when
-the copy could not even begin.
+Runs in the helper.  Jumping back needs nothing but the return cell, so it works even if everything
+else is damaged.  The helper's systemd starts ``kjump-return`` (`main`) when the copy could not even
+begin.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def find_cell() -> cells.Cell:
 
 
 def write_report(cell: cells.Cell, report: Report) -> bool:
-    """Write the report into the session's report page, if that page is what it should be."""
+    """Write the report to the session's report page, if the page proves to be that."""
     if not cell.report_page:
         return False
     try:
         with memory.PhysicalMemory(writable=True) as physical:
             if not reports.is_for(physical.read(cell.report_page, PAGE), cell.nonce):
-                say("the report page is not where the handoff says; going back without a report")
+                say("the report page is not at its address; going back without a report")
                 return False
             physical.write(cell.report_page, reports.pack(cell.nonce, report))
     except OSError as error:
@@ -58,7 +58,7 @@ def write_report(cell: cells.Cell, report: Report) -> bool:
 
 
 def _jump_pages(cell: cells.Cell) -> tuple[int, bytes]:
-    """The way back, and the physical address it is for."""
+    """The code for the way back, and the physical address for which it was made."""
     at = cell.window_start + memory.HEADROOM
     return at, code.jump_pages(
         at,
@@ -71,9 +71,9 @@ def _jump_pages(cell: cells.Cell) -> tuple[int, bytes]:
 def jump_back_kept(cell: cells.Cell) -> None:
     """Jump back into the session and keep this kernel: returns when the session enters it again.
 
-    The jump-back address stays what it was as long as the session keeps its staged image: it lies
-    in a page that was allocated with that image (``control_code_page``, kernel/kexec.c).  Raises
-    `NoWarmHelper` if the kernel refuses, with everything as it was.
+    The jump-back address stays the same as long as the session keeps its staged image, because it
+    lies in a page that belongs to that image (``control_code_page``, kernel/kexec.c).  Raises
+    `NoWarmHelper` if the kernel refuses; nothing has changed then.
     """
     at, pages = _jump_pages(cell)
     try:
@@ -83,7 +83,7 @@ def jump_back_kept(cell: cells.Cell) -> None:
         syscalls.reboot_kexec()
     except OSError as error:
         raise NoWarmHelper(f"The helper's kernel cannot be left: {error.strerror}.") from error
-    # What was loaded is used up: it would start at the session's address, without our tables.
+    # The loaded image is used up: it would start at the session's address, without our tables.
     syscalls.kexec_unload()
 
 
@@ -91,8 +91,8 @@ def jump_back(cell: cells.Cell) -> NoReturn:
     """Jump back into the session for good.  Raises `HelperFailed` if the kernel refuses."""
     at, pages = _jump_pages(cell)
     try:
-        # Plain, not preserving: it also sends the other CPUs into HLT, where the session's kernel
-        # wants to find them.
+        # Plain, not preserving: this also sends the other CPUs into HLT, where the session's kernel
+        # expects them.
         syscalls.kexec_load(at, [Segment(pages, at, len(pages))], preserve_context=False)
         syscalls.reboot_kexec()
     except OSError as error:
@@ -112,7 +112,7 @@ def main() -> int:
     cell = find_cell()
     error: KjumpError = HelperFailed("The helper's copy service did not start or was killed.")
     if watch.has_hung():
-        error = HelperHung("The program that copies hung, and was ended.")
+        error = HelperHung("The copy program hung and was stopped.")
     if watch.ALIVE.exists():
         watchdog.stop_all()
     write_report(cell, reports.failed(reports.HELPER, error))

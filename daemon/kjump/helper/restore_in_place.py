@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Restoring in place: every page of the image back where it belongs, then the jump.
 
-Runs in the helper's kernel and initrd, loaded by the boot kernel into the image's own window
-(`kjump.resume.load_restorer`).  What it overwrites is nobody's any more.  If it fails, or a person
-gives the session up, the image says why and the machine is restarted: there is no system left to
-return to.
+Runs in the helper's kernel and initrd, which the boot kernel loaded into the image's own window
+(`kjump.resume.load_restorer`).  Nobody needs the memory that it overwrites.  If it fails, or a
+person gives the session up, it records the reason in the image and restarts the machine: there is
+no system left to return to.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ DEVICE_WAIT = 30.0
 
 
 class PageWriter:
-    """Physical memory to be written to; for any number of threads."""
+    """Writes pages to physical memory; for any number of threads."""
 
     def __init__(self, physical: memory.PhysicalMemory, ranges: Sequence[Range]) -> None:
         """``ranges``: what may be written, in pfns; nothing else is mapped."""
         self._maps = Maps(physical.map, ranges)
 
     def write(self, extents: Extents, data: memoryview | bytes | None) -> None:
-        """Their pages, which lie one behind the other in ``data``; None: zeros.
+        """Write the pages of ``extents``, which lie one after the other in ``data``; None: zeros.
 
         Raises `RestoreFailed`.
         """
@@ -59,7 +59,7 @@ class PageWriter:
                     f"Memory at {pfn * PAGE:#x} cannot be written: {error.strerror}."
                 ) from error
             if part is None:
-                raise RestoreFailed(f"Page {pfn:#x} is not the image's to restore.")
+                raise RestoreFailed(f"The image must not restore page {pfn:#x}.")
             scatter.into(part.view, part.offset, part.first, part.last)
 
     def close(self) -> None:
@@ -67,11 +67,11 @@ class PageWriter:
 
 
 class _Asked(Exception):
-    """A key was pressed: a person is to be asked."""
+    """A key was pressed: ask the person."""
 
 
 def unless_asked(chance: SkipPrompt, write: Callable[[Chunk], None]) -> Callable[[Chunk], None]:
-    """``write``, which raises `_Asked` if a key was pressed; for any number of threads."""
+    """A ``write`` that first raises `_Asked` if a key was pressed; for any number of threads."""
     hearing = threading.Lock()
 
     def listening(chunk: Chunk) -> None:
@@ -87,8 +87,9 @@ def unless_asked(chance: SkipPrompt, write: Callable[[Chunk], None]) -> Callable
 
 
 def put_back(image: Image, started: float, chance: SkipPrompt) -> Cell:
-    """Write all pages and the report; where to jump.  Raises any `KjumpError`, `ResumeSkipped`
-    if a person chooses to boot without the session; the person may also switch off."""
+    """Write all pages and the report; returns where to jump.  Raises any `KjumpError`, and
+    `ResumeSkipped` if a person chooses to boot without the session.  Does not return if the person
+    switches off."""
     description = image.description()
     extents = image.index()
     description.check_pages(extents)
@@ -99,7 +100,7 @@ def put_back(image: Image, started: float, chance: SkipPrompt) -> Cell:
     with memory.PhysicalMemory(writable=True) as physical:
         places = PageWriter(physical, description.pieces)
         while True:
-            # Those of zeros are cleared in no time.
+            # Pages of zeros are not counted: clearing them takes no time.
             progress = Progress(title, image.superblock.data_pages * PAGE)
 
             def write(chunk: Chunk, progress: Progress = progress) -> None:
@@ -111,7 +112,7 @@ def put_back(image: Image, started: float, chance: SkipPrompt) -> Cell:
                 image.each(extents, unless_asked(chance, write), processors=memory.processors())
                 break
             except _Asked:
-                skippable.ask()  # who resumes begins again: no page is worse for it
+                skippable.ask()  # if the answer is to resume, begin again: that does no harm
         places.write(extents.zeros, None)
         phases["put back"] = round(time.monotonic() - begun, 3)
         skippable.last_look()
@@ -120,7 +121,7 @@ def put_back(image: Image, started: float, chance: SkipPrompt) -> Cell:
         report = reports.restored(outcome, reports.IN_PLACE, description.saved, phases)
         places.write(page, reports.pack(facts.nonce, report))
         places.close()
-    # From here on nobody uses this image again: the session may have run.
+    # From here on nobody may use this image again, because the session may have run.
     image.superblock = superblocks.store(image.device, image.superblock, state=RESTORING)
     start, end = facts.window
     return Cell(0, bytes(16), start, end - start, description.jump_back)
@@ -143,7 +144,7 @@ def main(running: str) -> int:
             s = image.superblock
             if s.state != COMPLETE or str(s.cycle) != words.value(cmdline.RESTORE):
                 raise WrongTarget(f"{path} does not hold the image that is being restored.")
-            keys = Keys(earlier=True)  # those that were pressed while this kernel booted
+            keys = Keys(earlier=True)  # also keys that were pressed while this kernel booted
             try:
                 say("resuming in place; Esc: boot without the saved session")
                 cell = put_back(image, started, SkipPrompt(keys, _seconds(words), screen))
@@ -167,7 +168,7 @@ def main(running: str) -> int:
 
 
 def _seconds(words: CommandLine) -> float:
-    """In which the key is heard at the least."""
+    """The least number of seconds in which the key is accepted."""
     try:
         return float(words.value(cmdline.SKIP_WAIT) or "")
     except ValueError:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Plymouth in the helper: what the console says, on a splash screen too.
+"""Plymouth in the helper: shows the console's lines on a splash screen, too.
 
 Runs in the helper, if its initrd has Plymouth ([Helper] Plymouth=yes), in a thread of its own.
-Nobody waits for it: a line that comes while the last one is still being shown takes the place of
-those before it, and a plymouthd that does not start, hangs or dies is done without.  Keys are not
-Plymouth's business: `kjump.console.keys` hears them beside it.
+Nobody waits for it: if lines come faster than it can show them, it shows only the newest.  If
+plymouthd does not start, hangs or dies, the helper goes on without it.  Plymouth does not handle
+keys: `kjump.console.keys` reads them independently.
 
 It decides nothing, and writes to no disk.
 """
@@ -25,19 +25,19 @@ from kjump.machine.cmdline import parse
 
 DAEMONS = (Path("/usr/sbin/plymouthd"), Path("/sbin/plymouthd"), Path("/usr/bin/plymouthd"))
 WORDS = "splash plymouth.ignore-serial-consoles"
-"""What plymouthd reads off the kernel command line: to show something, and to leave the serial
-consoles to us, with what is typed there."""
+"""The kernel command line for plymouthd: show a splash, and leave the serial consoles and their
+input to kjump."""
 START = 20.0
-"""Seconds in which plymouthd is to answer."""
+"""Seconds in which plymouthd must answer."""
 AGAIN = 0.1
-"""Seconds between two questions whether it does."""
+"""Seconds between two pings."""
 LEAVE = 2.0
-"""Seconds that the helper waits for it to go, at the most."""
+"""Most seconds that the helper waits for plymouthd to end."""
 
 
 def command(daemon: Path, running: str) -> list[str]:
-    """How plymouthd is started.  ``running``: the helper's command line, for words to debug it
-    with.  Pure."""
+    """The command that starts plymouthd.  ``running``: the helper's command line, whose
+    ``plymouth.`` words are passed on for debugging.  Pure."""
     own = [str(word) for word in parse(running).words if word.name.startswith("plymouth.")]
     words = " ".join([WORDS, *own])
     return [
@@ -74,12 +74,12 @@ class Screen:
         self._thread.start()
 
     def show(self, text: str) -> None:
-        """Have this line shown soon, unless another one comes before; for any thread."""
+        """Show this line soon, unless another one comes first; for any thread."""
         self._line = text
         self._news.set()
 
     def end(self) -> None:
-        """Have plymouthd leave the display; one that does not is killed."""
+        """Make plymouthd release the display; kill it if it does not."""
         if self._thread is None:
             return
         self._stop.set()
@@ -90,7 +90,7 @@ class Screen:
 
     @contextmanager
     def out_of_the_way(self) -> Iterator[None]:
-        """The console in its place, with the keyboard; for good."""
+        """End the splash screen for good: the console is visible and has the keyboard."""
         self.end()
         yield
 
@@ -108,7 +108,7 @@ class Screen:
                 )
             finally:
                 os.close(null)
-            # If memory runs out, it goes before anything that is needed.
+            # If memory runs out, the kernel kills it before anything important.
             Path(f"/proc/{self._process}/oom_score_adj").write_text("1000")
         except OSError:
             if not self._process:
@@ -121,7 +121,7 @@ class Screen:
         self._kill()
 
     def _answering(self) -> Splash | None:
-        """The screen, once plymouthd answers."""
+        """Wait until plymouthd answers, and return the splash screen."""
         end = time.monotonic() + START
         while self._runs() and time.monotonic() < end and not self._stop.wait(AGAIN):
             splash = Splash(self._clients)
@@ -138,7 +138,7 @@ class Screen:
                 splash.show(self._line)
 
     def _runs(self) -> bool:
-        """Whether plymouthd does."""
+        """Whether plymouthd runs."""
         if self._process:
             try:
                 if not os.waitpid(self._process, os.WNOHANG)[0]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The session's memory as the helper sees it: the notes in it, and its pages.
+"""Reading the session's memory in the helper: its notes, and its pages.
 
 Runs in the helper.  It only reads.
 """
@@ -34,7 +34,7 @@ def read_notes(core: Vmcore) -> tuple[dict[str, str], note.Note]:
 
 
 def gatherer(core: Vmcore) -> Callable[[PageSpan, pages.Bundle], None]:
-    """What brings a span's pages together out of the session's memory; for any thread."""
+    """A function that gathers a span's pages from the session's memory; for any thread."""
     maps = Maps(core.map, core.readable())
 
     def gather(span: PageSpan, bundle: pages.Bundle) -> None:

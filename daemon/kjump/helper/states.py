@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The state of every page of the session, before one is copied.
+"""The state of every page of the session, determined before the first page is copied.
 
 Runs in the helper; only reads the session's memory.  One byte a page (1.3 MB for 5 GiB), which
 native code fills from the session's struct pages.
@@ -19,7 +19,7 @@ WINDOW = 6
 NAMES = (*pages.NAMES, "window")
 CELLS = 128
 SHARES = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-"""Digits of a share, in the map that the report carries."""
+"""The digits for shares in the report's map."""
 STEP = 32768
 """Pages classified at a time: 128 MiB, within one memory section."""
 
@@ -42,7 +42,7 @@ class States:
         self.ranges = [(start, end, bytearray(end - start)) for start, end in ranges]
 
     def spans(self, most: int) -> Iterator[PageSpan]:
-        """All of memory, ascending, in spans with ``most`` pages to save at the most."""
+        """All of memory, ascending, in spans with at most ``most`` pages to save."""
         for start, end, kinds in self.ranges:
             held = pages.Kinds(kinds)
             at = 0
@@ -53,28 +53,30 @@ class States:
 
     def mark(self, hidden: Iterable[Range], kind: int) -> None:
         """Give every page of the pfn ranges this kind."""
-        hidden = list(hidden)  # gone through once for each range of RAM
+        hidden = list(hidden)  # the loop goes through it once for each range of RAM
         for start, end, kinds in self.ranges:
             for a, b in intersect([(start, end)], hidden):
                 kinds[a - start : b - start] = bytes([kind]) * (b - a)
 
     def free_is_zero(self) -> None:
-        """If the kernel trusts free pages to hold zeros, they must be zero after a restore."""
+        """Mark free pages as zeros: a kernel that trusts them to hold zeros needs that after a
+        restore."""
         table = bytearray(range(256))
         table[pages.FREE] = pages.ZERO
         self.ranges = [(s, e, kinds.translate(table)) for s, e, kinds in self.ranges]
 
     def coarse(self, cells: int = CELLS) -> dict[str, int | str]:
-        """Where in memory pages of which kind lie, coarsely.
+        """A coarse map of where in memory the pages of each kind lie.
 
-        Physical memory from page 0 to the end of RAM in ``cells`` parts of ``cell_pages`` pages
-        each (the last ones may be empty).  For each kind that there is: a letter a part, the share
-        of its pages that are of the kind, in 61ths (`SHARES`); "0" is none at all.  What the
-        shares of a part lack to the whole is no RAM.
+        It divides physical memory from page 0 to the end of RAM into ``cells`` parts of
+        ``cell_pages`` pages each (the last ones may be empty).  For each kind that exists, it has a
+        digit for each part: the share of the part's pages that are of this kind, in 61ths
+        (`SHARES`); "0" means none at all.  If the shares of a part do not add up to the whole, the
+        rest is not RAM.
         """
         end = max((end for _, end, _ in self.ranges), default=0)
         size = max(1, -(-end // cells))
-        # Looking for a byte that is nowhere is quick, counting it is not.
+        # Searching for an absent byte is fast, but counting is not.
         there = [
             (kind, name)
             for kind, name in enumerate(NAMES)
@@ -106,9 +108,9 @@ class States:
 def classify(
     core: Vmcore, facts: Mapping[str, str], ram: Sequence[Range], hidden: Iterable[Range]
 ) -> States:
-    """The states of all pages of ``ram``; those in ``hidden`` become `WINDOW`.
+    """The states of all pages of ``ram``; pages in ``hidden`` become `WINDOW`.
 
-    Both in physical bytes, whole pages.  ``facts`` is VMCOREINFO.  Raises `MemoryUnreadable`.
+    Both are physical bytes in whole pages.  ``facts`` is VMCOREINFO.  Raises `MemoryUnreadable`.
     """
     found = layout(facts)
     space = AddressSpace(facts, core.read)

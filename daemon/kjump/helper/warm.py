@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A warm helper: booted ahead, back in the session, and entered again when it is needed.
+"""A warm helper: it boots ahead of time, jumps back, and is entered again when it is needed.
 
-Runs in the helper.  All that can be done before anything is asked is done first.  Nothing of the
-session's memory, and nothing of a disk, is kept from then: the session runs on in between and
+Runs in the helper.  It does in advance everything that does not depend on the request.  It keeps
+nothing that it read from the session's memory or from a disk, because the session goes on and
 changes both.
 """
 
@@ -27,8 +27,8 @@ from kjump.machine.ranges import PAGE
 def park_badly(cpuinfo: str, online: int) -> bool:
     """Whether processors that the helper switches off would wait with MWAIT.
 
-    They would watch memory that the session's kernel swaps away, wake, and run whatever lies there
-    then.  With HLT they sleep until the session's kernel starts them anew.  (The session starts
+    They would watch memory that the session's kernel swaps out, wake up, and run whatever is there
+    by then.  With HLT they sleep until the session's kernel starts them again.  (The session starts
     the helper with ``clearcpuid=monitor``; a kernel before 5.18 does not know that name.)
     """
     flags = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), "")
@@ -36,12 +36,12 @@ def park_badly(cpuinfo: str, online: int) -> bool:
 
 
 def prepare(order: WarmOrder, wait: float) -> None:
-    """Do ahead what can be done ahead.  ``wait``: seconds for the target to appear.
+    """Do everything that is possible in advance.  ``wait``: seconds for the target to appear.
 
     Raises `NoWarmHelper`, `TargetMissing`.
     """
     if park_badly(Path("/proc/cpuinfo").read_text(), os.sysconf("SC_NPROCESSORS_ONLN")):
-        raise NoWarmHelper("The helper's processors cannot be parked out of the session's way.")
+        raise NoWarmHelper("The helper's processors cannot be parked without harm to the session.")
     error = syscalls.probe_kexec_jump()
     if error is not None:
         raise NoWarmHelper(f"The helper's kernel cannot be kept running.  {error.what}")
@@ -50,9 +50,9 @@ def prepare(order: WarmOrder, wait: float) -> None:
 
 
 def rest(cell: Cell, jump_back: int, phases: Mapping[str, float]) -> None:
-    """Back to the session; returns when that comes again.  Raises `NoWarmHelper`.
+    """Jump back to the session; returns when the session enters the helper again.
 
-    ``jump_back``: the session's jump-back address, by the note.
+    ``jump_back``: the session's jump-back address, from the note.  Raises `NoWarmHelper`.
     """
     leave.write_report(cell, reports.resting(jump_back, phases, memory.own_memory()))
     say("the helper is ready; back to the session until it is needed")
@@ -61,7 +61,7 @@ def rest(cell: Cell, jump_back: int, phases: Mapping[str, float]) -> None:
 
 
 def asked(cell: Cell, order: WarmOrder) -> SaveOrder:
-    """What the session asks for now.
+    """Read the session's request.
 
     Raises `DamagedHandoff`, `WrongHandoffVersion`, `StaleHelper`.
     """

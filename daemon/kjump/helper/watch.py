@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Looking after the copy: a person who wants it to stop, and a copy that hangs.
+"""Watching the copy: a person may want to stop it, and it may hang.
 
-Runs in the helper, in a thread of its own beside the copy.  It hears Esc and the power button, and
-it notices when the copy makes no progress; either is raised in the main thread, and the helper
-jumps back with that reason.  If this program itself hangs, systemd ends it (WATCHDOG=1 stays
-out) and starts ``kjump-return``.  If nothing runs any more, the machine's watchdog restarts it
-(`kjump.helper.watchdog`), and the session is lost.
+Runs in the helper, in a thread of its own beside the copy.  It reads Esc and the power button, and
+it notices when the copy makes no progress.  In both cases it raises an error in the main thread,
+and the helper jumps back with that reason.  If this program itself hangs, systemd stops it
+(because WATCHDOG=1 is missing) and starts ``kjump-return``.  If nothing runs any more, the
+machine's watchdog restarts the machine (`kjump.helper.watchdog`), and the session is lost.
 
 It writes nothing to any disk.
 """
@@ -29,22 +29,23 @@ from kjump.helper import watchdog
 TICK = 1.0
 """Seconds between two signs of life."""
 FROZEN = 30
-"""Seconds, at the most, after which a program without a sign of life has hung."""
+"""Most seconds without a sign of life after which the program counts as hung."""
 HEADROOM = 30
-"""Seconds in which systemd ends such a program and goes back, before the machine is restarted."""
+"""Seconds for systemd to stop such a program and to go back, before the machine is restarted."""
 DEAF = 10.0
-"""Seconds the main thread has to follow what was raised in it."""
+"""Seconds for the main thread to react to an error that was raised in it."""
 SOFT_AFTER = 3.0
-"""Seconds the hardware's watchdog has to appear."""
+"""Seconds for a hardware watchdog to appear."""
 UNKNOWN = "the first that appears"
-"""What the image says of the watchdog if the copy begins before a driver has found one."""
+"""The watchdog's name in the image if the copy begins before a driver has found one."""
 ALIVE = Path("/run/kjump-alive")
-"""Holds for ``kjump-return`` the seconds after which the copy has hung; touched at each sign of
-life."""
+"""Contains, for ``kjump-return``, the seconds after which the copy counts as hung; its time is
+updated at each sign of life."""
 
 
 def frozen_after(seconds: int) -> int:
-    """Seconds without a sign of life, if the copy may go without progress for so many.  Pure."""
+    """Seconds without a sign of life after which the program counts as hung.  ``seconds``: the
+    limit for a copy without progress.  Pure."""
     return min(seconds, FROZEN)
 
 
@@ -55,14 +56,14 @@ def notify(text: str) -> None:
         return
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
-            out.setblocking(False)  # keys are heard even where systemd hangs
+            out.setblocking(False)  # keys must work even if systemd hangs
             out.sendto(text.encode(), "\0" + address[1:] if address[0] == "@" else address)
     except OSError:
         pass
 
 
 def has_hung(alive: Path = ALIVE) -> bool:
-    """Whether the copy that is no more had given no sign of life for too long."""
+    """Whether the copy, which has ended, had given no sign of life for too long."""
     try:
         seconds = int(alive.read_text())
         return time.time() - alive.stat().st_mtime >= seconds
@@ -71,10 +72,10 @@ def has_hung(alive: Path = ALIVE) -> bool:
 
 
 class Watch:
-    """`begin` starts looking, in the main thread; `end` must come before the helper is left."""
+    """`begin`, called in the main thread, starts watching; call `end` before leaving the helper."""
 
     def __init__(self, inject: str = "", clock: Callable[[], float] = time.monotonic) -> None:
-        """``inject``: a failure to play, for tests, see `_play`; ``clock``: seconds."""
+        """``inject``: a failure to cause, for tests (see `_play`); ``clock``: in seconds."""
         self._inject = inject
         self._clock = clock
         self._seconds = 0
@@ -90,14 +91,14 @@ class Watch:
 
     @property
     def watchdog(self) -> str:
-        """Which one watches, for the image's description; empty: none is wanted."""
+        """The watchdog in use, for the image's description; empty: none is wanted."""
         dog = self._dog
         if dog is None:
             return UNKNOWN if self._seconds else ""
         return f"{dog.name}, {dog.seconds} s"
 
     def begin(self, seconds: int) -> None:
-        """``seconds`` without progress are a hang; 0: only keys are heard."""
+        """``seconds`` without progress count as a hang; 0: watch only keys."""
         self._seconds = seconds
         self._progress = self._clock()
         signal.signal(signal.SIGUSR1, self._follow)
@@ -129,7 +130,7 @@ class Watch:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
     def end(self) -> None:
-        """Let go of everything: keys, systemd's watch, and the watchdog, which is stopped."""
+        """Release the keys, end systemd's supervision, and stop the watchdog."""
         self.deafen()
         self._stop.set()
         if self._thread is not None:
@@ -172,7 +173,8 @@ class Watch:
         self._dog = dog
 
     def _bark(self) -> tuple[int, int]:
-        """Seconds after which the machine's watchdog is to restart it, and the least of use."""
+        """Seconds after which the machine's watchdog should restart it, and the least useful
+        value."""
         frozen = frozen_after(self._seconds)
         return frozen + HEADROOM, frozen + HEADROOM - 20
 
@@ -191,7 +193,7 @@ class Watch:
                 say(f"{name} was pressed: back to the session")
 
     def _raise(self, error: KjumpError) -> None:
-        """In the main thread, once."""
+        """Raise the error in the main thread, once."""
         if self._error is None:
             self._error = error
             self._raised = self._clock()
@@ -222,8 +224,8 @@ class Watch:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _play(self, kind: str) -> None:
-        """For tests: ``stop`` hangs this program, ``freeze`` without systemd looking at it, and
-        ``stall`` the thread of the copy that comes here."""
+        """For tests: ``stop`` hangs this program, ``freeze`` does so without systemd's supervision,
+        and ``stall`` hangs the copy's thread that comes here."""
         if kind == "stall":
             threading.Event().wait()
         if kind == "freeze":

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A watchdog that restarts the machine when the whole helper hangs.
 
-Runs in the helper.  A watchdog of the hardware is used if there is one, else the kernel's own
-(softdog).  Only one that is known to stop on request: one that went on ticking would
-restart the session later.  What it restarts is lost; what comes before it (`kjump.helper.watch`)
-is there so that it need not.
+Runs in the helper.  It uses a hardware watchdog if there is one, else the kernel's own (softdog).
+It uses only a watchdog that is known to stop on request: one that kept ticking would restart the
+session later.  A restart loses the session; `kjump.helper.watch` acts earlier, so that it is rarely
+needed.
 
 Numbers are those of uapi/linux/watchdog.h.
 """
@@ -21,7 +21,7 @@ WDIOC_SETTIMEOUT = 0xC0045706
 WDIOC_GETTIMEOUT = 0x80045707
 WDIOC_GETSUPPORT = 0x80285700
 INFO = struct.Struct("=II32s")
-"""struct watchdog_info, little endian: options, firmware's version, identity."""
+"""struct watchdog_info, little-endian: options, firmware version, identity."""
 DEVICES = Path("/dev")
 CLASS = Path("/sys/class/watchdog")
 MODULES = Path("/sys/module")
@@ -34,9 +34,10 @@ def stops(node: Path) -> bool:
     """Whether the watchdog stops on request, as far as /sys shows.  ``node``: its folder in
     /sys/class/watchdog.
 
-    The file is there with CONFIG_WATCHDOG_SYSFS.  Without, a module will do: modprobe.d in this
-    initrd has nowayout=0 for each driver that is in it.  Some do not show what device they hang
-    from (softdog, which has none, and i6300esb): there it is enough that such a module is loaded.
+    The file exists with CONFIG_WATCHDOG_SYSFS.  Without it, a driver that is a module will do,
+    because modprobe.d in this initrd sets nowayout=0 for each driver in it.  Some drivers do not
+    show their device (softdog, which has none, and i6300esb): for these it is enough that one of
+    these modules is loaded.
     """
     try:
         return (node / "nowayout").read_text().strip() == "0"
@@ -49,13 +50,13 @@ def stops(node: Path) -> bool:
 
 
 def fits(granted: int, wanted: int, least: int) -> bool:
-    """Whether the seconds that a watchdog grants are of use: no fewer than the least, and, as some
-    drivers grant whatever they like, not many times what was asked for.  Pure."""
+    """Whether a watchdog's time, in seconds, is usable: at least ``least``, and, because some
+    drivers ignore the request, not many times what was wanted.  Pure."""
     return least <= granted <= 4 * wanted
 
 
 class Watchdog:
-    """One that ticks; `pet` it more often than its time, `stop` it before anything else runs."""
+    """A running watchdog: `pet` it in time, and `stop` it before another kernel runs."""
 
     def __init__(self, fd: int, name: str, seconds: int) -> None:
         self._fd = fd
@@ -66,10 +67,10 @@ class Watchdog:
         try:
             os.write(self._fd, b"\0")
         except OSError:
-            pass  # it will bark; nothing better can be done
+            pass  # it will restart the machine; nothing better can be done
 
     def stop(self) -> None:
-        """The magic close: only after this letter the driver stops it."""
+        """The magic close: the driver stops the watchdog only after this letter."""
         try:
             os.write(self._fd, b"V")
         except OSError:
@@ -79,7 +80,7 @@ class Watchdog:
 
 
 def take(wanted: int, least: int) -> Watchdog | None:
-    """Start a watchdog of the hardware; None if there is none of use.  Seconds."""
+    """Start a hardware watchdog; None if there is no usable one.  Times are in seconds."""
     for path in _nodes():
         if stops(CLASS / path.name) and (found := _start(path, wanted, least)) is not None:
             return found
@@ -87,7 +88,7 @@ def take(wanted: int, least: int) -> Watchdog | None:
 
 
 def take_soft(wanted: int, least: int) -> Watchdog | None:
-    """Load the kernel's own and start it; None if the kernel has none."""
+    """Load the kernel's own watchdog and start it; None if the kernel has none."""
     before = set(_nodes())
     command = ["modprobe", "-q", SOFT, "nowayout=0"]
     try:
@@ -101,7 +102,7 @@ def take_soft(wanted: int, least: int) -> Watchdog | None:
 
 
 def _ours() -> list[str]:
-    """The modules that are loaded here with ``nowayout=0``."""
+    """The modules that this initrd loads with ``nowayout=0``."""
     try:
         lines = OPTIONS.read_text().splitlines()
     except OSError:
@@ -110,7 +111,7 @@ def _ours() -> list[str]:
 
 
 def _nodes() -> Iterator[Path]:
-    """/dev/watchdog0 and so on; /dev/watchdog is the first of them again."""
+    """/dev/watchdog0 and so on; /dev/watchdog is the same as the first."""
     yield from sorted(DEVICES.glob("watchdog[0-9]*"))
 
 
@@ -122,7 +123,7 @@ def _start(path: Path, wanted: int, least: int) -> Watchdog | None:
     try:
         fcntl.ioctl(fd, WDIOC_SETTIMEOUT, struct.pack("i", wanted))
     except OSError:
-        pass  # it has a time of its own
+        pass  # its time is fixed
     try:
         (granted,) = struct.unpack("i", fcntl.ioctl(fd, WDIOC_GETTIMEOUT, bytes(4)))
     except OSError:
@@ -135,8 +136,8 @@ def _start(path: Path, wanted: int, least: int) -> Watchdog | None:
 
 
 def _name(path: Path, fd: int) -> str:
-    """The module's name, which people know; a driver calls itself anything ("i6300ESB timer"), and
-    that is used only if nothing leads to the module."""
+    """The module's name, which people know.  If nothing leads to the module, the driver's own name,
+    which may be anything ("i6300ESB timer")."""
     driver = CLASS / path.name / "device" / "driver"
     for known in (driver / "module", driver):
         if known.exists():
@@ -149,8 +150,8 @@ def _name(path: Path, fd: int) -> str:
 
 
 def stop_all() -> None:
-    """Stop those that a killed copy left ticking.  Opening starts one that stood still, for a
-    moment."""
+    """Stop the watchdogs that a killed copy left running.  Opening one that was stopped starts it
+    for a moment."""
     for path in _nodes():
         if stops(CLASS / path.name):
             try:

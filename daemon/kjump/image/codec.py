@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Compressing and checking, natively: ctypes front of ``native/chunks.c``.
+"""Compressing and checking chunks natively: the ctypes front of ``native/chunks.c``.
 
 Runs in all three kernels; never touches a file.  A call leaves the interpreter free, so threads of
 Python compress side by side.
@@ -50,18 +50,18 @@ def checksum(data: Buffer, offset: int, length: int) -> int:
 
 
 def lead(pages: int) -> int:
-    """Bytes that header and extents of a chunk of so many pages take at the most; whole pages."""
+    """Most bytes that the header and the extents of a chunk of ``pages`` take; whole pages."""
     return align_up(CHUNK.size + pages * EXTENT.size, PAGE)
 
 
 def largest_chunk(pages: int) -> int:
-    """Bytes that a chunk of so many pages takes at the most."""
+    """Most bytes that a chunk of ``pages`` takes."""
     return lead(pages) + pages * PAGE
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A chunk in a buffer: where it begins and ends, in bytes; whole pages."""
+    """A chunk in a buffer: its start and size in bytes; whole pages."""
 
     start: int
     size: int
@@ -70,7 +70,7 @@ class Packed:
 
 
 class Packer:
-    """Compresses; one a thread."""
+    """Compresses; each thread needs its own."""
 
     def __init__(self) -> None:
         self._context = _context()
@@ -80,8 +80,8 @@ class Packer:
     def chunk(
         self, bundle: Bundle, codec: int, level: int, buffer: mmap.mmap, other: mmap.mmap, at: int
     ) -> Packed:
-        """A chunk of the bundle's pages, which are in ``buffer`` from byte ``at`` on: around them,
-        or if they become smaller in ``other``.  It has no number yet: `seal`.
+        """Make a chunk of the bundle's pages, which are in ``buffer`` from byte ``at`` on.  The
+        chunk is around them, or in ``other`` if they became smaller.  `seal` gives it its number.
         """
         if at < lead(bundle.data_extents) or at + bundle.used * PAGE > min(len(buffer), len(other)):
             raise ValueError("no room for a chunk")
@@ -124,8 +124,8 @@ def seal(buffer: mmap.mmap, start: int, number: int) -> None:
 def unpack(
     codec: int, data: Buffer, offset: int, length: int, out: mmap.mmap | bytearray, size: int
 ) -> bool:
-    """``size`` bytes into ``out`` from the ``length`` bytes at ``offset``; False if those do not
-    unpack to just that."""
+    """Unpack the ``length`` bytes at ``offset`` into ``out``; False if they do not unpack to
+    exactly ``size`` bytes."""
     if offset + length > len(data) or size > len(out):
         raise ValueError("out of bounds")
     return bool(_unpack(codec, address_of(data) + offset, length, address_of(out), size))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The description of an image: what the helper puts with it for whoever resumes from it.
+"""The description of an image: what a kernel that resumes from it must know.
 
 Runs in all three kernels: the helper writes it, the boot side and the session read it.  Pure.  The
 fields are those of kjump-image(5), under the same names.
@@ -37,22 +37,22 @@ class SavedFileSystem(FileSystem):
 
 @dataclass(frozen=True)
 class Description:
-    """What an image says of its session."""
+    """What an image says about its session."""
 
     facts: MachineFacts
     jump_back: int
-    """Physical address at which the session goes on."""
+    """Physical address at which the session continues."""
     cycle: str = ""
     hostname: str = ""
     kjump: str = ""
     """Version of the kjump that wrote the image."""
     requested: float = 0.0
-    """Seconds since 1970, as ``saved``."""
+    """Seconds since 1970, like ``saved``."""
     saved: float = 0.0
     vmcoreinfo: str = ""
-    """Of the session's kernel, its lines; empty: not known."""
+    """The lines of the session's kernel's VMCOREINFO; empty: not known."""
     watchdog_device: str = ""
-    """Which watchdog is to restart a helper that hangs, for people; empty: none."""
+    """The watchdog that restarts a helper that hangs, as a text for people; empty: none."""
     file_systems: tuple[SavedFileSystem, ...] = ()
 
     def to_json(self) -> dict[str, object]:
@@ -80,7 +80,7 @@ class Description:
         )
 
     def pack(self) -> bytes:
-        """As it is stored."""
+        """The form in which it is stored."""
         return json.dumps(self.to_json(), separators=(",", ":")).encode()
 
     @property
@@ -99,13 +99,13 @@ class Description:
         return subtract(self.ram, self.window)
 
     def check_pages(self, extents: Extents) -> None:
-        """Every page must be RAM outside the window: it would be written wherever it points.
+        """Check that every page is RAM outside the window: a restore would write it anywhere.
 
         Raises `ImageDamaged`.
         """
         wrong = extents.outside(self.pieces)
         if wrong is not None:
-            raise ImageDamaged(f"The image has a page {wrong.pfn:#x} that is not its to restore.")
+            raise ImageDamaged(f"The image has a page {wrong.pfn:#x} that it must not restore.")
 
 
 def _in_pages(ranges: Iterable[Range]) -> list[Range]:
@@ -113,7 +113,7 @@ def _in_pages(ranges: Iterable[Range]) -> list[Range]:
 
 
 def unpack(text: bytes) -> Description:
-    """The description as it is stored.  Raises `ImageDamaged`."""
+    """Read a stored description.  Raises `ImageDamaged`."""
     return Description.from_json(decode(text, NAME, ImageDamaged))
 
 
@@ -126,9 +126,9 @@ class Owner:
 
 
 def owner(text: bytes) -> Owner:
-    """Of a description that may be damaged otherwise, or of a version that is not known here.
+    """The owner named by a description that may be damaged elsewhere, or of an unknown version.
 
-    Never raises: what is found here protects another machine's session.
+    Never raises: the answer protects another machine's session.
     """
     try:
         document: JsonObject = decode(text, NAME, ImageDamaged)

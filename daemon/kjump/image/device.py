@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A target device, read and written past the page cache.
 
-Runs in all three kernels.  Past the cache for two reasons: the session must never see blocks it
-cached before the helper wrote them, and the helper has no memory to spare.
+Runs in all three kernels.  There are two reasons to avoid the cache: the session must never see
+blocks that it cached before the helper wrote them, and the helper has no memory to spare.
 
-An image that has no partition of its own lies in spans of one: the blocks of a file, or free slots
-of a swap area.  A device that was given its spans presents them as one run of bytes from 0 on, so
-whoever reads or writes an image need not know.
+An image without a partition of its own lies in spans of one: the blocks of a file, or free slots
+of a swap area.  Once it knows its spans, a device presents them as one run of bytes from 0 on, so
+that code which reads or writes an image need not care.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ ByteSpan = tuple[int, int]
 
 
 class Spans:
-    """Spans of a device, one behind the other, as one run of bytes.  Pure."""
+    """Spans of a device, one after the other, as one run of bytes.  Pure."""
 
     def __init__(self, spans: Sequence[ByteSpan]) -> None:
-        """``spans``: in the order in which they are one run."""
+        """``spans``: in the order of the run."""
         self._offsets = [offset for offset, _ in spans]
         self._starts = list(accumulate((length for _, length in spans), initial=0))
         self.size = self._starts.pop()
 
     def pieces(self, offset: int, length: int) -> Iterator[ByteSpan]:
-        """Where ``length`` bytes from ``offset`` on lie; fewer at the end of the run."""
+        """The places of ``length`` bytes from ``offset`` on; fewer at the end of the run."""
         end = min(offset + length, self.size)
         at = bisect_right(self._starts, offset) - 1
         while offset < end:
@@ -52,7 +52,7 @@ class Spans:
 
 
 class DirectDevice:
-    """An open block device or file.  Offsets and lengths are bytes, in whole blocks to write."""
+    """An open block device or file.  Offsets and lengths are bytes; writes are whole blocks."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class DirectDevice:
             self.lay(spans)
 
     def lay(self, spans: Sequence[ByteSpan] | None) -> None:
-        """From now on byte 0 is the first byte of the first of these spans; None: of the device."""
+        """From now on byte 0 is the first byte of these spans; None: of the device itself."""
         self._spans = None if spans is None else Spans(spans)
         self.size = self.whole_size if self._spans is None else self._spans.size
 
@@ -103,7 +103,8 @@ class DirectDevice:
         return mmap.mmap(-1, align_up(max(size, 1), BLOCK))
 
     def read_into(self, buffer: mmap.mmap, length: int, offset: int) -> int:
-        """Read whole blocks into the buffer's start; bytes read (fewer at the device's end).
+        """Read whole blocks into the buffer's start; returns the bytes read (fewer at the device's
+        end).
 
         ``length`` and ``offset`` are multiples of a block.  Raises OSError.
         """
@@ -148,7 +149,7 @@ class DirectDevice:
             ) from error
 
     def write(self, offset: int, data: bytes) -> None:
-        """Write at a block's start; the last block is filled with zeros."""
+        """Write at a block's start; zeros fill the last block."""
         with self.buffer(len(data)) as buffer:
             buffer[: len(data)] = data
             self.write_from(buffer, len(buffer), offset)

@@ -3,9 +3,9 @@
 
 Runs in the session; reads the image, jumps nowhere.  The core has the VMCOREINFO note and a
 PT_LOAD for each range of the session's RAM.  The file is sparse: pages of zeros, free pages and
-others that were not saved are holes, and read as zeros.  The image has nothing of the window, but
-what the session had there is in it elsewhere (see
-`kjump.image.window_source_pages`), and is put back in its place.
+others that were not saved are holes, and read as zeros.  The image does not cover the window, but
+it has the window's content elsewhere (see `kjump.image.window_source_pages`); the export puts it
+back in its place.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from kjump.machine.vmcoreinfo import OWNER
 
 
 def verify(image: Image, progress: Callable[[int], None] = lambda done: None) -> int:
-    """Read all of an image and check every checksum; bytes of memory it holds.
+    """Read all of an image and check every checksum; returns the bytes of memory it holds.
 
     Raises `NoImage`, `ImageIncomplete`, `ImageDamaged`.
     """
@@ -39,14 +39,14 @@ def verify(image: Image, progress: Callable[[int], None] = lambda done: None) ->
         done += chunk.pages * PAGE
         progress(done)
     if done != image.superblock.data_pages * PAGE:
-        raise ImageDamaged("The image holds another number of pages than its superblock says.")
+        raise ImageDamaged("The number of pages in the image does not match its superblock.")
     return done
 
 
 def headers(
     ranges: Sequence[Range], vmcoreinfo: bytes, page_offset: int
 ) -> tuple[bytes, list[int]]:
-    """Everything before the memory, in whole pages, and each range's offset in the file.
+    """The whole pages before the memory, and each range's offset in the file.
 
     ``ranges``: in pfns; ``page_offset``: virtual address of physical 0 in the kernel's direct
     map.
@@ -61,9 +61,9 @@ def headers(
     for start, end in ranges:
         size, physical = (end - start) * PAGE, start * PAGE
         virtual = page_offset + physical
-        # No alignment, as in /proc/vmcore: crash takes an ELF core whose first PT_LOAD has one, and
-        # begins on a page, for a netdump of old, and looks for no KERNELOFFSET (is_netdump() in its
-        # netdump.c).
+        # No alignment, as in /proc/vmcore: if the first PT_LOAD has one and begins on a page, crash
+        # believes that this is an old netdump, and does not look for KERNELOFFSET (is_netdump() in
+        # its netdump.c).
         out += elf.PHDR.pack(elf.PT_LOAD, elf.RWX, at, virtual, physical, size, size, 0)
         offsets.append(at)
         at += size
@@ -72,16 +72,16 @@ def headers(
 
 @dataclass(frozen=True)
 class Core:
-    """What was written."""
+    """The core that was written."""
 
     size: int
-    """Of the file in bytes, holes included."""
+    """Size of the file in bytes, including holes."""
     window: bool
-    """The window's memory is as the session had it; else it is holes."""
+    """True: the window's memory is as the session had it; False: it is a hole."""
 
 
 def export(image: Image, path: Path, progress: Callable[[int], None] = lambda done: None) -> Core:
-    """Write the core to a new file that only its owner reads.  If that fails, none is left.
+    """Write the core to a new file that only its owner can read.  If that fails, it is removed.
 
     Raises `NoImage`, `ImageIncomplete`, `ImageDamaged`, `ExportFailed`, FileExistsError.
     """
@@ -92,12 +92,12 @@ def export(image: Image, path: Path, progress: Callable[[int], None] = lambda do
     index = image.index()
     description.check_pages(index)
     try:
-        # All that the session's users had in memory: nobody else's to read.
+        # This is all that the session's users had in memory: nobody else may read it.
         file = FileIO(path, "x+", opener=lambda name, flags: os.open(name, flags, 0o600))
     except FileExistsError:
         raise
     except OSError as error:
-        raise ExportFailed(f"{path} cannot be made: {error.strerror}.") from error
+        raise ExportFailed(f"{path} cannot be created: {error.strerror}.") from error
     with file:
         try:
             return _write(image, index, description, file, progress)
@@ -109,7 +109,10 @@ def export(image: Image, path: Path, progress: Callable[[int], None] = lambda do
 
 
 def require_content(image: Image) -> None:
-    """Whatever its state: has it a description and pages?  Raises `NoImage`, `ImageIncomplete`."""
+    """Check that the image, in whatever state, has a description and pages.
+
+    Raises `NoImage`, `ImageIncomplete`.
+    """
     if not image.superblock.description_length:
         raise NoImage("The target holds no image.")
     if not image.superblock.index_length:
@@ -132,7 +135,7 @@ def _write(
     ]
 
     def place(pfn: int) -> int | None:
-        """Where the file has the page."""
+        """The page's offset in the file."""
         return next((at + pfn * PAGE for start, end, at in places if start <= pfn < end), None)
 
     size = len(head) + sum(end - start for start, end in ranges) * PAGE
@@ -160,7 +163,7 @@ def _put(file: FileIO, data: bytes | memoryview, offset: int) -> None:
 
 
 def _put_back(file: FileIO, place: Callable[[int], int | None], description: Description) -> bool:
-    """Copy what the session had in the window from where the jump put it; False: not found."""
+    """Copy the window's content from where the jump put it; False: it was not found."""
 
     def read(pfn: int) -> bytes:
         offset = place(pfn)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Lists of extents, kept as they lie on the target.
+"""Lists of extents, kept in the form of the target.
 
-Pure.  An index may have a hundred thousand extents, and the boot kernel has the user waiting: so
-they are checked and walked natively (``native/extents.c``), and become Python objects only where
-somebody asks for one.
+Pure.  An index may have a hundred thousand extents, and at boot the user is waiting.  So native
+code checks and walks them (``native/extents.c``), and an extent becomes a Python object only on
+request.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Extents(Sequence[Extent]):
     """Extents that ascend without overlap."""
 
     def __init__(self, table: bytes | bytearray) -> None:
-        """``table``: as on the target.  Raises `ImageDamaged`."""
+        """``table``: in the form of the target.  Raises `ImageDamaged`."""
         if len(table) % EXTENT.size:
             raise ImageDamaged("The image's page list is cut short.")
         self.table = table
@@ -86,14 +86,14 @@ class Extents(Sequence[Extent]):
 
     @property
     def end(self) -> int:
-        """The pfn behind the last page; 0 if there is none."""
+        """The pfn after the last page; 0 if there is none."""
         if not self:
             return 0
         last = self[-1]
         return last.pfn + last.pages
 
     def split(self, most: int) -> tuple[Extents, Extents]:
-        """The first ``most`` extents of zeros, or all there are, and what remains without them."""
+        """The first ``most`` extents of zeros, or all if there are fewer; and all other extents."""
         zeros, rest = bytearray(len(self.table)), bytearray(len(self.table))
         found = _split(address_of(self.table), len(self), most, address_of(zeros), address_of(rest))
         cut = int(found) * EXTENT.size
@@ -101,11 +101,12 @@ class Extents(Sequence[Extent]):
 
     @property
     def zeros(self) -> Extents:
-        """Those of pages of zeros."""
+        """The extents of zeros."""
         return self.split(len(self))[0]
 
     def replaced(self, pfn: int, pages: int, new: Extent | None) -> Extents:
-        """Without the pages [pfn, pfn + pages), and with ``new`` in their place."""
+        """The same extents without the pages [pfn, pfn + pages), and with ``new`` in their
+        place."""
         size = EXTENT.size
         first = max(0, bisect_right(self, pfn, key=lambda e: e.pfn) - 1)
         parts: list[Extent] = []
@@ -143,14 +144,14 @@ class Extents(Sequence[Extent]):
 
 
 class Due:
-    """The data pages an index promises, in order, as the chunks bring them."""
+    """Checks that the chunks contain the data pages of an index, in order."""
 
     def __init__(self, index: Extents) -> None:
         self._index = index
         self._at, self._inside = U64(), U64()
 
     def take(self, chunk: Extents) -> None:
-        """Raises `ImageDamaged` if these are not the next ones."""
+        """Raises `ImageDamaged` if these are not the next pages."""
         if not _due(
             address_of(self._index.table),
             len(self._index),
@@ -162,7 +163,7 @@ class Due:
             raise ImageDamaged("The image's chunks and its index disagree.")
 
     def end(self) -> None:
-        """Raises `ImageDamaged` if there should be more."""
+        """Raises `ImageDamaged` if pages are missing."""
         table = address_of(self._index.table)
         if not _end(table, len(self._index), self._at.value, self._inside.value):
             raise ImageDamaged("The image's chunks and its index disagree.")

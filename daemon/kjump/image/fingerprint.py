@@ -23,14 +23,14 @@ SIZE = 72 << 10
 
 
 def take(path: Path) -> str:
-    """SHA-256, hexadecimal, of the device's beginning.  Raises `KjumpError`, OSError."""
+    """SHA-256, hexadecimal, of the start of the device.  Raises `KjumpError`, OSError."""
     with DirectDevice(path) as device:
         return hashlib.sha256(device.read(0, SIZE)).hexdigest()
 
 
 def take_all(file_systems: Iterable[FileSystem]) -> tuple[SavedFileSystem, ...]:
-    """Each file system with its fingerprint; None if the device is not there (a mapped device that
-    only the session opens)."""
+    """Each file system with its fingerprint, which is None if the device is not there (a mapped
+    device that only the session opens)."""
     out = []
     for system in file_systems:
         found = None
@@ -46,7 +46,7 @@ def take_all(file_systems: Iterable[FileSystem]) -> tuple[SavedFileSystem, ...]:
 
 
 def changed(saved: Sequence[SavedFileSystem]) -> list[str]:
-    """Names of the file systems whose fingerprint is another one now, or cannot be taken."""
+    """Names of the file systems whose fingerprint has changed, or cannot be taken now."""
     out = []
     for before, now in zip(saved, take_all(saved), strict=True):
         if before.fingerprint and now.fingerprint != before.fingerprint:

@@ -12,7 +12,7 @@ Order on the target::
     ...    chunks                  each begins on a block
     ...    index                   zstd frame, begins on a block
 
-Superblock (the newest valid slot counts, by its generation):
+Superblock (the valid slot with the highest generation counts):
 
 ====== ==== =======================================================================
 offset size field
@@ -39,10 +39,10 @@ offset size field
 136    4    length of the outcome
 140    4    length of the restorer's kernel (a bzImage at offset 65536), 0: none
 144    4    CRC-32 of it
-148    4    length of the restorer's initrd (behind the kernel, on the next block)
+148    4    length of the restorer's initrd (after the kernel, on the next block)
 152    4    CRC-32 of it
 156    36   zero
-192    ..   outcome: JSON, why the image is spent or what was reported; ends before 4,092
+192    ..   outcome: JSON, why the image is spent, or the report; ends before 4,092
 4092   4    CRC-32 of bytes 0-4,091
 ====== ==== =======================================================================
 
@@ -59,7 +59,7 @@ offset size field
 4      4    number of the chunk, from 0
 8      4    number of extents
 12     4    pages
-16     4    codec: 0 as they are, 1 a zstd frame with content checksum, 2 an LZ4 block
+16     4    codec: 0 uncompressed, 1 a zstd frame with content checksum, 2 an LZ4 block
 20     4    length of the payload
 24     4    checksum of the payload: the low 32 bits of its XXH64, seed 0
 28     4    CRC-32 of bytes 0-27 and of the extents
@@ -83,8 +83,8 @@ BLOCK = 4096
 MAGIC = b"KJUMPIMG"
 VERSION = 2
 ALIKE = (1, VERSION)
-"""Versions whose superblock is the same.  Version 1 had the payload right behind the extents, with
-a CRC-32: such an image can be named, retired and replaced, but not read."""
+"""Versions with the same superblock.  Version 1 had the payload directly after the extents, with
+a CRC-32: kjump can identify, retire and replace such an image, but not read it."""
 SLOTS = (0, BLOCK)
 DESCRIPTION_OFFSET = 2 * BLOCK
 DESCRIPTION_ROOM = 14 * BLOCK
@@ -100,7 +100,7 @@ CHUNK_CHECKED = struct.Struct("<4sIIIIII")
 EXTENT = struct.Struct("<QII")
 CHUNK_MAGIC = b"KJCH"
 CHUNK_PAGES = 1024
-"""Pages a chunk holds at most; a reader refuses more."""
+"""Most pages of a chunk; a reader refuses more."""
 RAW, ZSTD, LZ4 = 0, 1, 2
 DATA, ZERO = 0, 1
 
@@ -144,7 +144,7 @@ class Superblock:
 
     @property
     def chunks_offset(self) -> int:
-        """Where the first chunk begins: behind the restorer."""
+        """Where the first chunk begins: after the restorer."""
         return align_up(self.initrd_offset + self.initrd_length, BLOCK)
 
     def pack(self) -> bytes:
@@ -181,14 +181,14 @@ class Superblock:
 
 
 def other_version(version: int) -> ImageVersion:
-    """That an image cannot be read here."""
+    """The error for an image that this version cannot read."""
     return ImageVersion(f"The image is of version {version}, this kjump reads {VERSION}.")
 
 
 def unpack_superblock(block: bytes) -> Superblock | None:
-    """A superblock, or None if the block is none or damaged.
+    """A superblock, or None if the block is damaged or not a superblock.
 
-    Raises `ImageVersion` for a whole one of a version that is not `ALIKE`.
+    Raises `ImageVersion` for an intact one of a version that is not `ALIKE`.
     """
     if len(block) < BLOCK or block[:8] != MAGIC:
         return None
@@ -256,7 +256,7 @@ def unpack_superblock(block: bytes) -> Superblock | None:
 
 
 def newest(blocks: Sequence[bytes]) -> Superblock | None:
-    """The superblock that counts among the slots: whole, highest generation."""
+    """The superblock that counts: of the intact slots, the one with the highest generation."""
     found = [s for s in map(unpack_superblock, blocks) if s is not None]
     return max(found, key=lambda s: s.generation, default=None)
 
@@ -284,7 +284,7 @@ class ChunkHeader:
 
     @property
     def payload_offset(self) -> int:
-        """From the chunk's start, in bytes: the block behind the extents."""
+        """From the chunk's start, in bytes: the block after the extents."""
         return align_up(CHUNK.size + self.extents * EXTENT.size, BLOCK)
 
     @property

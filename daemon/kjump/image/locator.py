@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The locator and the map: where an image lies that has no partition of its own.
+"""The locator and the map: where an image without a partition of its own lies.
 
 Runs in all three kernels.  Packing, unpacking and laying out are pure; `read_map`, `write_map`,
-`leave` and `clear` work on an open device that was given no spans.  Nothing is believed before it
-was checked.  See docs/kjump-image.5.md; all integers little-endian, offsets in bytes from the
-device's start.
+`leave` and `clear` work on an open device without spans.  Everything is checked before it is used.
+See docs/kjump-image.5.md; all integers are little-endian, offsets in bytes from the device's start.
 
-Locator: the first 1,024 bytes of a block; the rest of the block is not ours (in a swap area it is
-the swap header):
+Locator: the first 1,024 bytes of a block; the rest of the block does not belong to kjump (in a swap
+area it is the swap header):
 
 ====== ==== =======================================================================
 offset size field
@@ -74,8 +73,8 @@ MOST_SPANS = 1 << 16
 MOST_BLOCKS = -(-MOST_SPANS // ENTRIES)
 SWAP_SIGNATURE_OFFSET = BLOCK - 10
 SWAP_SIGNATURE = b"SWAPSPACE2"
-"""``union swap_header`` (include/linux/swap.h): what swapon looks for.  The kernel's own
-hibernation puts another one there while an image of its own is in the area."""
+"""``union swap_header`` (include/linux/swap.h): swapon looks for it.  The kernel's own hibernation
+writes another signature while the area contains its image."""
 
 assert OUTCOME_OFFSET == 128
 assert MAP.size == 48
@@ -113,7 +112,7 @@ class Locator:
 
 
 def _sealed(data: bytes, at: int) -> bytes:
-    """The bytes with their checksum at ``at``, where zeros are."""
+    """The bytes with their checksum written at ``at``, where they have zeros."""
     return data[:at] + struct.pack("<I", zlib.crc32(data)) + data[at + 4 :]
 
 
@@ -127,7 +126,7 @@ def is_locator(block: bytes) -> bool:
 
 
 def is_swap(block: bytes) -> bool:
-    """Whether a block is the header of a swap area that swapon would take."""
+    """Whether a block is the header of a swap area that swapon would accept."""
     return block[SWAP_SIGNATURE_OFFSET:BLOCK] == SWAP_SIGNATURE
 
 
@@ -158,7 +157,7 @@ def unpack(block: bytes) -> Locator | None:
     if kind not in (FILE, SWAP) or length > OUTCOME_ROOM:
         raise ImageDamaged("The image's locator makes no sense.")
     if kind == SWAP and not is_swap(block):
-        raise ImageDamaged("The image's locator lies in a swap area that is none any more.")
+        raise ImageDamaged("The image's locator lies in what is no longer a swap area.")
     return Locator(
         cycle=uuid.UUID(bytes=cycle),
         kind=kind,
@@ -171,7 +170,7 @@ def unpack(block: bytes) -> Locator | None:
 
 
 def put_in(block: bytes, locator: bytes) -> bytes:
-    """A block with other first 1,024 bytes; all behind them stays."""
+    """The block with its first 1,024 bytes replaced; the rest stays."""
     if len(block) != BLOCK or len(locator) != SIZE:
         raise ValueError("not a block, or not a locator")
     return locator + block[SIZE:]
@@ -192,10 +191,10 @@ def merged(spans: Sequence[ByteSpan]) -> list[ByteSpan]:
 
 
 def lay_out(spans: Sequence[ByteSpan]) -> tuple[list[int], list[ByteSpan]]:
-    """(offsets of the map's blocks, spans of the image) in these spans; whole blocks all.
+    """(offsets of the map's blocks, spans of the image) in these spans, all in whole blocks.
 
-    If there are more spans than a map may have, the largest are taken.  The map lies in the
-    first blocks.  Raises `TargetTooSmall` where nothing is left.
+    If there are more spans than a map can hold, it takes the largest.  The map lies in the first
+    blocks.  Raises `TargetTooSmall` if nothing is left.
     """
     chosen = list(spans)
     if len(chosen) > MOST_SPANS:
@@ -231,7 +230,7 @@ def unpack_map(block: bytes, cycle: uuid.UUID, number: int) -> tuple[int, list[B
         raise ImageDamaged(f"Block {number} of the image's map is not there.")
     _magic, owner, _crc, found, following, count = MAP.unpack_from(block)
     if owner != cycle.bytes or found != number:
-        raise ImageDamaged(f"Block {number} of the image's map is of another image.")
+        raise ImageDamaged(f"Block {number} of the image's map belongs to another image.")
     if not 0 < count <= ENTRIES:
         raise ImageDamaged(f"Block {number} of the image's map is damaged.")
     end = MAP.size + count * ENTRY.size
@@ -241,8 +240,8 @@ def unpack_map(block: bytes, cycle: uuid.UUID, number: int) -> tuple[int, list[B
 def check_spans(
     spans: Sequence[ByteSpan], locator: Locator, at: int, blocks: Sequence[int], device_size: int
 ) -> None:
-    """Every span is in whole blocks, on the device, and no block belongs to two of them, to the
-    map or to the locator, which lies ``at`` some block.  Raises `ImageDamaged`.
+    """Check that every span is on the device and in whole blocks, and that no block is used twice:
+    by the spans, the map, or the locator at byte ``at``.  Raises `ImageDamaged`.
     """
     taken = [(at, BLOCK), *((offset, BLOCK) for offset in blocks), *spans]
     end = 0
@@ -258,7 +257,7 @@ def check_spans(
 
 
 def read(device: DirectDevice, at: int) -> tuple[bytes, Locator | None]:
-    """(block, locator) at a byte offset.  Raises `ImageVersion`, `ImageDamaged`."""
+    """The block and the locator at a byte offset.  Raises `ImageVersion`, `ImageDamaged`."""
     if at % BLOCK or not 0 <= at <= device.whole_size - BLOCK:
         raise ImageDamaged(f"There is no block {at} on {device.path}.")
     block = _read_block(device, at)
@@ -278,7 +277,7 @@ def _read_block(device: DirectDevice, at: int) -> bytes:
 def read_map(device: DirectDevice, locator: Locator, at: int) -> list[ByteSpan]:
     """The spans that the locator at byte ``at`` leads to, all checked.
 
-    Raises `ImageDamaged`; takes memory for `MOST_SPANS` of them at most.
+    Raises `ImageDamaged`; takes memory for at most `MOST_SPANS` of them.
     """
     if not 0 < locator.blocks <= MOST_BLOCKS:
         raise ImageDamaged("The image's locator makes no sense.")
@@ -304,7 +303,8 @@ def write_map(
     blocks: Sequence[int],
     spans: Sequence[ByteSpan],
 ) -> Locator:
-    """Write the map, flush, and only then the locator that leads to it, flush; the locator.
+    """Write the map and flush, and only then write the locator that leads to it, and flush again.
+    Returns the locator.
 
     Raises `TargetWriteFailed`, OSError.
     """
@@ -323,7 +323,7 @@ def write_map(
 
 
 def leave(device: DirectDevice, at: int, locator: Locator, outcome: Report) -> None:
-    """Put an outcome into the locator: of a swap area it is all that outlives swapon.
+    """Put an outcome into the locator: in a swap area nothing else survives swapon.
 
     Raises `TargetWriteFailed`, OSError.
     """
@@ -331,7 +331,7 @@ def leave(device: DirectDevice, at: int, locator: Locator, outcome: Report) -> N
 
 
 def clear(device: DirectDevice, at: int) -> None:
-    """Take away whatever locator there is, also a damaged one.
+    """Remove any locator, even a damaged one.
 
     Raises `TargetWriteFailed`, OSError.
     """

@@ -46,8 +46,8 @@ def prepare_target(
 ) -> None:
     """Mark the target as the one for this cycle; the helper writes to no other.
 
-    ``restorer``: kernel and initrd that go with the image, so that memory can be put back in
-    place.  ``area``: the part of the device that is the target, else it is all of it.  Raises
+    ``restorer``: kernel and initrd to store with the image, for restoring in place.  ``area``: the
+    part of the device that is the target; None: all of it.  Raises
     `TargetInUse`, `TargetMissing`, `TargetTooSmall`, `TargetHoldsData`, `TargetWriteFailed`.
     """
     blocks: list[int] = []
@@ -73,7 +73,7 @@ def prepare_target(
             if fresh.chunks_offset >= device.size:
                 raise TargetTooSmall(f"The target {path} has {device.size >> 20} MiB.")
             if old is not None:
-                # Torn in between, what is there must not look like an image.
+                # If the power fails in between, the target must not look as if it had an image.
                 spent = superblocks.store(device, old, state=SPENT)
                 fresh = replace(fresh, generation=spent.generation)
             fresh = replace(
@@ -89,7 +89,7 @@ def prepare_target(
 
 
 def _take(device: DirectDevice, area: Area) -> None:
-    """Make sure that the locator's block may be ours, and take away an old locator.
+    """Make sure that we may use the locator's block, and remove an old locator.
 
     Raises `TargetHoldsData`, `TargetWriteFailed`, OSError.
     """
@@ -97,19 +97,19 @@ def _take(device: DirectDevice, area: Area) -> None:
         block = device.read(area.locator, BLOCK)
         if not locators.is_swap(block) or foreign_boot_code(block):
             raise TargetHoldsData(
-                f"The first bytes of the swap area on {device.path} are somebody's.",
-                advice="Make the area again with mkswap, or name another target.",
+                f"Another program uses the first bytes of the swap area on {device.path}.",
+                advice="Recreate the area with mkswap, or choose another target.",
             )
     locators.clear(device, area.locator)
 
 
 def foreign_boot_code(block: bytes) -> bool:
-    """Whether the room for the locator in a swap header holds something that is none."""
+    """Whether the room for the locator in a swap header holds something else."""
     return not locators.is_locator(block) and any(block[: locators.SIZE])
 
 
 def _write_file(device: DirectDevice, path: Path, offset: int, length: int) -> int:
-    """Copy a file of ``length`` bytes to the device, in pieces; its CRC-32.
+    """Copy a file of ``length`` bytes to the device, in pieces; returns its CRC-32.
 
     Raises `TargetWriteFailed`, OSError.
     """
@@ -135,11 +135,11 @@ def retire_image(
     cycle_id: uuid.UUID | None = None,
     area: Area | None = None,
 ) -> Found | None:
-    """Mark the image spent, with the reason, whatever its state was; what it was before.
+    """Mark the image spent, with the reason, whatever its state was; returns what it was before.
 
-    With ``cycle_id`` only the image of that cycle.  Does nothing to a spent or absent one.
-    ``area``: blocks that are the target's at this moment; an image that a locator leads to is
-    only written to if it lies in just these.  The locator of a swap area goes.
+    With ``cycle_id``, only the image of that cycle.  Does nothing to a spent or absent image.
+    ``area``: the blocks that the target owns at this moment; an image that a locator leads to is
+    only marked if it lies in exactly these.  The locator of a swap area is removed.
     """
     with DirectDevice(path, writable=True) as device:
         try:
@@ -153,7 +153,7 @@ def retire_image(
 
 
 def _lay_area(device: DirectDevice, area: Area) -> bool:
-    """Present the image in the area; False if the locator leads to something else."""
+    """Make ``device`` present the image in the area; False if the locator leads elsewhere."""
     blocks, spans = locators.lay_out(area.spans)
     _, found = locators.read(device, area.locator)
     if found is None or found.map_offset != blocks[0]:
@@ -178,7 +178,7 @@ def _spend(
 
 
 def remove_locator(path: Path, at: int) -> None:
-    """Take the locator away: what it leads to is not the image's any more, or never was.
+    """Remove the locator, because the blocks that it leads to do not belong to an image.
 
     Raises `TargetMissing`, `TargetWriteFailed`, OSError.
     """

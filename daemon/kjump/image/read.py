@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reading an image: superblock, description, index, chunks, each checked before it is believed.
+"""Reading an image: superblock, description, index, chunks, each checked before it is used.
 
 Runs in the boot kernel and in the session (``kjumpctl image``).  Whatever the bytes, a reader
-raises an error of `kjump.errors` and allocates no more than the target's own size allows.
+raises only errors of `kjump.errors`, and allocates no more than the target's own size allows.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from kjump.image.layout import (
 from kjump.machine.ranges import PAGE
 
 AHEAD = 2
-"""Chunks that are read and unpacked beyond those that are being so."""
+"""Chunks that are ready in advance, besides those that are being read and unpacked."""
 
 
 class _Chunks:
-    """The chunks of an image, given out one after the other to threads that read them."""
+    """Hands out the chunks of an image, one after the other, to the threads that read them."""
 
     def __init__(self, image: Image, index: Extents) -> None:
         if image.superblock.version != VERSION:
@@ -63,11 +63,11 @@ class _Chunks:
         self._stopped = False
 
     def stop(self) -> None:
-        """Give out no more."""
+        """Hand out no more chunks."""
         self._stopped = True
 
     def take(self) -> tuple[int, ChunkHeader] | None:
-        """Offset and header of the next chunk; None behind the last.  Raises `ImageDamaged`."""
+        """Offset and header of the next chunk; None after the last.  Raises `ImageDamaged`."""
         with self._taking:
             number, at = self._number, self._at
             if self._stopped or number == self._image.superblock.chunks:
@@ -79,7 +79,7 @@ class _Chunks:
             return at, header
 
     def check(self, extents: Extents) -> None:
-        """What a chunk brings, in the chunks' order.  Raises `ImageDamaged`."""
+        """Check the extents of a chunk; call this in the chunks' order.  Raises `ImageDamaged`."""
         self._due.take(extents)
 
     def end(self) -> None:
@@ -89,7 +89,7 @@ class _Chunks:
 class Chunk:
     """A chunk in memory: its number, its extents, and ``data``, their pages.
 
-    ``data`` is used again: it holds only until the chunk is given back.
+    ``data`` is reused: it is valid only until the chunk is given back.
     """
 
     def __init__(self, device: DirectDevice) -> None:
@@ -119,11 +119,11 @@ class Chunk:
             raise ImageDamaged(f"{name} has a wrong checksum.")
         size = header.pages * PAGE
         if header.codec == RAW and header.length == size:
-            # They are used where they were read to: copying them once more would cost.
+            # These pages are used where they were read to: another copy would take time.
             self.data = memoryview(self._stored)[header.payload_offset :][:size]
             return
         if not codec.unpack(header.codec, self._stored, *payload, self._unpacked, size):
-            raise ImageDamaged(f"{name} cannot be decompressed to what it should hold.")
+            raise ImageDamaged(f"{name} cannot be decompressed to its recorded size.")
         self.data = memoryview(self._unpacked)[:size]
 
 
@@ -155,7 +155,7 @@ class Image:
         return data
 
     def read_into(self, buffer: mmap.mmap, length: int, offset: int, what: str) -> None:
-        """Whole blocks into the buffer's start.  Raises `ImageDamaged`."""
+        """Read whole blocks into the buffer's start.  Raises `ImageDamaged`."""
         if offset + length > self.device.size or length > len(buffer):
             raise ImageDamaged(f"{what} lies beyond the end of {self.device.path}.")
         try:
@@ -175,15 +175,16 @@ class Image:
         if state == WRITING:
             raise ImageIncomplete("The image was not finished.")
         if state == RESTORING:
-            raise ImageSpent("An earlier resume from this image did not come to its end.")
-        raise ImageSpent("The image was used already.")
+            raise ImageSpent("An earlier resume from this image did not finish.")
+        raise ImageSpent("The image has already been used.")
 
     def description(self) -> Description:
         """The description, checked.  Raises `ImageDamaged`."""
         return descriptions.unpack(self._description())
 
     def owner(self) -> Owner:
-        """Whose session it is, whatever else the description says.  Raises `ImageDamaged`."""
+        """Whose session it is, even if the rest of the description makes no sense.  Raises
+        `ImageDamaged`."""
         return descriptions.owner(self._description())
 
     def _description(self) -> bytes:
@@ -204,7 +205,7 @@ class Image:
             raise ImageDamaged("The image's index has a wrong checksum.")
         table = bytearray(s.index_size)
         if not codec.unpack(ZSTD, packed, 0, len(packed), table, len(table)):
-            raise ImageDamaged("The image's index cannot be decompressed to what it should be.")
+            raise ImageDamaged("The image's index cannot be decompressed to its recorded size.")
         extents = Extents(table)
         if extents.data_pages != s.data_pages or extents.zero_pages != s.zero_pages:
             raise ImageDamaged("The image's index and superblock disagree.")
@@ -222,10 +223,10 @@ class Image:
         return kernel, initrd
 
     def chunks(self, index: Extents, *, processors: int = 1) -> Iterator[Chunk]:
-        """Every chunk, in order, each checked, and against the ``index`` too.
+        """Every chunk in order, each checked, also against the ``index``.
 
-        A chunk's pages are there only until the next one is asked for; meanwhile others are read
-        and unpacked in threads.  Raises `ImageDamaged`.
+        A chunk's pages are valid only until the next chunk is requested; meanwhile threads read and
+        unpack others.  Raises `ImageDamaged`.
         """
         chunks = _Chunks(self, index)
         free: queue.Queue[Chunk | None] = queue.Queue()
@@ -235,7 +236,7 @@ class Image:
 
         def work() -> None:
             try:
-                # A buffer first: whoever has the chunk that is waited for must have one.
+                # Take a buffer first: the thread whose chunk is next must have one.
                 while (chunk := free.get()) is not None:
                     if (taken := chunks.take()) is None:
                         break
@@ -271,12 +272,12 @@ class Image:
             chunks.stop()
             for _ in threads:
                 free.put(None)
-            # What comes next may freeze every thread, wherever it is.
+            # What comes next may freeze the threads at any point.
             for thread in threads:
                 thread.join()
 
     def each(self, index: Extents, use: Callable[[Chunk], None], *, processors: int = 1) -> None:
-        """Call ``use`` with every chunk, each checked, in several threads and in any order.
+        """Call ``use`` with every checked chunk, in several threads and in any order.
 
         Raises `ImageDamaged`, and what ``use`` raises.
         """
@@ -310,7 +311,7 @@ class Image:
                     failure = failure or error
                     turn.notify_all()
 
-        # One more than processors: while it reads, they unpack.
+        # One thread more than processors: it reads while the others unpack.
         threads = [
             threading.Thread(target=work, name=f"read {n}", daemon=True)
             for n in range(processors + 1)
@@ -325,7 +326,7 @@ class Image:
 
 
 def describe(path: Path, opened: DirectDevice | None = None) -> JsonObject:
-    """What ``kjumpctl image info`` shows.  Raises as `Image` and `Device` do."""
+    """What ``kjumpctl image info`` shows.  Raises the errors of `Image` and `DirectDevice`."""
     with opened or DirectDevice(path) as device:
         image = Image(device)
         s = image.superblock

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A key to boot without the saved session, up to the moment at which it runs again.
+"""A key to boot without the saved session, until the moment at which it runs again.
 
-Runs in the boot initrd and in the restorer.  Esc alone gives nothing up: the person is asked, and
-without an answer the session is resumed.  A session that is given up cannot be resumed later, as
-the file systems go on without it; so the other way out is to switch off, which keeps it.
+Runs in the boot initrd and in the restorer.  Esc alone gives nothing up: kjump asks, and resumes
+the session if nobody answers.  A session that was given up cannot be resumed later, because the
+file systems change without it.  So the question also offers to switch off, which keeps the session.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from kjump.machine import syscalls
 
 
 class ResumeAttempt:
-    """Asks whether to skip resuming, if a key was pressed, and does what the person answers.
+    """If a key was pressed, asks whether to skip resuming, and does what the person answers.
 
-    While the question stands, the try that it interrupts is taken back: the machine works, and
-    whatever happens to it meanwhile, the next boot finds the image as this one did.
+    While the question is shown, the interrupted try does not count: the machine works, and whatever
+    happens to it meanwhile, the next boot finds the image as this one did.
     """
 
     def __init__(self, image: Image, chance: SkipPrompt) -> None:
@@ -37,16 +37,17 @@ class ResumeAttempt:
             self.ask()
 
     def last_look(self) -> None:
-        """The same, before nothing can be undone any more: there was time enough for the key."""
+        """The same, just before the point of no return; first waits until there was enough time
+        to press the key."""
         while self._chance.last():
             self.ask()
 
     def console(self) -> AbstractContextManager[None]:
-        """Within this nobody has the terminal but the kernel."""
+        """Inside this context only the kernel uses the terminal."""
         return self._chance.console()
 
     def ask(self) -> None:
-        """Ask, whatever was pressed."""
+        """Ask, whether or not a key was pressed."""
         image = self._image
         before = image.superblock.outcome
         self._note(replace(before, tries=max(0, before.tries - 1)))

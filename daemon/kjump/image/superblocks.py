@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reading and changing an image's superblock, so that every cut of power leaves a valid state.
+"""Reading and changing an image's superblock, so that every power cut leaves a valid state.
 
-Runs in all three kernels.  A change is written to the slot that does not count, flushed, then to
-the other one, flushed: after the first flush the change holds, and after the second no single
-bad block brings the old state back.
+Runs in all three kernels.  A change is written to the slot that does not count, and flushed, then
+to the other one, and flushed.  After the first flush the change is in force; after the second no
+single bad block can bring the old state back.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def load(device: DirectDevice) -> Superblock | None:
 
 
 def store(device: DirectDevice, superblock: Superblock, **changes: Any) -> Superblock:
-    """Write ``superblock`` with the changes and the next generation; what was written.
+    """Write ``superblock`` with the changes and the next generation; returns what was written.
 
     Raises `TargetWriteFailed`.
     """
@@ -58,7 +58,7 @@ def _changed(superblock: Superblock, changes: dict[str, Any]) -> Superblock:
 
 
 def _order(device: DirectDevice) -> tuple[int, ...]:
-    """The slots, the one that does not count first: one that cannot be read counts for nobody."""
+    """The slots, beginning with the one that does not count; an unreadable slot never counts."""
     first, second = (_read(device, slot) for slot in SLOTS)
     if first is not None and (second is None or first.generation >= second.generation):
         return SLOTS[1], SLOTS[0]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The target: finding it by its name, and what the session does with it before and after.
+"""The target: finding it by its name, opening and examining it, and marking its image spent.
 
-Runs in all three kernels; the session finds devices through udev itself
+Runs in all three kernels.  The session finds devices through udev itself
 (`kjump.session.target.devices`), the initrds by the links that udev makes.  A target is a whole
 device, or an `Area` of one that a locator leads to (`kjump.image.locator`).  Nothing here mounts
-anything, and nothing here writes to an area but what the caller says is its own now.
+anything, and it writes only to blocks that the caller owns at that moment.
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ class Target:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Paths by which another kernel finds the device: its stable names, if it has any."""
+        """Paths under which another kernel finds the device: its stable names, if it has any."""
         return self.links or (str(self.path),)
 
 
 @dataclass(frozen=True)
 class Area:
-    """Blocks of a device that are the target's now: those of a file, or slots of a swap area."""
+    """Blocks of a device that the target owns now: those of a file, or slots of a swap area."""
 
     kind: int
     """`locator.FILE` or `locator.SWAP`."""
     locator: int
-    """Byte offset of the block that the locator lies in."""
+    """Byte offset of the block with the locator."""
     spans: tuple[ByteSpan, ...]
-    """Bytes of the device for map and image; not the locator's block."""
+    """Bytes of the device for the map and the image, without the locator's block."""
 
 
 class Opened(DirectDevice):
@@ -85,18 +85,18 @@ class Found:
     reason: Report
     changed: float
     machine: str = ""
-    """Identity of the machine it was saved on; empty if it does not say."""
+    """Identity of the machine on which it was saved; empty if the image does not say."""
     hostname: str = ""
     area: int = 0
     """`locator.FILE` or `locator.SWAP` if a locator leads to it, else 0."""
 
     def is_session_of_another(self, machine: str) -> bool:
-        """Whether another machine may still resume from it: then it is not ours to touch."""
+        """Whether another machine may still resume from it: then we must not touch it."""
         return self.state == "complete" and bool(self.machine) and self.machine != machine
 
 
 def links(spec: str) -> list[Path]:
-    """The paths by which udev knows a target that is a device: any of them leads to it.
+    """The paths under which udev knows a target that is a device: any of them leads to it.
 
     Raises `NoTarget` for a spec that is empty or of an unknown form.
     """
@@ -113,11 +113,11 @@ def link(spec: str) -> Path:
 
 
 def parse_location(text: str) -> tuple[list[Path], int | None]:
-    """(device by any of these paths, byte offset of the locator or None) of
-    ``kjump.target=DEVICE[:OFFSET]``.
+    """Read ``kjump.target=DEVICE[:OFFSET]``: the possible paths of the device, and the byte offset
+    of the locator or None.
 
-    What stands behind the last colon is the offset if it is a number; a colon at the end says
-    that there is none.  Raises `NoTarget`.
+    A number after the last colon is the offset; a colon at the end means that there is no offset.
+    Raises `NoTarget`.
     """
     spec, colon, number = text.rpartition(":")
     if colon and number.isascii() and number.isdigit():
@@ -126,17 +126,17 @@ def parse_location(text: str) -> tuple[list[Path], int | None]:
 
 
 def format_location(path: Path, locator: int | None) -> str:
-    """The word that `parse_location` reads."""
+    """The text that `parse_location` reads."""
     if locator is not None:
         return f"{path}:{locator}"
-    # Names below by-path may end in a number behind a colon themselves.
+    # Names below by-path may themselves end in a colon and a number.
     return f"{path}:" if ":" in path.name else f"{path}"
 
 
 def open_image(path: Path, locator: int | None = None, *, writable: bool = False) -> Opened:
-    """Open a target wherever its image lies: through the locator at this byte of the device.
+    """Open a target so that byte 0 is the start of its image, through the locator at this byte.
 
-    ``locator`` None: whatever is at the device's start, locator or superblock.  Raises `NoImage`
+    ``locator`` None: use the locator or the superblock at the device's start.  Raises `NoImage`
     if there is neither, `ImageDamaged`, `ImageVersion`, `TargetMissing`.
     """
     device = Opened(path, writable=writable)
@@ -146,7 +146,7 @@ def open_image(path: Path, locator: int | None = None, *, writable: bool = False
         at = locator or 0
         block, found = locators.read(device, at)
         if found is None:
-            # What a swap area holds behind its header is nobody's superblock.
+            # A swap area has no superblock after its header.
             if locator or locators.is_swap(block):
                 raise NoImage(f"There is no image on {path}.")
             return device
@@ -155,7 +155,7 @@ def open_image(path: Path, locator: int | None = None, *, writable: bool = False
         device.lay(spans)
         superblock = superblocks.load(device)
         if superblock is None or superblock.cycle != found.cycle:
-            raise ImageDamaged(f"What the locator on {path} leads to is not its image.")
+            raise ImageDamaged(f"The locator on {path} does not lead to its image.")
     except OSError as error:
         device.close()
         raise ImageDamaged(f"{path} cannot be read: {error.strerror}.") from error
@@ -166,7 +166,7 @@ def open_image(path: Path, locator: int | None = None, *, writable: bool = False
 
 
 def pass_over(device: DirectDevice, superblock: Superblock, outcome: Report) -> None:
-    """Mark an image spent, with the reason, where whoever starts next finds it.
+    """Mark an image spent, with the reason, where the next session finds it.
 
     Raises `TargetWriteFailed`, OSError.
     """
@@ -177,17 +177,17 @@ def pass_over(device: DirectDevice, superblock: Superblock, outcome: Report) -> 
 
 
 def give_up(device: DirectDevice, superblock: Superblock, error: KjumpError) -> KjumpError:
-    """Mark an image spent because of an error; the error to report.
+    """Mark an image spent because of an error; returns the error to report.
 
-    It is the same one.  If the mark cannot be written, it says that as well: its reason must not
-    be lost, and the boot goes on in any case.
+    This is the same error.  If the mark cannot be written, its text also says so: the reason must
+    not be lost, and the boot continues in any case.
     """
     try:
         pass_over(device, superblock, reports.failed(reports.RESUME, error))
     except (KjumpError, OSError) as failure:
         why = failure.what if isinstance(failure, KjumpError) else f"{failure.strerror}."
         return type(error)(
-            f"{error.what}  The image could not be marked as passed over: {why}",
+            f"{error.what}  The image could not be marked as spent: {why}",
             advice=error.todo,
         )
     return error
@@ -210,9 +210,9 @@ def wait_for(
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> Path:
-    """The first of the paths that is there within the time.  Raises `TargetMissing`.
+    """The first of the paths that appears within the time.  Raises `TargetMissing`.
 
-    ``clock``: seconds; ``pause``: lets so many of them pass.
+    ``clock``: the time in seconds; ``pause``: waits that many seconds.
     """
     deadline = clock() + seconds
     while True:
@@ -238,7 +238,7 @@ def examine(path: Path, locator: int | None = None) -> Found | None:
         found = _located(path, locator or 0)
         if found is None:
             raise
-        # Its superblock may be swapped memory by now; what the locator says holds all the same.
+        # Swapped memory may have overwritten the superblock; the locator is still right.
         if found.outcome.is_blank:
             reason = reports.failed(reports.RESUME, error)
             return Found("complete", found.cycle, reason, found.changed, area=found.kind)
@@ -261,7 +261,7 @@ def examine(path: Path, locator: int | None = None) -> Found | None:
 
 
 def _located(path: Path, at: int) -> Locator | None:
-    """The locator alone, without what it leads to."""
+    """The locator alone, without reading what it leads to."""
     try:
         with DirectDevice(path) as device:
             return locators.read(device, at)[1]

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where the session's content of the window is: the jump exchanged it with pages of the session.
+"""Where the window's content is: the jump swapped it with other pages of the session.
 
-Pure; used by ``kjumpctl image export``.  A kexec image has a list of which source page belongs to
-which destination page.  The jump swaps each pair, so what the session had in the window lies in the
-source pages, and those are in the image.  The list is found without symbols: relocate_kernel()
-keeps its physical address for the way back, in the page of code that it returns through
-(arch/x86/kernel/relocate_kernel_64.S; CP_PA_BACKUP_PAGES_MAP in 6.1 and 6.12).  So every word of
-that page is tried, wherever a kernel has it: one is right only if the list it leads to names every
-page that is looked for, each once, and no other.
+Pure; ``kjumpctl image export`` uses it.  A kexec image has a list that assigns a source page to
+each destination page.  The jump swaps each pair, so the content that the session had in the window
+lies in the source pages, and those are in the image.  The list is found without symbols:
+relocate_kernel() keeps its physical address for the way back, in the page of code through which it
+returns (arch/x86/kernel/relocate_kernel_64.S; CP_PA_BACKUP_PAGES_MAP in 6.1 and 6.12).  Kernels
+keep it at different offsets, so every word of that page is tried: it is the right one only if its
+list names every wanted page, each exactly once, and no other.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ ReadPage = Callable[[int], bytes]
 def pairs(read: ReadPage, jump_back: int, wanted: Iterable[Range]) -> dict[int, int] | None:
     """Source pfn of each destination pfn, or None if no list is found.
 
-    ``read``: memory as it is in the image; ``jump_back``: physical address at which the session
-    goes on; ``wanted``: the destinations, in pfns.
+    ``read``: the memory in the image; ``jump_back``: physical address at which the session
+    continues; ``wanted``: the destinations, in pfns.
     """
     expected = {pfn for start, end in wanted for pfn in range(start, end)}
     for word in _words(read, jump_back // PAGE):

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Writing an image, front to back, with all processors and several writes in flight.
 
-Runs in the helper.  Never writes anywhere but to the target.  The work is cut into spans, each of
-which makes a chunk at most.  A thread takes the next span, brings its pages together, compresses
-them, waits for its turn to be given a place on the target (chunks lie in the order of their spans),
-and writes.  There are as many sets of buffers to compress in as processors, and a few threads more
-than those, whose writes are under way.
+Runs in the helper.  The work is cut into spans, each of which makes at most one chunk.  A thread
+takes the next span, gathers its pages, compresses them, waits for its turn to get a place on the
+target (chunks lie in the order of their spans), and writes.  There are as many sets of buffers for
+compressing as processors, and a few threads more, whose writes are in flight.
 
-How hard to compress is found out as it goes: `kjump.image.choice`.
+`kjump.image.choice` decides along the way how hard to compress.
 """
 
 from __future__ import annotations
@@ -43,14 +42,14 @@ from kjump.machine.pages import Bundle
 from kjump.machine.ranges import PAGE, align_up
 
 IN_FLIGHT = 3
-"""Writes under way beside the compressing: enough to keep a disk busy."""
+"""Writes in flight while others compress: enough to keep a disk busy."""
 SPARE = 64 << 20
-"""Bytes of the target that are left alone by what is not compressed."""
+"""Bytes of the target that uncompressed chunks leave free."""
 SPAN_PAGES = 512
-"""Pages a chunk of ours holds at most: 2 MiB.  The format allows twice as many; the helper's memory
-is what a full machine has to spare."""
+"""Most pages of a chunk that the helper writes: 2 MiB.  The format allows twice as many, but a full
+machine has little memory to spare for the helper."""
 LEAD = codec.lead(SPAN_PAGES)
-"""Where the pages of a chunk are in a buffer: before them is room for header and extents."""
+"""Offset of a chunk's pages in a buffer: before them is room for header and extents."""
 CODECS = {choice.NONE: RAW, choice.ZSTD: ZSTD, choice.LZ4: LZ4}
 STEPS = ("wait for a buffer", "gather", "pack", "wait for its turn", "write")
 """What a thread does with a span, one after the other."""
@@ -61,7 +60,7 @@ Span = TypeVar("Span")
 
 
 class _OrderedWork(Generic[Span]):
-    """Spans, given out one by one with their numbers, and turns in the order of the numbers."""
+    """Hands out spans one by one with their numbers, and turns in the order of the numbers."""
 
     def __init__(self, spans: Iterable[Span]) -> None:
         self._spans = iter(spans)
@@ -106,17 +105,17 @@ class _StepTimes:
         self._since = time.monotonic()
 
     def lap(self, step: str) -> None:
-        """This step has just ended; it began where the one before ended."""
+        """This step has just ended; it began when the one before ended."""
         now = time.monotonic()
         self.seconds[step] += now - self._since
         self._since = now
 
 
 class _WorkerBuffers:
-    """What a thread needs to make a chunk; there are as many as processors."""
+    """What a thread needs to make a chunk; there is one set for each processor."""
 
     def __init__(self, spare: mmap.mmap) -> None:
-        """``spare``: a buffer, for what is compressed."""
+        """``spare``: a buffer for compressed pages."""
         self.packer = codec.Packer()
         self.bundle = Bundle(SPAN_PAGES)
         self.spare = spare
@@ -133,8 +132,8 @@ class Writer:
         level: int = 1,
         compression: str = "auto",
     ) -> None:
-        """``superblock``: what the session prepared; ``level``: of zstd; ``compression``: one of
-        `kjump.handoff.documents.COMPRESSIONS`."""
+        """``superblock``: the one that the session prepared; ``level``: for zstd; ``compression``:
+        one of `kjump.handoff.documents.COMPRESSIONS`."""
         self._device = device
         self._superblock = superblock
         self._level = level
@@ -147,12 +146,12 @@ class Writer:
         self._counting = threading.Lock()
         self._error: BaseException | None = None
         self.codecs = dict.fromkeys(CODECS, 0)
-        """Chunks for which each compression was chosen."""
+        """Number of chunks for which each compression was chosen."""
         self.profile = dict.fromkeys(STEPS, 0.0)
-        """Seconds of each step, those of all threads together."""
+        """Seconds of each step, summed over all threads."""
 
     def begin(self, description: Description) -> None:
-        """State `writing`, and the description, on the medium.
+        """Write the description, and set the state `writing`.
 
         Raises `TargetWriteFailed`, `HelperFailed` for a description that is too long.
         """
@@ -178,13 +177,13 @@ class Writer:
         progress: Callable[[int], None] = lambda pages: None,
         expected: int = 0,
     ) -> None:
-        """Write the chunks of all spans, in their order.
+        """Write the chunks of all spans, in order.
 
-        ``expected``: bytes of data in all spans, as far as known; 0: pages are only stored as they
-        are if they do not compress.
-        ``gather`` puts a span's pages, `SPAN_PAGES` at most, into an empty bundle; it is called in
-        several threads at once.  ``progress`` gets the number of pages of each span, those of zeros
-        included.  Raises what ``gather`` raises, `TargetTooSmall`, `TargetWriteFailed`.
+        ``expected``: bytes of data in all spans, as far as known; 0: store pages uncompressed only
+        if they do not compress.
+        ``gather`` puts a span's pages, at most `SPAN_PAGES`, into an empty bundle; several threads
+        call it at once.  ``progress`` gets the number of pages of each span, including pages of
+        zeros.  Raises what ``gather`` raises, `TargetTooSmall`, `TargetWriteFailed`.
         """
         line = _OrderedWork(spans)
         self._left = expected
@@ -198,7 +197,7 @@ class Writer:
             laps = _StepTimes()
             try:
                 while True:
-                    # It comes before the span: who has the first turn must have all it needs.
+                    # This comes before the span: the thread with the next turn must have its desk.
                     desk = desks.get()
                     laps.lap("wait for a buffer")
                     try:
@@ -227,7 +226,7 @@ class Writer:
                     self._error = error
                 line.stop()
 
-        # Daemons: a write that hangs must not keep the helper from going back in time.
+        # Daemon threads: a write that hangs must not keep the helper from returning in time.
         threads = [
             threading.Thread(target=work, name=f"copy {n}", daemon=True)
             for n in range(processors + IN_FLIGHT)
@@ -236,7 +235,7 @@ class Writer:
             for thread in threads:
                 thread.start()
             for thread in threads:
-                # With a time-out, so that the deadline's signal is heard meanwhile.
+                # With a time-out, so that Python can handle the deadline's signal meanwhile.
                 while thread.is_alive():
                     thread.join(0.5)
         finally:
@@ -257,8 +256,9 @@ class Writer:
         buffer: mmap.mmap,
         laps: _StepTimes,
     ) -> tuple[mmap.mmap, codec.Packed | None, bytes]:
-        """The span's chunk, if it has data, and the buffer that it is in now: ``buffer`` or the
-        desk's, which keeps the other one; and the extents of all its pages."""
+        """Make the span's chunk, if the span has data.  Returns the buffer that holds it, which is
+        ``buffer`` or the desk's (the desk keeps the other), the chunk, and the extents of all the
+        span's pages."""
         begun = time.thread_time()
         bundle = desk.bundle
         bundle.into(buffer, LEAD)
@@ -284,13 +284,13 @@ class Writer:
             self._left -= size
         if self._compression != "auto":
             return self._compression
-        # Beside the pages: heads, chunks that wait for their turn, and the index at the end.
+        # Besides the pages: heads, chunks that wait for their turn, and the index at the end.
         needed = left + left // 64 + SPARE
         return self._choice.choose(roomy=left > 0 and self._at + needed <= self._device.size)
 
     def _place(self, buffer: mmap.mmap, packed: codec.Packed) -> int:
-        """Give a chunk its number and its place on the target, which is returned; it is this
-        thread's turn."""
+        """Give a chunk its number and its place on the target; returns the place.  Call this only
+        in this thread's turn."""
         at = self._at
         self._check_room(packed.size)
         codec.seal(buffer, packed.start, self._chunks)

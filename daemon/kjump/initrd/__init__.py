@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What makes the initrds: the helper's, and kjump's part of the boot initrd.
+"""Making the initrds: the helper's, and kjump's part of the boot initrd.
 
-Runs as root where the initrds are made: in the session, while a package or a kernel is installed.
-It never runs in a helper or boot kernel, and none of it goes into an initrd.  Only the programs in
-``/usr/libexec/kjump`` start it.
+Runs as root in the session, when a package or a kernel is installed.  It never runs in a helper or
+boot kernel, and none of it goes into an initrd.  Only the programs in ``/usr/libexec/kjump`` start
+it.
 """

@@ -6,13 +6,13 @@ mkinitcpio start it.  It prints one "source<TAB>destination" a line, or copies t
 DIRECTORY.  Destinations are absolute paths without symbolic links in their folders (/usr/lib64/...,
 not /lib64/...).
 
-Importing finds the files: a fresh interpreter imports every module of the packages that run in the
-initrd, and prints what it has loaded then (`kjump.initrd.trace`).  Byte code takes the place of the
-source (``json/__init__.pyc``), which stays out: that is smaller, and Python need not check that the
-two belong together.  If a module has no byte code, its source goes in.
+It finds the files by importing: a fresh interpreter imports every module of the packages that run
+in the initrd, and prints what it has loaded (`kjump.initrd.trace`).  Byte code replaces the source
+(``json/__init__.pyc``): that is smaller, and Python need not check that the two belong together.
+If a module has no byte code, its source goes in.
 
-It works for an installed kjump and from a source tree.  It never interprets the configuration, it
-only lists its files.
+It works for an installed kjump and from a source tree.  It lists the configuration's files, but
+never interprets them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pathlib import Path
 import kjump
 
 SHARED = ("errors", "handoff", "image", "console", "machine")
-"""What of kjump goes into both initrds, packages with all their modules."""
+"""Parts of kjump that go into both initrds; a package goes in with all its modules."""
 
 LAZY = (
     "encodings.ascii",
@@ -43,8 +43,8 @@ LAZY = (
 """Modules that Python itself imports when it first needs them."""
 
 LEFT_OUT = ("_bz2", "_curses", "_hashlib", "_lzma", "_ssl", "readline")
-"""Extension modules with large libraries (OpenSSL alone is 5 MB) that the standard library does
-without: hashlib, for one, has its own SHA-2."""
+"""Extension modules with large libraries (OpenSSL alone is 5 MB) that the standard library can do
+without: hashlib, for example, has its own SHA-2."""
 
 PYTHON = Path("/usr/bin/python3")
 LIBEXEC = Path("/usr/libexec/kjump")
@@ -60,7 +60,7 @@ class Initrd:
     """Parts of kjump."""
     launchers: tuple[str, ...]
     files: tuple[str, ...] = ()
-    """Patterns; what is not there is left out."""
+    """Patterns; those that match no file are left out."""
 
 
 INITRDS = {
@@ -101,12 +101,12 @@ class Copy:
 
 @dataclass(frozen=True)
 class Traced:
-    """What an interpreter holds that has imported everything."""
+    """What an interpreter has loaded after it imported everything."""
 
     executable: Path
     search_path: tuple[Path, ...]
     modules: tuple[tuple[Path, Path | None], ...]
-    """Source, or extension module, and byte code of each."""
+    """For each module its source, or the extension module, and its byte code."""
 
 
 def trace(python: Path, initrd: Initrd, tree: Path | None) -> Traced:
@@ -117,7 +117,7 @@ def trace(python: Path, initrd: Initrd, tree: Path | None) -> Traced:
     before = [str(tree)] if tree else []
     packages = [f"kjump.{name}" for name in initrd.packages]
     argument = json.dumps([before, [str(INSTALLED)], packages, LAZY, LEFT_OUT])
-    # -S: what .pth files and sitecustomize import is not ours.
+    # -S: we do not want what .pth files and sitecustomize import.
     done = subprocess.run(
         [python, "-IS", Path(__file__).with_name("trace.py"), argument],
         check=True,
@@ -133,7 +133,7 @@ def trace(python: Path, initrd: Initrd, tree: Path | None) -> Traced:
 
 
 def is_fresh(code: Path, source: Path) -> bool:
-    """Whether byte code is of this interpreter and this source (PEP 552 header)."""
+    """Whether byte code belongs to this interpreter and this source (PEP 552 header)."""
     try:
         with code.open("rb") as stream:
             head = stream.read(16)
@@ -165,14 +165,14 @@ def libraries(binaries: Iterable[Path]) -> Iterator[Path]:
 
 
 def in_initrd(source: Path, tree: Path | None) -> Path:
-    """Where a file of ours, or of Python's, lies in the initrd."""
+    """Where one of our files, or of Python's, lies in the initrd."""
     if tree and source.is_relative_to(tree):
         return INSTALLED / source.relative_to(tree)
     return source
 
 
 def module_files(modules: Iterable[tuple[Path, Path | None]], tree: Path | None) -> Iterator[Copy]:
-    """Each module as byte code, as source, or as the extension module that it is."""
+    """Each module as byte code, as source, or as an extension module."""
     for source, code in modules:
         target = in_initrd(source, tree)
         if source.suffix == ".py" and code and is_fresh(code, source):
@@ -192,7 +192,7 @@ def native_files(tree: Path | None) -> Iterator[Copy]:
 def landmark(search_path: Iterable[Path], extensions: Iterable[Path]) -> Iterator[Copy]:
     """A file for the folder of extension modules, if none of ``extensions`` is in it.
 
-    Python looks for this folder by name, and complains if it is not there.
+    Python looks for this folder by name, and complains if it is missing.
     """
     dynamic = next((folder for folder in search_path if folder.name == "lib-dynload"), None)
     if dynamic and not any(dynamic in file.parents for file in extensions):
@@ -200,17 +200,18 @@ def landmark(search_path: Iterable[Path], extensions: Iterable[Path]) -> Iterato
 
 
 def library_files(executable: Path, binaries: Iterable[Path]) -> Iterator[Copy]:
-    """What the programs and libraries are linked with, and what the C library opens by name."""
+    """The libraries that programs and libraries are linked with, or that the C library opens by
+    name."""
     yield from (Copy(library, library) for library in libraries([executable, *binaries]))
     for folder in {library.parent for library in libraries([executable])}:
-        # Opened when a thread ends early.
+        # The C library opens it when a thread ends early.
         unwinder = folder / "libgcc_s.so.1"
         if unwinder.exists():
             yield Copy(unwinder, unwinder)
 
 
 def other_files(initrd: Initrd, launchers: Path) -> Iterator[Copy]:
-    """What is started, and what is read."""
+    """The launchers, and the files that they read."""
     yield from (Copy(launchers / name, LIBEXEC / name) for name in initrd.launchers)
     for pattern in initrd.files:
         for file in sorted(Path("/").glob(pattern.lstrip("/"))):
@@ -219,7 +220,7 @@ def other_files(initrd: Initrd, launchers: Path) -> Iterator[Copy]:
 
 
 def plain(path: Path) -> Path:
-    """The same path with the symbolic links of its folder resolved, not its own."""
+    """The same path with the symbolic links of its folder resolved, but not its own."""
     return Path(os.path.realpath(path.parent)) / path.name
 
 
@@ -245,7 +246,7 @@ def closure(initrd: Initrd, tree: Path | None, launchers: Path) -> dict[Path, Pa
 
 
 def copy_files(files: dict[Path, Path], into: Path) -> None:
-    """Copy below ``into``; merged folders (/lib, /lib64) become the links they are here."""
+    """Copy below ``into``; merged folders (/lib, /lib64) become links, as on this machine."""
     for name in ("bin", "sbin", "lib", "lib64"):
         here, there = Path("/") / name, into / name
         if here.is_symlink() and not there.is_symlink() and not there.exists():

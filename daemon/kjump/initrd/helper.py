@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """build-helper-initrd [RELEASE]: make the initrd of the helper kernel with dracut.
 
-Runs as root where the initrds are made; `kjump.initrd.update` starts it for each kernel.  It writes
+Runs as root in the session; `kjump.initrd.update` starts it for each kernel.  It writes
 /var/lib/kjump/helper-RELEASE.img, helper-RELEASE.vmlinuz if the kernel is not in /boot, and last
 helper-RELEASE.json, the record of both (`kjump.session.staging.helper_record`).  Each file is
-replaced whole or not at all, and is on the disk before it has its name.  RELEASE is the running
-kernel's by default.  With [Helper] Plymouth=yes, and if Plymouth is installed, it is in it, too.
+replaced completely or not at all, and is on the disk before it gets its name.  RELEASE is the
+running kernel's by default.  With [Helper] Plymouth=yes, the initrd also gets Plymouth if that is
+installed.
 
-The boot initrd is none of its business.
+It does not touch the boot initrd.
 """
 
 from __future__ import annotations
@@ -41,32 +42,32 @@ DISK_DRIVERS = """
     megaraid_sas mpt3sas mptspi hpsa virtio_blk virtio_scsi virtio_pci virtio_mmio hv_storvsc
     vmw_pvscsi xen_blkfront mmc_block sdhci_pci sdhci_acpi usb_storage uas xhci_pci ehci_pci
 """
-"""What a target can be on.  Those that a kernel does not have are left out."""
+"""Drivers of disks that may hold a target; modules that a kernel does not have are left out."""
 WATCHDOGS = "i6300esb iTCO_wdt sp5100_tco softdog"
-"""What catches a helper that hangs."""
+"""Watchdogs, which catch a helper that hangs."""
 WATCHDOG_BUSES = "lpc_ich i2c_i801"
-"""What iTCO_wdt hangs from."""
+"""Drivers that iTCO_wdt depends on."""
 KEYS = "evdev button atkbd i8042 usbhid hid_generic"
-"""What hears that somebody wants the session back."""
+"""Drivers of keyboards and buttons, with which a person gets the session back."""
 DRIVERS = frozenset(" ".join((DISK_DRIVERS, WATCHDOGS, WATCHDOG_BUSES, KEYS)).split())
 LEFTOVER_AGE = 86400
-"""Seconds after which nobody is still writing to a file."""
+"""Seconds after which an unfinished file is a leftover."""
 TRIES = 2
 """How often dracut may make an initrd that does not start."""
 PLYMOUTH = ("plymouthd", "plymouth", "plymouth-set-default-theme")
-"""Programs of Plymouth that are needed here."""
+"""The programs of Plymouth that this needs."""
 SPLASH = 12 << 20
 """Bytes that plymouthd, its fonts and a graphics driver take, without the pictures."""
 PICTURE = 4 * 1920 * 1080
-"""Bytes of a picture on a display of which nothing is known."""
+"""Bytes of a picture on an unknown display."""
 
 
 # -- what goes in ----------------------------------------------------------------------------------
 
 
 def drivers_of_disks() -> set[str]:
-    """Modules that drive the disks of this machine and everything between them and the root
-    of the device tree; empty if /sys does not show them (in a container)."""
+    """Modules that drive the disks of this machine, and everything between them and the root of the
+    device tree; empty if /sys does not show them (in a container)."""
     found: set[str] = set()
     for disk in Path("/sys/class/block").glob("*"):
         at = Path(os.path.realpath(disk))
@@ -79,7 +80,7 @@ def drivers_of_disks() -> set[str]:
 
 
 def picture(drm: Path = displays.DRM) -> int:
-    """Bytes of a picture that covers the largest display that is connected."""
+    """Bytes of a picture that covers the largest connected display."""
     largest = 0
     for modes in drm.glob("card*-*/modes"):
         try:
@@ -93,18 +94,21 @@ def picture(drm: Path = displays.DRM) -> int:
 
 
 def splash(wanted: bool) -> int:
-    """Bytes that a splash screen takes in the helper while it runs; 0: it gets none."""
+    """Bytes that a splash screen takes in the running helper; 0: it gets none."""
     if not wanted:
         return 0
     if absent := [name for name in PLYMOUTH if shutil.which(name) is None]:
-        print(f"build-helper-initrd: no Plymouth here ({' and '.join(absent)}); made without it")
+        print(
+            f"build-helper-initrd: Plymouth is not installed ({' and '.join(absent)} missing);"
+            " the initrd is made without it"
+        )
         return 0
-    # One is shown while the next is drawn, and the driver may keep a copy of its own.
+    # It shows one picture while it draws the next, and the driver may keep a copy of its own.
     return SPLASH + 3 * picture()
 
 
 def existing(names: Set[str], release: str) -> list[str]:
-    """Those of the names that are modules of this kernel, by its own lists (modules.dep)."""
+    """Those of the names that are modules of this kernel, according to its modules.dep."""
     known: set[str] = set()
     for line in (MODULES / release / "modules.dep").read_text().splitlines():
         name = Path(line.split(":", 1)[0]).name
@@ -117,7 +121,7 @@ def existing(names: Set[str], release: str) -> list[str]:
 
 def dracut_command(scratch: Path, image: Path, release: str) -> list[str]:
     """How to call dracut, with empty folders in ``scratch`` instead of the machine's own
-    configuration: the image is ours alone."""
+    configuration, which is not for this image."""
     return [
         "dracut",
         "--force",
@@ -146,7 +150,7 @@ def dracut_command(scratch: Path, image: Path, release: str) -> list[str]:
 
 
 def dracut_environment(drivers: Sequence[str], *, plymouth: bool) -> dict[str, str]:
-    """What our dracut module reads, and this process's environment."""
+    """This process's environment, and the variables that our dracut module reads."""
     return {
         **os.environ,
         "LC_ALL": "C",
@@ -157,7 +161,8 @@ def dracut_environment(drivers: Sequence[str], *, plymouth: bool) -> dict[str, s
 
 
 def make(release: str, scratch: Path, environment: dict[str, str]) -> tuple[Path, int]:
-    """Run dracut until what it makes starts; the image in ``scratch``, and its size unpacked.
+    """Run dracut until it makes an image that starts.  Returns the image in ``scratch``, and its
+    unpacked size.
 
     Raises SystemExit if dracut fails, or if no image starts.
     """
@@ -188,15 +193,20 @@ def make(release: str, scratch: Path, environment: dict[str, str]) -> tuple[Path
         if not faults:
             return image, len(unpacked)
         sys.stderr.write(done.stdout)
-        print(f"build-helper-initrd: does not start: {'; '.join(faults)}", file=sys.stderr)
+        print(
+            f"build-helper-initrd: this initrd does not start: {'; '.join(faults)}", file=sys.stderr
+        )
     raise SystemExit(
-        f"build-helper-initrd: what dracut makes for {release} does not start; the existing initrd"
+        f"build-helper-initrd: dracut's initrd for {release} does not start; the existing initrd"
         " is kept"
     )
 
 
 def install(source: Path, destination: Path) -> str:
-    """Put a copy in place, whole and on the disk.  Its SHA-256, hexadecimal.  Raises OSError."""
+    """Put a copy in place, complete and on the disk.  Returns its SHA-256, hexadecimal.
+
+    Raises OSError.
+    """
     digest = hashlib.sha256()
     with source.open("rb") as file, atomic.replacing(destination, mode=0o600) as out:
         while data := file.read(1 << 20):
@@ -206,7 +216,7 @@ def install(source: Path, destination: Path) -> str:
 
 
 def remove_leftovers(output: Path) -> None:
-    """Remove unfinished files of earlier calls that were cut off: those older than a day."""
+    """Remove files that interrupted calls left unfinished, if they are older than a day."""
     for file in output.parent.glob(f".{output.stem}.*"):
         with suppress(OSError):
             if time.time() - file.stat().st_mtime > LEFTOVER_AGE:
@@ -214,9 +224,9 @@ def remove_leftovers(output: Path) -> None:
 
 
 def keep_kernel(release: str, beside: Path) -> str:
-    """Keep a copy of a kernel that is not in /boot beside the initrd, and of no other.
+    """Keep a copy of the kernel beside the initrd, but only if it is not in /boot.
 
-    Its SHA-256, hexadecimal; empty if there is no copy.
+    Returns the copy's SHA-256, hexadecimal; empty if there is no copy.
     """
     copy = beside.with_suffix(".vmlinuz")
     own = MODULES / release / "vmlinuz"
@@ -229,8 +239,8 @@ def keep_kernel(release: str, beside: Path) -> str:
 def build(release: str, output: Path, *, plymouth: bool) -> HelperRecord:
     """Make the initrd, put it in place, and return what is in it.
 
-    ``plymouth``: whether it is to have it.  Raises SystemExit if it cannot be made; then the
-    existing one stays.
+    ``plymouth``: whether to put Plymouth in.  Raises SystemExit if the initrd cannot be made; then
+    the existing one stays.
     """
     screen = splash(plymouth)
     screens = existing(displays.drivers(), release) if screen else []
@@ -261,7 +271,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="default: /var/lib/kjump/helper-RELEASE.img")
     options = parser.parse_args()
     if not (MODULES / options.release / "modules.dep").exists():
-        print(f"build-helper-initrd: no modules of kernel {options.release}", file=sys.stderr)
+        print(f"build-helper-initrd: kernel {options.release} has no modules here", file=sys.stderr)
         return 1
     output = options.output or kernels.STATE / f"helper-{options.release}.img"
     remove_leftovers(output)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether systemd, udev and our Python start in a helper initrd.
+"""Checks whether systemd, udev and our Python start in a helper initrd.
 
-Runs as root where the initrd is made.  A helper in which they do not start never comes back, and
-the session is lost with it: that must be found out here, not after the jump.  It writes only to the
-folder that it is given.
+Runs as root in the session.  A helper in which they do not start never comes back, and the session
+is lost with it; so this must be noticed here, not after the jump.  It writes only to the folder
+that the caller passes.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import subprocess
 from pathlib import Path
 
 PROGRAMS = ("/usr/lib/systemd/systemd", "/usr/lib/systemd/systemd-executor", "/usr/bin/udevadm")
-"""What must start in the helper."""
+"""Programs that must start in the helper."""
 STARTS = (
     *((program, "--version") for program in PROGRAMS),
     ("/usr/bin/python3", "-I", "-c", "import kjump.helper.copy, kjump.helper.leave"),
 )
-"""Commands that show that it does; what this machine does not have is left out."""
+"""Commands that prove it; programs that this machine does not have are left out."""
 CHROOT_FAILED = 125
-"""Exit status of chroot(1) if it is not allowed here."""
+"""Exit status of chroot(1) if it is not permitted here."""
 
 
 def required(program: bytes) -> list[list[str]]:
@@ -94,9 +94,9 @@ def unpack(archive: bytes, root: Path) -> None:
 
 
 def unable(unpacked: bytes, root: Path) -> list[str]:
-    """Programs that do not start in this initrd (a cpio archive), each with what it printed.
+    """Programs that do not start in this initrd (a cpio archive), each with its error output.
 
-    It is tried because dracut once succeeded without the libraries that the programs need.
+    This starts them because dracut has been seen to succeed without libraries that they need.
     ``root``: an empty folder to unpack into.
     """
     unpack(unpacked, root)
@@ -118,7 +118,7 @@ def unable(unpacked: bytes, root: Path) -> list[str]:
 
 
 def faults(unpacked: bytes, root: Path) -> list[str]:
-    """Why this initrd (a cpio archive) cannot be used; empty: it can.
+    """Reasons why this initrd (a cpio archive) cannot be used; empty if it can.
 
     ``root``: an empty folder to unpack into.
     """

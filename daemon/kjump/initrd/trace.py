@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Import everything that runs in an initrd, and print which files that took.
+"""Import everything that runs in an initrd, and print which files were loaded.
 
 Runs in the session, while an initrd is made.  Nobody imports this module: `kjump.initrd.files`
 starts it in an interpreter of its own (``python3 -IS``), because what it prints is what that
@@ -16,7 +16,7 @@ import ast
 import importlib
 import json
 import os
-import site  # noqa: F401  (here -S keeps Python from importing it at the start; the initrd needs it)
+import site  # noqa: F401  (the initrd needs it, but with -S Python does not import it at the start)
 import sys
 from collections.abc import Iterator
 
@@ -44,7 +44,7 @@ def import_packages(names: list[str]) -> None:
 
 
 def import_lazy(names: list[str]) -> None:
-    """Import these modules, and those that our own functions import; some exist elsewhere only."""
+    """Import these modules, and those that our functions import; not every system has them all."""
     wanted = [*names]
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "kjump" and module.__file__:
@@ -61,7 +61,7 @@ def loaded() -> list[tuple[str, str | None]]:
     found = []
     for name, module in sorted(sys.modules.items()):
         path = getattr(module, "__file__", None)
-        # Frozen modules are inside the binary; os is the landmark that Python finds its library by.
+        # Frozen modules are inside the binary; but Python finds its library by looking for os.
         frozen = getattr(getattr(module, "__spec__", None), "origin", "") == "frozen"
         if path and name != "__main__" and (name == "os" or not frozen):
             found.append((path, getattr(module, "__cached__", None)))

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """update-initrds [--release RELEASE] [--helper-only | --boot-only]: bring the initrds up to date.
 
-Runs as root where the initrds are made; the packages, the kernel hooks and ``kjumpctl
-update-initrd`` start it.
+Runs as root in the session; the packages, the kernel hooks and ``kjumpctl update-initrd`` start it.
 
-For every installed kernel, or one, it makes the helper initrd (with build-helper-initrd) and the
-boot initrd (with initramfs-tools, mkinitcpio or dracut, whichever makes them here).  Before that it
-writes /var/lib/kjump/target.json for the boot initrd if the target is a file: on which device the
-file lies, and where on it its first block is.  After that it records in /var/lib/kjump/boot.json
-with which configuration the boot initrds were made, so that kjumpd sees when they are outdated.
+For every installed kernel, or for one, it makes the helper initrd (with build-helper-initrd) and
+the boot initrd (with initramfs-tools, mkinitcpio or dracut, depending on the system).  If the
+target is a file, it first writes /var/lib/kjump/target.json for the boot initrd: the device of the
+file, and the place of its first block.  At the end it records the configuration of the boot initrds
+in /var/lib/kjump/boot.json, so that kjumpd notices when they are outdated.
 
 It never removes a boot initrd.
 """
@@ -44,22 +43,22 @@ def preset(release: str) -> str | None:
 
 
 def update_boot_initrd(release: str) -> bool:
-    """Make the boot initrd of one kernel again.  Whether that succeeded."""
+    """Make the boot initrd of one kernel again.  Returns whether that succeeded."""
     environment = {**os.environ}
-    # Without it update-initramfs only notes that someone should.
+    # If this is set, update-initramfs only defers the work.
     environment.pop("DPKG_MAINTSCRIPT_PACKAGE", None)
     if INITRAMFS_TOOLS.exists():
-        # -c makes one where there is none yet, and replaces one that is there only with force.
+        # -c makes a new one, but replaces an existing one only with force.
         exists = (BOOT / f"initrd.img-{release}").exists()
         command = [str(INITRAMFS_TOOLS), "-u" if exists else "-c", "-k", release]
     elif MKINITCPIO.exists():
-        # dracut may be there for the helper's initrd alone.
+        # dracut may be installed only for the helper's initrd.
         name = preset(release)
         image = BOOT / f"initrd.img-{release}"
         command = [str(MKINITCPIO)]
         command += ["-p", name] if name else ["-k", release, "-g", str(image)]
     elif Path("/usr/bin/dracut").exists():
-        # Debian's name for it, and Fedora's.
+        # The file names of Debian and of Fedora.
         names = (f"initrd.img-{release}", f"initramfs-{release}.img")
         there = [BOOT / name for name in names if (BOOT / name).exists()]
         image = there[0] if there else BOOT / names[0]
@@ -83,7 +82,7 @@ def update_boot_initrd(release: str) -> bool:
 
 
 def can_be_put_in() -> bool:
-    """Whether the hook for the boot initrd finds what it needs; if not, it leaves kjump out."""
+    """Whether the boot initrd's hook finds all files; if not, it leaves kjump out."""
     command = [str(LIBEXEC / "initrd-files"), "resume"]
     return not subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
 
@@ -113,7 +112,7 @@ def locate() -> None:
 
 
 def recorded_place() -> str:
-    """Where the target lies, if it is a file, as the boot initrds that are made now have it."""
+    """The place of a target that is a file, as the boot initrds made now contain it."""
     try:
         return str(json.loads((STATE / "target.json").read_text())["place"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -121,7 +120,7 @@ def recorded_place() -> str:
 
 
 def record(releases: list[str], gone: str = "") -> None:
-    """Record in boot.json with which configuration these boot initrds were made.
+    """Record in boot.json the configuration of these boot initrds.
 
     ``gone``: the release of a kernel that was removed.
     """
@@ -159,7 +158,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="update-initrds", description=(__doc__ or "").split("\n", maxsplit=1)[0]
     )
-    parser.add_argument("--release", metavar="RELEASE", help="only this kernel's")
+    parser.add_argument("--release", metavar="RELEASE", help="only for this kernel")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--helper-only", action="store_true", help="leave the boot initrd alone")
     which.add_argument("--boot-only", action="store_true", help="leave the helper initrd alone")
@@ -177,7 +176,7 @@ def main() -> int:
         return 0
     releases = [options.release] if options.release else kernels.installed()
     if not releases:
-        print("update-initrds: no kernel has modules here; nothing to do")
+        print("update-initrds: no kernel with modules is installed; nothing to do")
         return 0
     failed = 0
     made = []

@@ -6,7 +6,7 @@ Pure.  Offsets from Documentation/arch/x86/boot.rst and zero-page.rst (protocol 
 ======= ==== ================= =============================================
 offset  size field             use
 ======= ==== ================= =============================================
-0x070   8    acpi_rsdp_addr    where ACPI begins, as the running kernel knows
+0x070   8    acpi_rsdp_addr    where ACPI begins, from the running kernel
 0x000   64   screen_info       the text console's state
 0x1e8   1    e820_entries
 0x1f1   1    setup_sects       0 means 4
@@ -42,7 +42,7 @@ XLF_KERNEL_64 = 1
 
 @dataclass(frozen=True)
 class Kernel:
-    """What the header of a bzImage says.  Sizes and offsets in bytes."""
+    """The fields of a bzImage header that we use.  Sizes and offsets in bytes."""
 
     header: bytes
     body_offset: int

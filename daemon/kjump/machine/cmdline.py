@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel's command line, read as the kernel reads it, and the words on it that are ours.
+"""The kernel's command line, read as the kernel reads it, and kjump's own words on it.
 
 Runs in all three kernels; changes nothing.  Parsing is pure.  The rules are those of
-lib/cmdline.c (next_arg) and kernel/params.c (parse_args): double quotes keep blanks together and
-are dropped around a word or a value, ``-`` and ``_`` are the same in names, and what follows a bare
-``--`` is for init.  (The kernel also takes the byte 0xa0 for a blank.  Here it is a part of a
-UTF-8 character.)
+lib/cmdline.c (next_arg) and kernel/params.c (parse_args): double quotes protect blanks and are
+removed around a word or a value, ``-`` and ``_`` are equal in names, and everything after a bare
+``--`` is for init.  (The kernel also treats the byte 0xa0 as a blank.  Here it is part of a UTF-8
+character.)
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ CMDLINE = Path("/proc/cmdline")
 TARGET = "kjump.target"
 """Where the image is: a target as in kjump.conf(5), and after a colon the byte of its locator."""
 NO_RESUME = "kjump.noresume"
-"""Pass over an image; the kernel's own word `SYSTEM_NO_RESUME` says the same."""
+"""Do not resume from an image; the kernel's own word `SYSTEM_NO_RESUME` means the same."""
 RESTORE = "kjump.restore"
-"""For the boot kernel: which way to restore.  For the restorer: the id of the cycle."""
+"""For the boot kernel: how to restore.  For the restorer: the id of the cycle."""
 RETURN = "kjump.return"
 """Physical address of the return cell, hexadecimal; for the helper."""
 SKIP_WAIT = "kjump.skip-wait"
 """Seconds in which the restorer accepts Esc."""
 INJECT = "kjump.inject"
-"""A fault for the helper to make, in tests."""
+"""A fault that the helper causes, in tests."""
 WORDS = (TARGET, NO_RESUME, RESTORE, RETURN, SKIP_WAIT, INJECT)
-"""Every word of ours."""
+"""All of kjump's words."""
 
 SYSTEM_NO_RESUME = "noresume"
 
 BLANKS = " \t\n\v\f\r"
 TRUE, FALSE = "yY1", "nN0"
 SOMETIMES_TRUE = "tTeE"
-"""What only newer kernels take for yes: "true" and "enable"."""
+"""First letters that only newer kernels read as yes: "true" and "enable"."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Word:
 
 
 def canonical(name: str) -> str:
-    """The name as names are compared (parameq)."""
+    """The name in the form in which the kernel compares names (parameq)."""
     return name.replace("-", "_")
 
 
 @dataclass(frozen=True)
 class CommandLine:
-    """The words of a command line that are for the kernel, in their order."""
+    """The words of a command line that are for the kernel, in order."""
 
     words: tuple[Word, ...] = ()
 
@@ -68,7 +68,7 @@ class CommandLine:
         return [word for word in self.words if canonical(word.name) == canonical(name)]
 
     def has(self, name: str) -> bool:
-        """Whether the word is there, with a value or without."""
+        """Whether the word is there, with or without a value."""
         return bool(self.all(name))
 
     def value(self, name: str) -> str | None:
@@ -77,9 +77,10 @@ class CommandLine:
         return values[-1] if values else None
 
     def may_be_on(self, name: str, *, default: bool = False) -> bool:
-        """Whether some kernel reads the switch ``NAME=VALUE`` as on (kstrtobool).
+        """Whether any kernel reads the switch ``NAME=VALUE`` as on (kstrtobool).
 
-        A value that not every kernel understands counts if it says yes, and does not if it says no.
+        If not every kernel understands a value, it counts when it means yes, and not when it means
+        no.
         """
         on = default
         for word in self.all(name):
@@ -94,8 +95,8 @@ class CommandLine:
 
 
 def may_be_true(value: str) -> bool | None:
-    """A switch's value as the kernel reads it: only the first letters count.  None: it is ignored,
-    by some kernels at least."""
+    """A switch's value as the kernel reads it: only the first letters count.  None: at least some
+    kernels ignore it."""
     first = value[:1]
     if first and first in TRUE + SOMETIMES_TRUE:
         return True
@@ -105,15 +106,15 @@ def may_be_true(value: str) -> bool | None:
 
 
 def hibernation_off(words: CommandLine) -> list[Word]:
-    """The words with which the kernel neither saves nor loads an image (kernel/power/hibernate.c,
-    hibernate_setup: of ``hibernate=`` only the first letters count)."""
+    """The words that keep the kernel from saving and loading an image (kernel/power/hibernate.c,
+    hibernate_setup: only the first letters of the value of ``hibernate=`` count)."""
     kept = ("noresume", "nocompress")
     off = [word for word in _hibernate(words, "no") if not (word.value or "").startswith(kept)]
     return [*words.all("nohibernate"), *off]
 
 
 def kernel_resume_off(words: CommandLine) -> list[Word]:
-    """The words with which the kernel looks for no image of its own."""
+    """The words that keep the kernel from looking for an image of its own."""
     return [*words.all(SYSTEM_NO_RESUME), *_hibernate(words, "noresume"), *hibernation_off(words)]
 
 
@@ -122,7 +123,7 @@ def _hibernate(words: CommandLine, value: str) -> list[Word]:
 
 
 def split(text: str) -> Iterable[Word]:
-    """All words of a text, also those after ``--``."""
+    """All words of a text, including those after ``--``."""
     at, end = 0, len(text)
     while True:
         while at < end and text[at] in BLANKS:
@@ -134,7 +135,7 @@ def split(text: str) -> Iterable[Word]:
         inside, equals = quoted, 0
         while at < end and (inside or text[at] not in BLANKS):
             if text[at] == "=" and not equals:
-                equals = at - start  # one at the very beginning is a part of the name
+                equals = at - start  # at the very beginning it is part of the name
             if text[at] == '"':
                 inside = not inside
             at += 1
@@ -161,7 +162,7 @@ def parse(text: str) -> CommandLine:
 
 
 def read_text(path: Path = CMDLINE) -> str:
-    """The running kernel's command line as it stands.  Raises OSError; never for what is in it."""
+    """The running kernel's command line, unparsed.  Raises OSError, but accepts any content."""
     return path.read_text(encoding="utf-8", errors="surrogateescape")
 
 

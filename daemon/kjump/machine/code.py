@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The assembled code, and filling in its parameters.
 
-Pure but for reading the built files.  Sources are ``entry.S`` and ``jump.S`` in ``kjump/native``;
-each keeps its parameters as quads at the offset named here, which a test compares with the symbols.
+Pure, except that it reads the built files.  The sources are ``entry.S`` and ``jump.S`` in
+``kjump/native``; each keeps its parameters as quads at the offset given here, and a test compares
+these offsets with the symbols.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from kjump.machine.ranges import PAGE, Range, align_up
 ENTRY_PARAMETERS = 0x100
 JUMP_PARAMETERS = 0x80
 JUMP_KEPT = 0x60
-"""Where a kernel that wants to be entered again enters the jump code; see ``jump.S``."""
+"""Where a kernel that will be entered again enters the jump code; see ``jump.S``."""
 END_OF_ZEROS = 16
-"""Bytes of the extent without pages that ends the list of what to clear."""
+"""Bytes of the empty extent that ends the list of pages to clear."""
 
 
 def blob(name: str) -> bytes:
-    """Machine code of ``name`` ("entry" or "jump"), parameters zero."""
+    """The machine code of ``name`` ("entry" or "jump"), with all parameters zero."""
     return (BUILT / f"{name}.bin").read_bytes()
 
 
@@ -37,11 +38,11 @@ def entry_stub(*, note_slot: int, cell_slot: int, boot_params: int, kernel_entry
 
 @dataclass(frozen=True)
 class Jump:
-    """What jumps: whole pages, entered at the first byte or at `JUMP_KEPT`."""
+    """The code that jumps: whole pages, entered at the first byte or at `JUMP_KEPT`."""
 
     data: bytes
     tables: int
-    """Physical address of the page tables in them: what CR3 may be at the entry."""
+    """Physical address of the page tables in these pages: a valid CR3 for entering them."""
 
 
 def jump_pages(
@@ -53,11 +54,11 @@ def jump_pages(
     zeros: bytes | bytearray = b"",
     memory: Iterable[Range] = (),
 ) -> Jump:
-    """The code and tables that jump to ``target``, for the physical address ``at``.
+    """The code and tables that jump to ``target``, for loading at the physical address ``at``.
 
-    ``zeros``: extents, as an image's index has them, of pages to be cleared before the jump;
-    ``memory``: the physical addresses among which these are.  Page 0 is the code, page 1 the
-    stack, then comes the list of what to clear, then page tables that map all this, the memory and
+    ``zeros``: extents of pages to clear before the jump, in the form of an image's index;
+    ``memory``: the physical ranges that contain these pages.  Page 0 is the code, page 1 the
+    stack; the list of pages to clear follows, then page tables that map all this, the memory and
     the target.
     """
     listed = bytes(zeros) + bytes(END_OF_ZEROS) if zeros else b""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The displays of this machine: what drives them.
+"""The drivers of this machine's displays.
 
 Runs in the session, also while the helper's initrd is made.  Only reads /sys.
 """
@@ -13,6 +13,6 @@ DRM = Path("/sys/class/drm")
 
 
 def drivers(drm: Path = DRM) -> set[str]:
-    """Modules that drive the displays; what is built into the kernel has none."""
+    """Modules that drive the displays; a driver built into the kernel is no module."""
     modules = (card / "device/driver/module" for card in drm.glob("card*"))
     return {Path(os.path.realpath(module)).name for module in modules if module.exists()}

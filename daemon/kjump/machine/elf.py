@@ -2,7 +2,7 @@
 """ELF as kernels use it: core headers and notes.
 
 Pure; runs in all three kernels.  ELF64, little-endian, ET_CORE for x86_64.  The core header is the
-ELF file at ``elfcorehdr=`` from which the helper's kernel makes /proc/vmcore.  In a core header
+ELF file at ``elfcorehdr=``; the helper's kernel builds /proc/vmcore from it.  In a core header
 ``p_offset`` is a *physical address* (fs/proc/vmcore.c); in /proc/vmcore itself it is a file offset,
 and the PT_NOTEs are merged into one.
 """
@@ -43,7 +43,7 @@ def build(notes: Sequence[tuple[int, int]], memory: Iterable[Range]) -> bytes:
     )
     count = len(notes)
     for start, end in memory:
-        # p_vaddr is only for debuggers; the direct map may be anywhere under KASLR.
+        # p_vaddr is only for debuggers; with KASLR the direct map may be anywhere.
         headers += PHDR.pack(PT_LOAD, RWX, start, 0, start, end - start, end - start, 0)
         count += 1
     if count >= 0xFFFF:
@@ -52,7 +52,7 @@ def build(notes: Sequence[tuple[int, int]], memory: Iterable[Range]) -> bytes:
 
 
 def file_header(count: int) -> bytes:
-    """The ELF header of a core with ``count`` program headers right behind it."""
+    """The ELF header of a core; ``count`` program headers follow it directly."""
     return EHDR.pack(
         IDENT, ET_CORE, EM_X86_64, 1, 0, EHDR.size, 0, 0, EHDR.size, PHDR.size, count, 0, 0, 0
     )
@@ -89,7 +89,7 @@ def pack_note(owner: bytes, kind: int, descriptor: bytes) -> bytes:
 
 
 def descriptor_offset(owner: bytes) -> int:
-    """Where the descriptor starts in a note of this owner: bytes from the note's start."""
+    """Where the descriptor starts in a note with this owner: bytes from the note's start."""
     return NHDR.size + -(-(len(owner) + 1) // 4) * 4
 
 

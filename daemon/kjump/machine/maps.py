@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Physical memory, mapped a large part at a time for all threads together.
+"""Physical memory, mapped in large parts that all threads share.
 
-Runs in the helper and in the restorer.  Taking a mapping away interrupts every processor, so one
-for each chunk cost more than copying the chunk did; and one of everything would cost page tables
-that a small helper does not have.
+Runs in the helper and in the restorer.  Removing a mapping interrupts every processor, so a mapping
+for each chunk cost more than copying the chunk.  One mapping of all memory would need more page
+tables than a small helper has room for.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from kjump.machine.ranges import PAGE, Range, merge
 
 PART = 16384
-"""Pages mapped at a time, 64 MiB; their page tables take 128 KiB."""
+"""Pages in one mapping: 64 MiB, whose page tables take 128 KiB."""
 KEPT = 3
-"""Mappings that are kept for who comes next: threads work near one another, not on the same one."""
+"""Mappings that are kept for other threads: threads work near one another, but not on one part."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Part:
 class Maps:
     """Mappings of the ranges that may be mapped, and of nothing else; for any number of threads.
 
-    One that is in use stays until its last user lets go of it.
+    A mapping that is in use stays until its last user drops it.
     """
 
     def __init__(
         self, mapped: Callable[[int, int], tuple[mmap.mmap, int]], ranges: Sequence[Range]
     ) -> None:
-        """``mapped``: maps so many bytes from a physical address on, and says where in the mapping
-        they begin; ``ranges``: what may be mapped, in pfns."""
+        """``mapped(address, size)``: maps ``size`` bytes at a physical address, and returns the
+        mapping and their offset in it; ``ranges``: what may be mapped, in pfns."""
         self._mapped = mapped
         self._parts = [
             (at, min(at + PART, end))
@@ -59,8 +59,8 @@ class Maps:
         self._lock = threading.Lock()
 
     def part(self, pfn: int) -> Part | None:
-        """The part that this page lies in; None where it may not be mapped.  Raises what mapping
-        it does."""
+        """The part that holds this page; None if it may not be mapped.  Raises what ``mapped``
+        raises."""
         number = bisect_right(self._starts, pfn) - 1
         if number < 0 or pfn >= self._parts[number][1]:
             return None
@@ -92,6 +92,6 @@ class Maps:
             at = end
 
     def close(self) -> None:
-        """Keep none; those in use stay until they no longer are."""
+        """Drop all mappings; those in use stay as long as they are in use."""
         with self._lock:
             self._kept.clear()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What physical memory there is: /proc/iomem, the firmware's memory map, /dev/mem.
+"""The machine's physical memory: /proc/iomem, the firmware's memory map, /dev/mem.
 
 Runs in all three kernels.  Never writes to memory except through a view that the caller opened for
 writing.  All addresses are physical, ranges are half-open.
@@ -21,7 +21,7 @@ from kjump.machine.ranges import PAGE, Range, align_down, align_up, merge
 
 E820_RAM, E820_RESERVED = 1, 2
 
-# Names as drivers/firmware/memmap.c and arch/x86/kernel/e820.c give them, and their e820 types.
+# Names used by drivers/firmware/memmap.c and arch/x86/kernel/e820.c, and their e820 types.
 E820_TYPES = {
     "System RAM": 1,
     "Reserved": 2,
@@ -57,8 +57,8 @@ class Entry:
 
 
 def parse_iomem(text: str) -> list[Resource]:
-    """Lines of /proc/iomem.  Raises `NotPrivileged`: without CAP_SYS_ADMIN every address is 0
-    (kernel/resource.c, r_show)."""
+    """Lines of /proc/iomem.  Raises `NotPrivileged` if every address is 0, as the kernel shows
+    them without CAP_SYS_ADMIN (kernel/resource.c, r_show)."""
     out = []
     for line in text.splitlines():
         if " : " not in line:
@@ -76,12 +76,12 @@ def iomem() -> list[Resource]:
 
 
 def system_ram(resources: Iterable[Resource]) -> list[Range]:
-    """What the running kernel uses as RAM."""
+    """The ranges that the running kernel uses as RAM."""
     return merge((r.start, r.end) for r in resources if r.depth == 0 and r.name == "System RAM")
 
 
 def firmware_map(root: Path = Path("/sys/firmware/memmap")) -> list[Entry]:
-    """The memory map as the firmware gave it to the running kernel, in its order."""
+    """The memory map that the firmware gave to the running kernel, in the firmware's order."""
     out = []
     for folder in sorted(root.iterdir(), key=lambda path: int(path.name)):
         start = int((folder / "start").read_text(), 16)
@@ -101,16 +101,17 @@ def map_checksum(entries: Sequence[Entry]) -> int:
 
 
 def helper_map(entries: Iterable[Entry], window: Range, low: Iterable[Range]) -> list[Entry]:
-    """The memory map the helper is given.
+    """The memory map that the helper gets.
 
-    RAM: the window without its first 2 MiB (handoff, boot_params, core header lie there), and the
-    ``low`` ranges below 1 MiB that are staged with it.  All other RAM is the session's and becomes
-    *reserved* rather than a hole: a hole might be given to PCI devices.
+    Its RAM is the window without the first 2 MiB (handoff, boot_params and core header lie there),
+    and the ``low`` ranges below 1 MiB that are staged with it.  All other RAM is the session's and
+    becomes *reserved* rather than a hole: the kernel might give a hole to PCI devices.
 
-    But for one page, at 1 MiB.  The kernel joins what touches and is of one kind, and takes what is
-    reserved and begins below 1 MiB, as the firmware's own, for busy (arch/x86/kernel/e820.c,
-    do_mark_busy).  With CONFIG_IO_STRICT_DEVMEM, which distributions have, busy memory is not to be
-    reached through /dev/mem, and that would be all of the session's.
+    One page, at 1 MiB, does become a hole.  The kernel joins neighbouring ranges of the same type,
+    and marks a reserved range that begins below 1 MiB as busy, because it believes the firmware
+    owns it (arch/x86/kernel/e820.c, do_mark_busy).  With CONFIG_IO_STRICT_DEVMEM, which
+    distributions set, /dev/mem refuses busy memory; without the hole that would be all memory of
+    the session.
     """
     usable = merge([(window[0] + HEADROOM, window[1]), *low])
     out: list[Entry] = []
@@ -133,14 +134,14 @@ def helper_map(entries: Iterable[Entry], window: Range, low: Iterable[Range]) ->
 
 LOW_END = 1 << 20
 HEADROOM = 2 << 20
-"""Bytes at the window's start that hold what is handed over; the helper sees them as reserved."""
+"""Bytes at the window's start that hold the handoff; the helper sees them as reserved."""
 
 
 def is_5_level() -> bool:
     """Whether the running kernel uses 5-level page tables (CR4.LA57)."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("flags"):
-            # The decompressor reads this word, and by its own rules: quotes and "--" mean nothing.
+            # The decompressor reads this word by its own rules: it ignores quotes and "--".
             return "la57" in line.split() and "no5lvl" not in cmdline.read_text().split()
     return False
 
@@ -156,8 +157,8 @@ def has_gigabyte_pages() -> bool:
 class PhysicalMemory:
     """Physical memory through /dev/mem, by mapping (its read() stops at the end of RAM).
 
-    With CONFIG_STRICT_DEVMEM the kernel refuses what is RAM *to itself*, so the helper reaches
-    the session's memory and not its own.
+    With CONFIG_STRICT_DEVMEM a kernel refuses access to its *own* RAM, so the helper can reach
+    the session's memory but not its own.
     """
 
     def __init__(self, *, writable: bool = False) -> None:
@@ -165,7 +166,7 @@ class PhysicalMemory:
         self._fd = os.open("/dev/mem", (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
 
     def map(self, start: int, size: int) -> tuple[mmap.mmap, int]:
-        """A mapping that covers the bytes, and the offset in it of ``start``.  Raises OSError."""
+        """A mapping that covers the bytes, and the offset of ``start`` in it.  Raises OSError."""
         first = align_down(start)
         length = align_up(start + size) - first
         access = mmap.PROT_READ | (mmap.PROT_WRITE if self._writable else 0)
@@ -192,7 +193,8 @@ class PhysicalMemory:
 
 
 def parse_meminfo(text: str) -> dict[str, int]:
-    """What /proc/meminfo says in KiB, in bytes; its counts are left out."""
+    """The sizes in /proc/meminfo, in bytes (it gives them in KiB); its plain counts are left
+    out."""
     lines = (line.split() for line in text.splitlines())
     return {words[0].rstrip(":"): int(words[1]) << 10 for words in lines if len(words) == 3}
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The native library: loading it, and addresses of buffers for it.
+"""The native library: loading it, and getting the addresses of buffers for it.
 
-Runs in all three kernels.  Never builds the library; the Makefile does.  The sources are ``*.c`` in
-``kjump/native``.  Each module that calls a function declares it itself; a call leaves the
-interpreter free for other threads.
+Runs in all three kernels.  The sources are ``*.c`` in ``kjump/native``.  Each module declares the
+functions that it calls.  A call releases the interpreter's lock, so other threads can run.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import ctypes
 from pathlib import Path
 
 BUILT = Path(__file__).parents[1] / "native/built"
-"""What the Makefile makes of the sources."""
+"""Where the Makefile puts what it builds from the sources."""
 LIBRARY = ctypes.CDLL(str(BUILT / "libkjump.so"))
 
 U32, U64, INT = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int
@@ -22,7 +21,7 @@ INT_OUT = ctypes.POINTER(ctypes.c_int)
 
 
 class _View(ctypes.Structure):
-    """``Py_buffer`` (Include/pybuffer.h); a read-only mmap has no other way to its address."""
+    """``Py_buffer`` (Include/pybuffer.h): the only way to get the address of a read-only mmap."""
 
     _fields_ = (
         ("buf", ctypes.c_void_p),
@@ -46,7 +45,7 @@ _release.argtypes = (ctypes.POINTER(_View),)
 
 
 def address_of(buffer: object) -> int:
-    """Address of a buffer's first byte, read-only mappings included.  It must be kept alive."""
+    """Address of a buffer's first byte, also of a read-only mapping.  Keep the buffer alive."""
     view = _View()
     _get(buffer, ctypes.byref(view), 0)
     address = int(view.buf or 0)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Page states and gathering, natively: ctypes front of ``native/pages.c``.
+"""Classifying, gathering and scattering pages natively: the ctypes front of ``native/pages.c``.
 
-Runs in the helper (the boot side and the session use parts).  Never opens memory
-itself: the caller passes what is read or written.  Kinds of pages are bytes, one a
-page.
+Runs in the helper; the boot side and the session use parts of it.  The kind of each page is one
+byte.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from kjump.machine.structpage import Layout
 SAVE, FREE, OFFLINE, POISONED, UNACCEPTED, ZERO = range(6)
 NAMES = ("data", "free", "offline", "hwpoison", "unaccepted", "zero")
 EXTENT = 16
-"""Bytes of an extent in a bundle's lists: as on the target (`kjump.image.layout`)."""
+"""Bytes of an extent in a bundle's lists, the same as on the target (`kjump.image.layout`)."""
 
 
 class _Layout(ctypes.Structure):
@@ -77,7 +76,7 @@ _scatter.restype = ctypes.c_int
 
 
 class Classifier:
-    """Classifies struct pages in ascending order, keeping track of free blocks across calls."""
+    """Classifies struct pages in ascending order, and follows free blocks across calls."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = _Layout(
@@ -97,12 +96,12 @@ class Classifier:
         self._left = 0
 
     def restart(self) -> None:
-        """Before a jump in pfn: no free block goes on."""
+        """Call this before skipping pfns: no free block continues."""
         self._left = 0
 
     def classify(self, structs: object, offset: int, count: int, kinds: bytearray, at: int) -> None:
-        """Kinds of ``count`` pages, whose struct pages begin ``offset`` bytes into ``structs``,
-        into ``kinds`` from index ``at`` on."""
+        """Write the kinds of ``count`` pages to ``kinds``, starting at index ``at``.  Their struct
+        pages begin ``offset`` bytes into ``structs``."""
         if at + count > len(kinds):
             raise ValueError("kinds too short")
         if offset + count * self._size > len(structs):  # type: ignore[arg-type]
@@ -118,7 +117,7 @@ class Classifier:
 
 
 def flagged_blocks(flags: bytes | bytearray, size: int, mask: int) -> bytearray:
-    """For each block of ``size`` words (u64) 1 if one has a bit of ``mask``, else 0."""
+    """For each block of ``size`` words (u64): 1 if any of them has a bit of ``mask``, else 0."""
     blocks = len(flags) // 8 // size
     out = bytearray(blocks)
     _flagged_blocks(address_of(flags), blocks, size, mask, address_of(out))
@@ -126,14 +125,15 @@ def flagged_blocks(flags: bytes | bytearray, size: int, mask: int) -> bytearray:
 
 
 def count_blocks(entries: bytes | bytearray, shift: int, blocks: int) -> list[int]:
-    """Of entries of /proc/PID/pagemap: present pages in each block of ``1 << shift`` pages."""
+    """The number of present pages in each block of ``1 << shift`` pages; ``entries`` are those of
+    /proc/PID/pagemap."""
     out = (ctypes.c_uint32 * blocks)()
     _count_blocks(address_of(entries), len(entries) // 8, shift, out, blocks)
     return list(out)
 
 
 class Kinds:
-    """The kinds of consecutive pages, one byte each, kept where native code finds them."""
+    """The kinds of consecutive pages, one byte each, at an address that native code can use."""
 
     def __init__(self, kinds: bytearray) -> None:
         self.kinds = kinds
@@ -141,14 +141,15 @@ class Kinds:
         self.address = ctypes.addressof(self._hold)
 
     def span(self, at: int, end: int, most: int) -> int:
-        """How many pages from index ``at`` on make the next chunk: `most` to save at the most."""
+        """How many pages from index ``at`` on make the next chunk, with at most ``most`` pages to
+        save."""
         if not 0 <= at <= end <= len(self.kinds):
             raise ValueError("out of bounds")
         return int(_span(self.address + at, end - at, most))
 
 
 class Bundle:
-    """The pages of one chunk, in a buffer, and the lists of what they are.  Begins with `into`."""
+    """The pages of one chunk in a buffer, and the lists of their extents.  Call `into` first."""
 
     def __init__(self, room: int) -> None:
         """``room``: in pages."""
@@ -172,7 +173,7 @@ class Bundle:
         self.data_address = int(self._native.data)
 
     def into(self, buffer: mmap.mmap, offset: int) -> None:
-        """Empty it; what comes goes to this buffer, from byte ``offset`` on."""
+        """Empty the bundle; the next pages go to this buffer, from byte ``offset`` on."""
         if offset + self._room * PAGE > len(buffer):
             raise ValueError("out of bounds")
         native = self._native
@@ -185,12 +186,12 @@ class Bundle:
 
     @property
     def used(self) -> int:
-        """Pages in it."""
+        """Pages in the bundle."""
         return int(self._native.used)
 
     @property
     def zeros(self) -> int:
-        """Pages of zeros, which are only listed."""
+        """Pages of zeros, which are listed but not copied."""
         return int(self._native.zeros)
 
     @property
@@ -198,7 +199,7 @@ class Bundle:
         return int(self._native.data_used)
 
     def extents(self) -> bytes:
-        """The list of all pages seen, those of zeros included, as on the target."""
+        """The list of all pages seen, including pages of zeros, in the form of the target."""
         return self._extents[: self._native.extents_used * EXTENT]
 
     def gather(
@@ -206,9 +207,9 @@ class Bundle:
     ) -> int:
         """Take ``count`` pages from byte ``offset`` of ``memory`` on.
 
-        Their kinds are those from index ``at`` on, and the first of them is ``pfn``.  Copies those
-        of kind SAVE; pages of zeros become kind ZERO and are only listed.  Returns the pages
-        looked at: fewer where there was no room for more.
+        The first page is ``pfn``; the kinds of the pages begin at index ``at``.  Copies pages of
+        kind SAVE; pages of zeros become kind ZERO and are only listed.  Returns the number of pages
+        handled, which is lower if there was no room for more.
         """
         if offset + count * PAGE > len(memory) or at + count > len(kinds.kinds):  # type: ignore[arg-type]
             raise ValueError("out of bounds")
@@ -224,18 +225,18 @@ class Bundle:
 
 
 class Scatter:
-    """Pages on their way to where they belong: a list of extents, and how far it is done."""
+    """Writes pages to where they belong: a list of extents, and how much of it is done."""
 
     def __init__(self, extents: object, count: int, data: object | None) -> None:
-        """``extents``: as on the target, ``count`` of them; ``data``: their pages, one behind the
-        other; None: they are pages of zeros."""
+        """``extents``: ``count`` extents in the form of the target; ``data``: their pages, one
+        after the other; None: all are pages of zeros."""
         self._extents, self._data = extents, data
         self._count = count
         self._at, self._inside, self._done = U64(), U64(), U64()
 
     def into(self, view: object, offset: int, first: int, last: int) -> bool:
-        """Write what belongs to pfns [first, last), whose bytes are in ``view`` from ``offset`` on;
-        whether all is done."""
+        """Write the pages that belong to pfns [first, last), whose bytes begin at ``offset`` in
+        ``view``.  Returns whether all extents are done."""
         if len(view) < offset + (last - first) * PAGE:  # type: ignore[arg-type]
             raise ValueError("out of bounds")
         left = _scatter(
@@ -253,5 +254,5 @@ class Scatter:
 
     @property
     def at(self) -> tuple[int, int]:
-        """The extent that comes next, and how many of its pages are done."""
+        """The number of the next extent, and how many of its pages are done."""
         return int(self._at.value), int(self._inside.value)

@@ -3,7 +3,7 @@
 
 Pure.  CR4.LA57 cannot be switched in long mode, so the number of levels must be the session's; a
 jump with the other number of levels is a triple fault.  Entries are supervisor, writable,
-accessed and dirty; no NX, as what is mapped is run (Intel SDM vol. 3, 4.5).
+accessed and dirty, without NX because the mapped code runs (Intel SDM vol. 3, 4.5).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def identity(
 ) -> bytes:
     """Tables that map every byte of ``ranges`` (physical) to itself.
 
-    ``base``: the physical address the tables will lie at, page aligned; the top level comes
-    first, so ``base`` is the value for CR3.  With ``gigabyte_pages`` leaves are of 1 GiB, else of
+    ``base``: the physical address at which the tables will lie, page aligned; the top level comes
+    first, so ``base`` is the value for CR3.  A leaf maps 1 GiB with ``gigabyte_pages``, else
     2 MiB.  Returns whole pages.  Raises ValueError for an address that the levels cannot reach.
     """
     if levels not in (4, 5):
@@ -58,7 +58,7 @@ def identity(
 
 
 def translate(tables: bytes, base: int, address: int, *, levels: int) -> int | None:
-    """What the tables map a virtual address to, or None: the check of `identity`."""
+    """The address to which the tables map a virtual address, or None; this checks `identity`."""
     at, shift = base, 12 + 9 * (levels - 1)
     while True:
         offset = at - base + (address >> shift & 511) * 8

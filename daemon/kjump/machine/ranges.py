@@ -23,7 +23,7 @@ def align_down(value: int, to: int = PAGE) -> int:
 
 
 def merge(ranges: Iterable[Range]) -> list[Range]:
-    """Sorted, without overlap, touching ones joined; empty ones dropped."""
+    """The ranges sorted and without overlap; adjacent ones are joined, empty ones dropped."""
     out: list[Range] = []
     for start, end in sorted(r for r in ranges if r[0] < r[1]):
         if out and start <= out[-1][1]:
@@ -63,5 +63,5 @@ def overlaps(one: Range, ranges: Iterable[Range]) -> bool:
 
 
 def whole_pages(ranges: Iterable[Range]) -> list[Range]:
-    """The page-aligned inside of each byte range; what holds no whole page is dropped."""
+    """The whole pages in each byte range; a range without a whole page is dropped."""
     return merge((align_up(start), align_down(end)) for start, end in ranges)

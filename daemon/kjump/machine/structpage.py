@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Struct page of the session's kernel: its layout, and where the page states lie.
 
-Pure but for a reader that is passed in.  The session's page tables are walked from
+Pure, except for the reader that the caller passes.  It walks the session's page tables from
 ``init_top_pgt`` to find the memory of ``vmemmap`` (virtual array of struct page, 2 MiB mappings).
 """
 
@@ -21,7 +21,8 @@ PRESENT, LARGE = 1, 1 << 7
 U32 = 0xFFFFFFFF
 
 ReadPhysical = Callable[[int, int], bytes]
-"""(physical address, bytes) to the session's memory; raises OSError or `MemoryUnreadable`."""
+"""Reads (physical address, bytes) of the session's memory; raises OSError or
+`MemoryUnreadable`."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Layout:
 
 
 def layout(facts: Mapping[str, str]) -> Layout:
-    """The layout as VMCOREINFO describes it.  Raises `MemoryUnreadable`."""
+    """The layout that VMCOREINFO describes.  Raises `MemoryUnreadable`."""
 
     def optional(key: str) -> int | None:
         return number(facts, key) if key in facts else None
@@ -82,7 +83,7 @@ class AddressSpace:
         top = symbol(facts, "init_top_pgt", "swapper_pg_dir")
         self.root = top - START_KERNEL_MAP + number(facts, "NUMBER(phys_base)")
         self.levels = 5 if facts.get("NUMBER(pgtable_l5_enabled)") == "1" else 4
-        # With SME the encryption bit stands in every entry.
+        # With SME every entry contains the encryption bit.
         self._mask = ADDRESS & ~(
             number(facts, "NUMBER(sme_mask)") if "NUMBER(sme_mask)" in facts else 0
         )
@@ -90,7 +91,7 @@ class AddressSpace:
     def translate(self, address: int) -> tuple[int, int]:
         """Physical address, and how many bytes from there on are contiguous.
 
-        Raises `MemoryUnreadable` where nothing is mapped.
+        Raises `MemoryUnreadable` if nothing is mapped there.
         """
         table, shift = self.root, 12 + 9 * (self.levels - 1)
         while True:
@@ -126,8 +127,8 @@ class MemoryMap:
             self._vmemmap = self._array(symbol(facts, "vmemmap"))
 
     def _array(self, address: int) -> int:
-        """VMCOREINFO_SYMBOL_ARRAY names where an array begins, VMCOREINFO_SYMBOL where the
-        pointer to it lies; a pointer variable lies in the kernel image, the array does not."""
+        """VMCOREINFO_SYMBOL_ARRAY gives the address of an array, VMCOREINFO_SYMBOL that of the
+        pointer to it; a pointer variable lies in the kernel image, the array does not."""
         return self._dereference(address) if address >= START_KERNEL_MAP else address
 
     def _dereference(self, address: int) -> int:
@@ -141,7 +142,7 @@ class MemoryMap:
         return self._section(pfn) + pfn * self._size
 
     def _section(self, pfn: int) -> int:
-        """``section_mem_map`` without its flag bits: the base that pfns are added to."""
+        """``section_mem_map`` without its flag bits: the base to which a pfn is added."""
         facts = self._facts
         section = pfn >> (number(facts, "NUMBER(SECTION_SIZE_BITS)") - 12)
         size = number(facts, "SIZE(mem_section)")
@@ -158,4 +159,6 @@ class MemoryMap:
                 + number(facts, "OFFSET(mem_section.section_mem_map)")
             )
             return coded & ~0x3F
-        raise MemoryUnreadable("The session's kernel does not record how to find struct page.")
+        raise MemoryUnreadable(
+            "VMCOREINFO of the session's kernel does not say where struct page is."
+        )

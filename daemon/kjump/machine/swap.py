@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Free slots of a swap area in use, taken and held through /dev/snapshot.
 
-Runs in the session only.  The kernel gives slots to whoever has the device open for reading, for
-its own hibernation in user space (kernel/power/user.c), and takes them back when the descriptor is
-closed, also when its owner is killed.  While it is open the kernel's own hibernation is refused
-(hibernate_acquire).  Opening it runs the kernel's notifiers of hibernation
-(PM_HIBERNATION_PREPARE), closing it those of its end.
+Runs in the session only.  The kernel offers slots to any process that has the device open for
+reading, because hibernation in user space needs them (kernel/power/user.c).  It takes them back
+when the descriptor is closed, even if the owner is killed.  While the device is open, the kernel
+refuses its own hibernation (hibernate_acquire).  Opening it runs the kernel's notifiers for the
+start of a hibernation (PM_HIBERNATION_PREPARE), and closing it those for the end.
 
-A swap partition in use cannot be written to (ETXTBSY) but by who holds it so: block/fops.c asks
-is_hibernate_resume_dev(), which compares with the area that was set here (since 5.8, "PM:
-hibernate: Restrict writes to the resume device").
+The kernel refuses to write to a swap partition in use (ETXTBSY), except for the holder of this
+device: block/fops.c asks is_hibernate_resume_dev(), which compares with the area that was set here
+(since 5.8, "PM: hibernate: Restrict writes to the resume device").
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from kjump.machine.ranges import PAGE
 SNAPSHOT_DEVICE = Path("/dev/snapshot")
 FREE_SWAP_PAGES = 0x3309
 SET_SWAP_AREA = 0x400C330D
-"""``_IOW('3', 13, struct resume_swap_area)``, which is packed: 12 bytes."""
+"""``_IOW('3', 13, struct resume_swap_area)``; the struct is packed and has 12 bytes."""
 AREA = struct.Struct("<qI")
 ROOM = 1 << 20
-"""Pieces of free swap that are looked at, at most: 16 MiB of memory."""
+"""Most pieces of free swap that are examined; they take 16 MiB of memory."""
 MOST = 1 << 16
-"""Pieces that are used, at most: no more fit into the map of a target (`kjump.image.locator`).  As
-Python objects they take 160 bytes each, when memory is short."""
+"""Most pieces that are used: no more fit into the map of a target (`kjump.image.locator`).  As
+Python objects they take 160 bytes each, just when memory is short."""
 
 Span = tuple[int, int]
 
@@ -48,19 +48,19 @@ _longest.restype = U64
 
 
 def encoded_device(device: int) -> int:
-    """A device number (st_rdev) as the ioctl wants it: new_encode_dev() of linux/kdev_t.h."""
+    """A device number (st_rdev) as the ioctl expects it: new_encode_dev() of linux/kdev_t.h."""
     major, minor = os.major(device), os.minor(device)
     return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
 
 
 class Writable:
-    """A swap area in use that can be written to until `close`; no slots are taken."""
+    """A swap area in use that this process may write to until `close`; takes no slots."""
 
     def __init__(self, device: int, first_block: int) -> None:
         """The area on ``device`` (st_rdev) whose first block lies at byte ``first_block`` of it.
 
-        Raises `NoSnapshotDevice`, `TargetInUse` if someone else hibernates, `TargetMissing`
-        if the area is not in use any more.
+        Raises `NoSnapshotDevice`, `TargetInUse` if another program hibernates, `TargetMissing`
+        if the area is no longer in use.
         """
         try:
             self._fd = os.open(SNAPSHOT_DEVICE, os.O_RDONLY | os.O_CLOEXEC)
@@ -77,20 +77,20 @@ class Writable:
             fcntl.ioctl(self._fd, SET_SWAP_AREA, area)
         except OSError as error:
             self.close()
-            if error.errno == errno.EPERM:  # swsusp_swap_in_use(): slots of somebody
-                raise TargetInUse("Slots of the swap are taken already.") from error
+            if error.errno == errno.EPERM:  # swsusp_swap_in_use(): another program's slots
+                raise TargetInUse("Another program holds slots of the swap area.") from error
             raise TargetMissing(
                 f"The kernel does not know the swap area: {error.strerror}.",
-                advice="Switch it on (swapon), or name another target.",
+                advice="Switch it on (swapon), or choose another target.",
             ) from error
 
     def close(self) -> None:
-        """Give back what is held: slots, too."""
+        """Release everything that is held, including slots."""
         if self._fd >= 0:
             try:
                 fcntl.ioctl(self._fd, FREE_SWAP_PAGES)
             except OSError:
-                pass  # closing gives them back as well
+                pass  # closing releases them as well
             os.close(self._fd)
             self._fd = -1
 
@@ -105,9 +105,9 @@ class Slots(Writable):
     """Slots that are ours until `close`."""
 
     def __init__(self, device: int, first_block: int, pages: int) -> None:
-        """Take up to ``pages`` slots.  `spans`: where they are, bytes of the device.
+        """Take up to ``pages`` slots.  `spans`: where they are, in bytes of the device.
 
-        Raises as `Writable` does, and `TargetTooSmall` where no slot is free.
+        Raises the errors of `Writable`, and `TargetTooSmall` if no slot is free.
         """
         super().__init__(device, first_block)
         try:
@@ -121,16 +121,16 @@ class Slots(Writable):
         taken = ctypes.c_uint64()
         count = _take_slots(self._fd, pages, out, ROOM, ctypes.byref(taken))
         if count < 0:
-            raise TargetMissing(f"The kernel gives no swap: {os.strerror(-count)}.")
+            raise TargetMissing(f"The kernel refused to allocate swap: {os.strerror(-count)}.")
         if count == 0:
             raise TargetTooSmall("No swap is free.", advice="Add swap, or close programs.")
         return longest(out, count)
 
 
 def longest(pairs: ctypes.Array[ctypes.c_uint64], count: int, most: int = MOST) -> list[Span]:
-    """The longest of so many pieces, ascending and joined: ``most`` of them at the most.
+    """The ``most`` longest of ``count`` pieces, ascending, with neighbours joined.
 
-    ``pairs``: offset and length of each; it is overwritten.
+    ``pairs``: offset and length of each piece; it is overwritten.
     """
     count = int(_longest(pairs, count, most))
     values = pairs[: 2 * count]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The system calls kjump stands on: kexec_load(2), reboot(2), mlock(2).
+"""The system calls that kjump is built on: kexec_load(2), reboot(2), mlock(2).
 
 Runs in all three kernels.  Numbers and flags are those of x86_64 (``uapi/linux/kexec.h``,
-``uapi/linux/reboot.h``).  kexec_file_load is of no use here: it has no preserve flag in any
-version of the kernel.
+``uapi/linux/reboot.h``).  kexec_file_load would not do: no version of the kernel has a preserve
+flag for it.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class _Segment(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Segment:
-    """What is to lie at ``memory`` (physical, page aligned) at the jump.
+    """What the jump puts at ``memory`` (physical, page aligned).
 
-    ``size`` bytes, page aligned; ``data`` comes first, zeros fill the rest.
+    ``size`` bytes, whole pages: ``data`` comes first, zeros fill the rest.
     """
 
     data: bytes | bytearray | mmap.mmap | memoryview
@@ -106,9 +106,9 @@ def kexec_loaded() -> bool:
 def probe_kexec_jump() -> KjumpError | None:
     """Why this kernel cannot stage a context-preserving image, or None if it can.
 
-    An empty load with the preserve flag: a kernel without CONFIG_KEXEC_JUMP does not know the
-    flag and answers EINVAL (kernel/kexec.c, kexec_load_check).  It would also unload what is
-    staged, so with anything staged the answer is taken to be yes.
+    It makes an empty load with the preserve flag: a kernel without CONFIG_KEXEC_JUMP does not know
+    the flag and answers EINVAL (kernel/kexec.c, kexec_load_check).  This would also unload a staged
+    image, so if any image is staged, the answer is yes without trying.
     """
     if kexec_loaded():
         return None
@@ -128,7 +128,7 @@ def probe_kexec_jump() -> KjumpError | None:
 
 
 def has_capability(number: int) -> bool:
-    """Whether this process has a capability (capabilities(7)) in effect."""
+    """Whether this process has an effective capability (capabilities(7))."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> number & 1)
@@ -153,11 +153,11 @@ def _reboot(command: int) -> None:
 
 
 def reboot_kexec() -> None:
-    """Jump into what is staged.
+    """Jump into the staged image.
 
-    With a context-preserving image it returns when the session runs again, be it after a jump back
-    or after a restore from disk (the call returns the same way for both).  A plain image does not
-    return.  Raises OSError if the kernel refused, with everything as it was.
+    With a context-preserving image it returns when the session runs again, either after a jump
+    back or after a restore from disk; it does not show which.  With a plain image it does not
+    return.  Raises OSError if the kernel refused; nothing has changed then.
     """
     _reboot(REBOOT_KEXEC)
 
@@ -173,8 +173,8 @@ def restart() -> None:
 
 
 def bpf(command: int, attributes: bytes) -> int:
-    """bpf(2), with a ``union bpf_attr``; zeros behind it mean what was always meant.  Raises
-    OSError."""
+    """bpf(2), with a ``union bpf_attr``; the kernel treats the missing end as zeros, the defaults.
+    Raises OSError."""
     attr = ctypes.create_string_buffer(attributes, len(attributes))
     return _call(SYS_BPF, ctypes.c_int(command), attr, ctypes.c_uint(len(attributes)))
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-r"""What a target's name means: the paths that udev gives the device, in every kernel the same.
+r"""What a target's name means: the paths that udev gives the device, the same in every kernel.
 
 Runs in all three kernels; pure.  ``PARTLABEL=Linux hibernate`` is
-``/dev/disk/by-partlabel/Linux\x20hibernate``: udev encodes what is neither a letter, a digit, one
-of ``#+-.:=@_`` nor a valid character beyond ASCII (blkid_encode_string of util-linux).
+``/dev/disk/by-partlabel/Linux\x20hibernate``: udev encodes every character except letters, digits,
+``#+-.:=@_`` and valid characters beyond ASCII (blkid_encode_string of util-linux).
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ PLAIN = frozenset("#+-.:=@_0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopq
 
 
 def names_a_file(spec: str) -> bool:
-    """Whether a ``[Target] Path=`` names a file, and not a device."""
+    """Whether a ``[Target] Path=`` names a file rather than a device."""
     return spec.startswith("/") and not spec.startswith("/dev/")
 
 
 def paths(spec: str) -> list[Path]:
-    """The paths by which udev knows the device that a spec names; none: it names no device.
+    """The paths under which udev knows the device that a spec names; none if it names no device.
 
-    More than one for ``UUID=``: it depends on the file system whether it is in capitals.
+    ``UUID=`` gives several: whether udev writes it in capitals depends on the file system.
     """
     if spec.startswith("/dev/"):
         return [Path(spec)]
     kind, equals, value = spec.partition("=")
     if not equals or kind not in FOLDERS:
         return []
-    # Also a name that is written as udev writes it.
+    # The name may be written in udev's encoding.
     value = decode(value)
     if value in ("", ".", ".."):
         return []
@@ -49,7 +49,7 @@ def paths(spec: str) -> list[Path]:
 
 
 def encode(name: str) -> str:
-    r"""A name as udev puts it into links: a blank is ``\x20``."""
+    r"""A name as udev writes it in links: a blank becomes ``\x20``."""
     return "".join(
         char
         if char in PLAIN or _is_valid(ord(char))
@@ -59,14 +59,14 @@ def encode(name: str) -> str:
 
 
 def _is_valid(number: int) -> bool:
-    """Beyond ASCII, and a character (utf8_encoded_valid_unichar)."""
+    """Whether this is a valid character beyond ASCII (utf8_encoded_valid_unichar)."""
     if number < 0x80 or 0xD800 <= number < 0xE000 or 0xFDD0 <= number < 0xFDF0:
         return False
     return number & 0xFFFE != 0xFFFE
 
 
 def decode(text: str) -> str:
-    r"""A name without udev's ``\x20`` and the like."""
+    r"""A name without udev's encoding, such as ``\x20``."""
     out = bytearray()
     at = 0
     while at < len(text):

@@ -60,7 +60,7 @@ class Vmcore:
             yield from iterate_notes(data)
 
     def readable(self) -> list[Range]:
-        """What of the session's memory is there to read, in pfns; whole pages."""
+        """The readable whole pages of the session's memory, in pfns."""
         inside = whole_pages((s.physical, s.physical + s.size) for s in self.memory)
         return [(a // PAGE, b // PAGE) for a, b in subtract(inside, self._hidden)]
 
@@ -79,7 +79,7 @@ class Vmcore:
             data = os.pread(self._fd, size, segment.offset + start - segment.physical)
         except OSError as error:
             raise MemoryUnreadable(
-                f"Reading the session's memory at {start:#x}: {error}."
+                f"The session's memory at {start:#x} cannot be read: {error}."
             ) from error
         if len(data) != size:
             raise MemoryUnreadable(f"The session's memory ends at {start + len(data):#x}.")
@@ -95,7 +95,7 @@ class Vmcore:
             view = mmap.mmap(self._fd, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=first)
         except OSError as error:
             raise MemoryUnreadable(
-                f"Mapping the session's memory at {start:#x}: {error}."
+                f"The session's memory at {start:#x} cannot be mapped: {error}."
             ) from error
         return view, at - first
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""VMCOREINFO: how the session's kernel records where its structures lie.
+"""VMCOREINFO: the session's kernel's own description of where its structures lie.
 
-Pure.  Text, a line a fact: ``OSRELEASE=6.12.0``, ``SYMBOL(name)=hex``, ``NUMBER(name)=decimal``
-(signed), ``SIZE``, ``OFFSET``, ``LENGTH`` (kernel/vmcore_info.c).
+Pure.  It is text with one fact a line: ``OSRELEASE=6.12.0``, ``SYMBOL(name)=hex``,
+``NUMBER(name)=decimal`` (signed), ``SIZE``, ``OFFSET``, ``LENGTH`` (kernel/vmcore_info.c).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ OWNER = b"VMCOREINFO"
 
 
 def parse(text: bytes) -> dict[str, str]:
-    """All lines by key; a line without ``=`` is passed over."""
+    """All lines by key; lines without ``=`` are ignored."""
     out = {}
     for line in text.rstrip(b"\0").decode("ascii", "replace").splitlines():
         key, sign, value = line.partition("=")
@@ -25,12 +25,12 @@ def parse(text: bytes) -> dict[str, str]:
 
 
 def text(facts: Mapping[str, str]) -> str:
-    """The lines again, as `parse` read them."""
+    """The reverse of `parse`: the facts as lines of text."""
     return "".join(f"{key}={value}\n" for key, value in facts.items())
 
 
 def number(facts: Mapping[str, str], *keys: str, base: int = 10) -> int:
-    """The first of the keys that is there.  Raises `MemoryUnreadable` if none is."""
+    """The value of the first of the keys that is there.  Raises `MemoryUnreadable` if none is."""
     for key in keys:
         if key in facts:
             try:
@@ -38,7 +38,7 @@ def number(facts: Mapping[str, str], *keys: str, base: int = 10) -> int:
             except ValueError as error:
                 raise MemoryUnreadable(f"VMCOREINFO: {key}={facts[key]}") from error
     raise MemoryUnreadable(
-        f"The session's kernel does not record {' or '.join(keys)} (VMCOREINFO)."
+        f"VMCOREINFO of the session's kernel does not contain {' or '.join(keys)}."
     )
 
 

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Chunks: compressing pages into one, and getting them out again.
+ * Chunks: compressing pages into one, and unpacking it again.
  *
- * Called from kjump.image.codec through ctypes, so that all of it runs beside other threads.  The
- * compressors are libzstd and liblz4, the checksums xxHash's and zlib's.
+ * kjump.image.codec calls this through ctypes, so all of it runs in parallel with other threads.
+ * The compressors are libzstd and liblz4; the checksums come from xxHash and zlib.
  * Layout of a chunk: kjump/image/layout.py.
  */
 #include <stddef.h>
 #include <string.h>
 
 #include <lz4.h>
-#define XXH_INLINE_ALL			/* no library more in the initrds */
+#define XXH_INLINE_ALL			/* so the initrds need no further library */
 #include <xxhash.h>
 #include <zlib.h>
 #include <zstd.h>
@@ -18,7 +18,7 @@
 #include "kjump.h"
 
 #define HEAD 32u			/* bytes of a chunk's header */
-#define CHECKED 28u			/* of these, how many come before its own checksum */
+#define CHECKED 28u			/* how many of these come before its own checksum */
 #define SAMPLE (32u << 10)
 #define SAMPLES 4u
 
@@ -41,15 +41,15 @@ void kj_context_free(void *context)
 	ZSTD_freeCCtx(context);
 }
 
-/* The low half of XXH64 without a seed, as in a zstd frame: several times as fast as a CRC. */
+/* The low half of XXH64 with seed 0, as in a zstd frame: several times as fast as a CRC. */
 uint32_t kj_checksum(const uint8_t *data, uint64_t length)
 {
 	return (uint32_t)XXH64(data, length, 0);
 }
 
 /*
- * Is it worth compressing?  Asked of a fast compressor and a few samples: zstd takes far longer
- * to find out.  `scratch` has room for a sample.
+ * Is this worth compressing?  A fast compressor tries a few samples, because zstd would take far
+ * longer to find out.  `scratch` has room for a sample.
  */
 static int compressible(const uint8_t *data, uint64_t size, uint8_t *scratch, uint64_t room)
 {
@@ -68,13 +68,14 @@ static int compressible(const uint8_t *data, uint64_t size, uint8_t *scratch, ui
 }
 
 /*
- * A chunk, but for its number and its header's checksum (kj_chunk_seal): header and extents, then
- * from the next page on the payload: the pages by the codec that is asked for, or as they are where
- * that would not make them smaller; zeros up to the next page.
+ * Make a chunk, except its number and its header's checksum (see kj_chunk_seal).  It has the header
+ * and the extents; from the next page on the payload, which is the pages compressed with `codec`,
+ * or unchanged if that would not make them smaller; then zeros up to the next page.
  *
- * Pages that stay as they are stay where they are, and the rest is put before them; compressed ones
- * come to `out`, which has room for `size` bytes.  Before either there is memory for header and
- * extents.  Returns the bytes of the chunk, and in *chunk where it begins; both are whole pages.
+ * Unchanged pages also stay in place, and the rest is put before them.  Compressed pages go to
+ * `out`, which has room for `count` pages.  Before `pages` and before `out` there is memory for
+ * header and extents.  Returns the chunk's size in bytes, and its start in *chunk; both are whole
+ * pages.
  */
 uint64_t kj_chunk_pack(void *context, uint8_t *pages, uint64_t count, const struct extent *list,
 		       uint64_t extents, uint32_t codec, int level, uint8_t *out, uint8_t **chunk)
@@ -91,7 +92,7 @@ uint64_t kj_chunk_pack(void *context, uint8_t *pages, uint64_t count, const stru
 			length = ZSTD_CCtx_setParameter(context, ZSTD_c_checksumFlag, 1);
 		if (!ZSTD_isError(length))
 			length = ZSTD_compress2(context, out, size, pages, size);
-		if (ZSTD_isError(length))	/* no room: it did not become smaller */
+		if (ZSTD_isError(length))	/* no room: the pages did not become smaller */
 			length = 0;
 	} else if (codec == LZ4) {
 		int n = LZ4_compress_fast((const char *)pages, (char *)out, (int)size,
@@ -115,7 +116,7 @@ uint64_t kj_chunk_pack(void *context, uint8_t *pages, uint64_t count, const stru
 	return lead + stored;
 }
 
-/* Number and header checksum of a chunk that kj_chunk_pack made. */
+/* Set the number and the header's checksum of a chunk that kj_chunk_pack made. */
 void kj_chunk_seal(uint8_t *chunk, uint32_t number)
 {
 	struct head head;
@@ -130,7 +131,8 @@ void kj_chunk_seal(uint8_t *chunk, uint32_t number)
 }
 
 /*
- * `size` bytes from a payload of `length` bytes.  Returns 1; 0 if it does not unpack to just that.
+ * Unpack a payload of `length` bytes to `size` bytes.  Returns 1, or 0 if it does not unpack to
+ * exactly that many.
  */
 int kj_unpack(uint32_t codec, const uint8_t *payload, uint64_t length, uint8_t *out, uint64_t size)
 {
@@ -151,7 +153,7 @@ int kj_unpack(uint32_t codec, const uint8_t *payload, uint64_t length, uint8_t *
 	return 0;
 }
 
-/* A zstd frame of any data, with checksum; its length, 0 if `room` is too small. */
+/* Make a zstd frame, with checksum.  Returns its length, or 0 if `room` is too small. */
 uint64_t kj_pack(void *context, int level, const uint8_t *data, uint64_t size, uint8_t *out,
 		 uint64_t room)
 {
@@ -163,7 +165,7 @@ uint64_t kj_pack(void *context, int level, const uint8_t *data, uint64_t size, u
 	return ZSTD_isError(length) ? 0 : length;
 }
 
-/* Room for kj_pack of any `size` bytes. */
+/* The room that kj_pack needs for any `size` bytes. */
 uint64_t kj_pack_bound(uint64_t size)
 {
 	return ZSTD_compressBound(size);

@@ -3,12 +3,12 @@
  * entry: the first instructions of the helper kernel.
  *
  * The session's kexec jumps here (64-bit, identity mapped, interrupts off) with its own jump-back
- * address at 0(%rsp).  Keep that address where the helper will look for it, then enter the kernel
- * by the 64-bit boot protocol (Documentation/arch/x86/boot.rst): flat segments 0x10 and 0x18,
- * rsi = boot_params.
+ * address at 0(%rsp).  This code stores that address where the helper will look for it, then enters
+ * the kernel by the 64-bit boot protocol (Documentation/arch/x86/boot.rst): flat segments 0x10 and
+ * 0x18, rsi = boot_params.
  *
- * Position independent; lies at the start of the window.  The loader fills the four quads at
- * `parameters`; everything here is physical addresses.
+ * It is position independent and lies at the start of the window.  The loader fills the four quads
+ * at `parameters`; all addresses are physical.
  */
 	.code64
 	.text
@@ -22,7 +22,7 @@ start:
 	movq	cell_slot(%rip), %rbx
 	movq	%rax, (%rbx)			/* ... and into the return cell */
 
-	leaq	gdt(%rip), %rax			/* the kernel wants its two flat segments */
+	leaq	gdt(%rip), %rax			/* the kernel needs its two flat segments */
 	movq	%rax, gdt_base(%rip)
 	lgdt	gdt_limit(%rip)
 	movl	$0x18, %eax

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Lists of extents as they lie on the target, checked and walked without a Python object for each.
+ * Lists of extents in the form of the target, checked and walked without a Python object for each.
  *
- * Pure functions over memory they are given.  Called from kjump.image.extents through ctypes.
+ * Pure functions over the memory that the caller passes; kjump.image.extents calls them through
+ * ctypes.
  */
 #include <stddef.h>
 
@@ -11,8 +12,8 @@
 #define MAX_PFN (1ull << 40)
 
 /*
- * Do the extents ascend without overlap, none empty, of a known kind?  Counts the pages of each
- * kind.  Returns 0 if not.
+ * Check that the extents ascend without overlap, that none is empty, and that their kinds are
+ * known; count the pages of each kind.  Returns 0 if the list is wrong.
  */
 int kj_extents_check(const struct extent *list, uint64_t count, uint64_t *data, uint64_t *zero)
 {
@@ -32,8 +33,8 @@ int kj_extents_check(const struct extent *list, uint64_t count, uint64_t *data, 
 }
 
 /*
- * Does a chunk bring just the pages that the index has next?  The walk through the index goes on
- * at *at, *inside, over its data extents only.  Returns 0 if not.
+ * Check that a chunk contains exactly the pages that come next in the index.  The walk through the
+ * index continues at *at, *inside, over its data extents only.  Returns 0 if the chunk is wrong.
  */
 int kj_extents_due(const struct extent *index, uint64_t count, uint64_t *at, uint64_t *inside,
 		   const struct extent *chunk, uint64_t chunk_count)
@@ -61,7 +62,7 @@ int kj_extents_due(const struct extent *index, uint64_t count, uint64_t *at, uin
 	return 1;
 }
 
-/* Does the index have no data behind *at, *inside? */
+/* Returns 1 if the index has no data after `at`, `inside`, else 0. */
 int kj_extents_end(const struct extent *index, uint64_t count, uint64_t at, uint64_t inside)
 {
 	for (; at < count; at++, inside = 0)
@@ -71,7 +72,8 @@ int kj_extents_end(const struct extent *index, uint64_t count, uint64_t at, uint
 }
 
 /*
- * The first extent that does not lie in one of the ascending ranges (pairs of pfns), or `count`.
+ * Find the first extent that does not lie in one of the ascending ranges (pairs of pfns).  Returns
+ * its number, or `count` if there is none.
  */
 uint64_t kj_extents_outside(const struct extent *list, uint64_t count, const uint64_t *ranges,
 			    uint64_t range_count)
@@ -88,7 +90,7 @@ uint64_t kj_extents_outside(const struct extent *list, uint64_t count, const uin
 	return count;
 }
 
-/* All page frame numbers one after the other.  `out` has room for all. */
+/* Write all page frame numbers one after the other to `out`, which has room for them. */
 void kj_extents_numbers(const struct extent *list, uint64_t count, uint64_t *out)
 {
 	for (uint64_t i = 0; i < count; i++)
@@ -97,8 +99,8 @@ void kj_extents_numbers(const struct extent *list, uint64_t count, uint64_t *out
 }
 
 /*
- * The first `most` extents of zeros go to `zeros`, all others to `rest`; both have room for all.
- * Returns how many went to `zeros`.
+ * Copy the first `most` extents of zeros to `zeros`, and all others to `rest`; both have room for
+ * all.  Returns the number of extents in `zeros`.
  */
 uint64_t kj_extents_split(const struct extent *list, uint64_t count, uint64_t most,
 			  struct extent *zeros, struct extent *rest)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * /dev/snapshot: giving many pages to a file that takes one a time, and the jump.
+ * /dev/snapshot: writing many pages to a file that takes one page at a time, and the jump.
  *
- * Called from kjump.resume.snapshot through ctypes.
+ * kjump.resume.snapshot calls this through ctypes.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -17,8 +17,8 @@
 #define ATOMIC_RESTORE 0x3304
 
 /*
- * Write `count` pages, each a vector of its own: the kernel loops over them in one call.  Returns
- * how many were taken; *error is the errno that ended it, 0 where all were.
+ * Write `count` pages, each as a vector of its own, so that the kernel loops over them in one call.
+ * Returns how many the kernel took; *error is the errno that stopped it, or 0 if it took all.
  */
 uint64_t kj_feed(int fd, const uint8_t *data, uint64_t count, int *error)
 {
@@ -49,10 +49,10 @@ uint64_t kj_feed(int fd, const uint8_t *data, uint64_t count, int *error)
 }
 
 /*
- * Freeze everything else, and jump.  Returns only where that failed: the errno.
+ * Freeze everything else, and jump.  Returns only if that failed: the errno.
  *
- * Not from Python in two calls: the kernel freezes the other threads of this program as well, and
- * one that held the interpreter's lock would keep it, so that the first call never came back.
+ * Python must not make these two calls itself.  The kernel also freezes the other threads of this
+ * program; if one of them held the interpreter's lock, the first call would never return.
  */
 int kj_restore(int fd)
 {

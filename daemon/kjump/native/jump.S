@@ -2,23 +2,24 @@
 /*
  * jump: back into the session's kernel.
  *
- * Used twice: by the helper, staged with a plain kexec (jump back), and by the boot side, as one
- * page of the restored memory to which the kernel's /dev/snapshot jumps (restore).  Both times the
- * code runs at its physical address with interrupts off; what is mapped besides differs, so it
- * brings its own tables.
+ * This code has two users: the helper, which stages it with a plain kexec (jump back), and the boot
+ * side, which puts it in one page of the restored memory; the kernel's /dev/snapshot jumps there
+ * (restore).  In both cases the code runs at its physical address with interrupts off.  The rest of
+ * the mappings differs, so the code brings its own page tables.
  *
- * Nobody is left behind then, so whatever memory the kernel before had may be written to: the
- * session's pages of zeros are cleared here.  Nobody had to hold them until then, and a boot kernel
- * that has room for all pages but these need not know of them.
+ * The kernel before does not run any more, so its memory may be overwritten: the session's pages of
+ * zeros are cleared here.  Nothing has to hold these pages until then, so a boot kernel needs room
+ * only for all other pages.
  *
- * The session's kernel expects what kexec itself would give it (arch/x86/kernel/
+ * The session's kernel expects the state that kexec itself would leave (arch/x86/kernel/
  * relocate_kernel_64.S): identity mapping of its control page, plain CR0 and CR4, a readable word
- * at 0(%rsp).  The loader fills the four quads at `parameters`, physical addresses.
+ * at 0(%rsp).  The loader fills the four quads at `parameters`; all addresses are physical.
  *
- * `kept` is the other way in, for a helper that wants to be entered again: its kernel, leaving with
- * its context preserved, calls the code with its own re-entry address at 0(%rsp).  That address
- * must be what the session's kernel finds at 0(%rsp) in its turn (it keeps it as the start of its
- * staged image).  So it goes from the kernel's stack, which the tables below do not map, to ours.
+ * `kept` is the other entry, for a helper that will be entered again: its kernel leaves with its
+ * context preserved, and calls this code with its own re-entry address at 0(%rsp).  The session's
+ * kernel must then find that address at 0(%rsp), because it keeps it as the start of its staged
+ * image.  So the code copies it from the kernel's stack, which the tables below do not map, to
+ * the stack here.
  */
 #define CR4_PAE		(1 << 5)
 #define CR4_MCE		(1 << 6)
@@ -37,12 +38,12 @@ start:
 	cld
 	movq	%cr4, %rax			/* no CET, LASS, SMEP, PCID, global pages: ... */
 	andl	$(CR4_PAE | CR4_MCE | CR4_LA57), %eax
-	movq	%rax, %cr4			/* ... the session's kernel brings back its own */
+	movq	%rax, %cr4			/* ... the session's kernel restores its own */
 	movq	%cr0, %rax
 	andl	$~(CR0_EM | CR0_TS | CR0_WP | CR0_AM), %eax
 	movq	%rax, %cr0
 	movq	tables(%rip), %rax
-	movq	%rax, %cr3			/* maps these pages, the target and what is cleared */
+	movq	%rax, %cr3			/* maps these pages, the target and the pages to clear */
 	movq	stack(%rip), %rsp
 	movq	zeros(%rip), %rsi
 	jmp	clear
@@ -53,7 +54,7 @@ kept:
 	endbr64
 	movq	(%rsp), %rax			/* the helper's re-entry address ... */
 	movq	stack(%rip), %rcx
-	movq	%rax, (%rcx)			/* ... is where the session will look */
+	movq	%rax, (%rcx)			/* ... goes where the session will look for it */
 	jmp	start
 
 	.org	0x80
@@ -65,9 +66,9 @@ target:	.quad	0				/* the jump-back address */
 zeros:	.quad	0				/* what to clear; 0: nothing */
 
 /*
- * Extents as an image's index has them (kjump-image(5)): page frame number, number of pages (32
- * bits), kind.  One without pages ends the list.  64 bytes at a time, which is quick on any
- * processor; `rep stosb` is not, without ERMS.
+ * The list has extents in the form of an image's index (kjump-image(5)): page frame number, number
+ * of pages (32 bits), kind.  An empty extent ends it.  This clears 64 bytes at a time, which is
+ * fast on any processor; `rep stosb` is slow without ERMS.
  */
 clear:
 	testq	%rsi, %rsi

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Which pages hold something, and bringing them together: the loops that run once per page.
+ * Classifying, gathering and scattering pages: the loops that run once per page.
  *
- * Pure functions over memory they are given; no system calls, no allocation.  Called from
- * kjump.machine.pages through ctypes.  A page is 4,096 bytes.  Structure page layouts are passed
- * in, as read from VMCOREINFO, never assumed.
+ * Pure functions over the memory that the caller passes; no system calls, no allocation.
+ * kjump.machine.pages calls them through ctypes.  A page is 4,096 bytes.  The layout of struct page
+ * comes from VMCOREINFO and is passed in; nothing here assumes one.
  */
 #include <stddef.h>
 #include <string.h>
@@ -24,15 +24,16 @@ struct layout {
 };
 
 /*
- * A block begun: how many of its pages are still to come, and above that their kind.  Only a
- * block's first page is marked.
+ * The rest of a block: how many of its pages are still to come, and in the top byte their kind.
+ * Only a block's first page is marked.
  */
 #define LEFT(kind, pages) ((uint64_t)(kind) << 56 | (pages))
 #define LEFT_PAGES(left) ((left) & ((1ull << 56) - 1))
 
 /*
- * State of each of `count` consecutive pages whose struct pages lie at `base`, into kinds[].
- * `left` is the block begun in an earlier call, 0 at first; that of the end is returned.
+ * Write the kind of each of `count` consecutive pages, whose struct pages lie at `base`, to
+ * kinds[].  `left` is the rest of a block that began in an earlier call, 0 at first.  Returns the
+ * rest of a block that goes on after these pages.
  */
 uint64_t kj_classify(const uint8_t *base, uint64_t count, const struct layout *l, uint64_t left,
 		     uint8_t *kinds)
@@ -60,7 +61,7 @@ uint64_t kj_classify(const uint8_t *base, uint64_t count, const struct layout *l
 			uint64_t order;
 
 			memcpy(&order, page + l->private, 8);
-			/* a torn or foreign entry: rather save a page too many */
+			/* a torn or foreign entry: better save one page too many */
 			left = order < l->max_order ? LEFT(FREE, 1ull << order) : 0;
 			if (!left)
 				kinds[i++] = SAVE;
@@ -68,9 +69,9 @@ uint64_t kj_classify(const uint8_t *base, uint64_t count, const struct layout *l
 			kinds[i++] = OFFLINE;
 		} else if (l->has_unaccepted && mapcount == l->unaccepted) {
 			/*
-			 * Always blocks of the highest order; `private` does not say so
-			 * (__free_unaccepted in mm/page_alloc.c, since 6.12).  Their memory must
-			 * not be touched before it was accepted.
+			 * These are always blocks of the highest order, although `private` does not
+			 * say so (__free_unaccepted in mm/page_alloc.c, since 6.12).  Their memory
+			 * must not be touched before it is accepted.
 			 */
 			left = LEFT(UNACCEPTED, 1ull << (l->max_order - 1));
 		} else {
@@ -91,8 +92,8 @@ static int is_zero(const uint8_t *page)
 }
 
 /*
- * How many of `count` pages make the next chunk: with them come at most `most` pages of kind SAVE,
- * in at most `most` runs.  At least 1 where count is.
+ * Returns how many of `count` pages make the next chunk: they contain at most `most` pages of kind
+ * SAVE and at most `most` runs.  It is at least 1 unless `count` is 0.
  */
 uint64_t kj_span(const uint8_t *kinds, uint64_t count, uint64_t most)
 {
@@ -121,9 +122,9 @@ static void extend(struct extent *list, uint64_t *used, uint64_t pfn, uint32_t k
 }
 
 /*
- * Of `count` pages at `base`, the first of which is `pfn`: copy those of kind SAVE behind what the
- * bundle holds; those of zeros become ZERO and are not copied.  Both are added to the bundle's
- * lists.  Stops before a page for which there is no room; returns the pages looked at.
+ * Gather from `count` pages at `base`, the first of which is `pfn`: append pages of kind SAVE to
+ * the bundle; pages of zeros become ZERO and are not copied.  Both are added to the bundle's lists.
+ * Stops before a page for which there is no room; returns the number of pages handled.
  */
 uint64_t kj_gather(const uint8_t *base, uint64_t count, uint8_t *kinds, uint64_t pfn,
 		   struct bundle *b)
@@ -152,9 +153,9 @@ uint64_t kj_gather(const uint8_t *base, uint64_t count, uint8_t *kinds, uint64_t
 }
 
 /*
- * Write pages of the extents from (*at, *inside: pages of that extent already done) on to where
- * they belong, as far as they lie in [first, last), which is mapped at `base`; `data` has the
- * pages of all extents one after the other, NULL stands for zeros.  *done counts pages of `data`.
+ * Write pages to where they belong, as far as that is in [first, last), which is mapped at `base`.
+ * It starts at extent *at, of which *inside pages are already done.  `data` has the pages of all
+ * extents one after the other, or is NULL for zeros; *done counts the pages taken from it.
  * Returns 0 when all extents are done, 1 when the next page lies outside.
  */
 int kj_scatter(const struct extent *list, uint64_t count, uint64_t *at, uint64_t *inside,
@@ -179,7 +180,7 @@ int kj_scatter(const struct extent *list, uint64_t count, uint64_t *at, uint64_t
 	return 0;
 }
 
-/* For each block of `size` flag words: 1 in out[] if one of them has a bit of `mask`, else 0. */
+/* For each block of `size` flag words: out[] is 1 if any of them has a bit of `mask`, else 0. */
 void kj_flagged_blocks(const uint64_t *flags, uint64_t blocks, uint64_t size, uint64_t mask,
 		       uint8_t *out)
 {
@@ -193,8 +194,8 @@ void kj_flagged_blocks(const uint64_t *flags, uint64_t blocks, uint64_t size, ui
 }
 
 /*
- * Of entries of /proc/PID/pagemap: how many of the present pages lie in each block of
- * 1 << `shift` pages.  Those beyond the last block are not counted.
+ * Count the present pages in each block of 1 << `shift` pages; `entries` are those of
+ * /proc/PID/pagemap.  Pages beyond the last block are not counted.
  */
 void kj_count_blocks(const uint64_t *entries, uint64_t count, unsigned shift, uint32_t *out,
 		     uint64_t blocks)

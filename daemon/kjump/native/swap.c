@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Taking free slots of a swap area, one system call a page: SNAPSHOT_ALLOC_SWAP_PAGE of
- * /dev/snapshot (include/uapi/linux/suspend_ioctls.h, kernel/power/user.c), which answers with the
- * slot's byte offset on the area's device, of swap files too.
+ * Taking free slots of a swap area, with one system call a page: SNAPSHOT_ALLOC_SWAP_PAGE of
+ * /dev/snapshot (include/uapi/linux/suspend_ioctls.h, kernel/power/user.c).  It returns the slot's
+ * byte offset on the device of the area, also for swap files.
  *
- * Called from kjump.machine.swap through ctypes.  The slots stay taken until the descriptor is
+ * kjump.machine.swap calls this through ctypes.  The slots stay taken until the descriptor is
  * closed.
  */
 #include <errno.h>
@@ -17,9 +17,10 @@
 #define ALLOC_SWAP_PAGE _IOR('3', 20, int64_t)
 
 /*
- * Take up to `pages` slots; (offset, length) pairs into out[], neighbours that come one after the
- * other joined.  Ends early where no slot is free, or where out[] has no room for one more pair
- * (`room` of them).  Returns how many pairs; -errno on any other failure.  *taken counts slots.
+ * Take up to `pages` slots, and write them to out[] as (offset, length) pairs; a slot that directly
+ * follows the one before is joined to it.  Stops early if no slot is free, or if out[], with room
+ * for `room` pairs, is full.  Returns the number of pairs, or -errno for any other failure.  *taken
+ * counts slots.
  */
 int64_t kj_take_slots(int fd, uint64_t pages, uint64_t *out, uint64_t room, uint64_t *taken)
 {
@@ -63,7 +64,7 @@ static int longest_first(const void *one, const void *other)
 }
 
 /*
- * The `most` longest of n (offset, length) pairs, after neighbours were joined; ascending, at the
+ * Join neighbours among n (offset, length) pairs, and put the `most` longest, ascending, at the
  * start of pairs[].  Returns how many there are.
  */
 uint64_t kj_longest(uint64_t *pairs, uint64_t n, uint64_t most)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Restoring in place, the boot kernel's part: hand over to a small kernel in the window.
 
-Runs in the boot kernel.  For what does not fit beside it: the restorer's kernel and initrd lie with
-the image; they are loaded with a plain kexec into the very window that the image does not cover,
-and there `kjump.helper.restore_in_place` writes every page where it belongs.  Memory's own size is
-the only limit, and this kernel needs no CONFIG_HIBERNATION.
+Runs in the boot kernel, for an image that does not fit beside it.  The restorer's kernel and initrd
+lie with the image.  A plain kexec loads them into the window, which the image does not cover; there
+`kjump.helper.restore_in_place` writes every page to where it belongs.  The size of memory is the
+only limit, and this kernel needs no CONFIG_HIBERNATION.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from kjump.machine.cmdline import CommandLine
 from kjump.machine.ranges import PAGE
 
 PER_PAGE = PAGE + 40
-"""Bytes /dev/snapshot takes for a page: itself, its place in the lists, its bits in the maps."""
+"""Bytes that /dev/snapshot takes for a page: the page, its entry in the lists, and its bits in the
+bitmaps."""
 MARGIN = 48 << 20
-"""Bytes that are to stay free beside the loaded image: for the resuming program, and because the
+"""Bytes that must stay free beside the loaded image: for the resuming program, and because the
 kernel cannot wait for memory there."""
 
 
 def choose(words: CommandLine, *, pages: int, available: int, restorer: bool) -> str:
-    """Which way to take: beside the boot kernel if that has room, else in place.
+    """How to restore: beside the boot kernel if there is room, else in place.
 
-    ``pages``: those to be loaded; ``available``: bytes; ``restorer``: whether one lies with the
-    image.  ``kjump.restore=snapshot|in-place`` on the kernel command line forces it.
+    ``pages``: number of pages to load; ``available``: bytes; ``restorer``: whether the image has
+    one.  ``kjump.restore=snapshot|in-place`` on the kernel command line forces the choice.
     """
     forced = words.value(cmdline.RESTORE)
     if forced in (SNAPSHOT, IN_PLACE):
@@ -41,17 +42,17 @@ def choose(words: CommandLine, *, pages: int, available: int, restorer: bool) ->
 
 
 def load(image: Image, description: Description, running: str, wait: float) -> None:
-    """Load the restorer.  ``running``: this kernel's command line; ``wait``: seconds, at the least,
-    in which it hears Esc.
+    """Load the restorer.  ``running``: this kernel's command line; ``wait``: least number of
+    seconds in which it accepts Esc.
 
-    Raises `ImageDamaged`, `RestoreFailed`; nothing is touched then.
+    Raises `ImageDamaged`, `RestoreFailed`; nothing has changed then.
     """
     found = image.restorer()
     if found is None:
-        raise RestoreFailed("There is no restorer with the image.")
+        raise RestoreFailed("The image has no restorer.")
     kernel, initrd = (bytearray(part) for part in found)
     facts = description.facts
-    # The stub keeps its jump-back address where nobody looks: this kernel is not returned to.
+    # The stub stores its jump-back address where nobody looks: nothing returns to this kernel.
     nowhere = facts.window[0] + window_layout.CELL + JUMP_BACK_OFFSET
     text = " ".join(
         [
@@ -79,7 +80,7 @@ def load(image: Image, description: Description, running: str, wait: float) -> N
     except window_layout.CommandLineTooLong as error:
         raise RestoreFailed(
             f"The restorer cannot be loaded.  {error}",
-            advice="Before the next hibernation, shorten the command line of the boot.",
+            advice="Before the next hibernation, shorten the boot kernel's command line.",
         ) from error
     except KjumpError as error:
         raise RestoreFailed(
@@ -93,14 +94,14 @@ def load(image: Image, description: Description, running: str, wait: float) -> N
 
 
 def place(image: Image) -> str:
-    """Where the image is, as the restorer's command line says it."""
+    """Where the image is, in the form for the restorer's command line."""
     device = image.device
     at = device.locator_at if isinstance(device, Opened) and device.locator else None
     return format_location(device.path, at)
 
 
 def jump() -> None:
-    """Into the restorer.  Raises `RestoreFailed` if the kernel did not."""
+    """Jump into the restorer.  Raises `RestoreFailed` if the kernel did not jump."""
     try:
         syscalls.reboot_kexec()
     except OSError as error:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``kjump-resume``: in the boot initrd, before any file system is mounted.
 
-Runs in the boot kernel.  Either the session runs again and this never returns, or the boot goes on
-as an ordinary one, with one clear line on the console and the reason in the image, where the
-daemon finds it.  An image is never used twice, and one that was passed over is spent: after a
-normal boot the file systems go on without it.
+Runs in the boot kernel.  Either the session runs again and this never returns, or the boot
+continues normally, with one clear line on the console and the reason in the image, where the daemon
+finds it.  An image is never used twice.  An image from which this boot did not resume is spent,
+because the file systems change without it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from kjump.machine.udev import names_a_file
 from kjump.resume import restore
 
 RECORDED = Path("/var/lib/kjump/target.json")
-"""Where a target that is a file lies, as update-initrds found it."""
+"""The place of a target that is a file, as update-initrds recorded it."""
 
 
 def machine() -> restore.Machine:
@@ -57,10 +57,10 @@ def machine() -> restore.Machine:
 
 
 def resume(device: DirectDevice, *, started: float, skip: bool, wait: float = 0) -> None:
-    """Resume from the image on the device.  Returns if there is none to resume from.
+    """Resume from the image on the device.  Returns if there is no image to resume from.
 
-    ``skip``: pass it over; ``wait``: seconds, at the least, in which a key can still say so.
-    Raises the `KjumpError` why not; the image is spent then.
+    ``skip``: do not resume from it; ``wait``: least number of seconds in which a key can still
+    choose that.  Raises the `KjumpError` that prevented it; the image is spent then.
     """
     try:
         image = Image(device)
@@ -71,7 +71,7 @@ def resume(device: DirectDevice, *, started: float, skip: bool, wait: float = 0)
         return
     try:
         if state == EMPTY:
-            raise ImageIncomplete("The machine went down before the image was begun.")
+            raise ImageIncomplete("The machine went down before it began to write the image.")
         _require_complete(image)
         if skip:
             raise ResumeSkipped("A saved session was not resumed.")
@@ -84,8 +84,7 @@ def resume(device: DirectDevice, *, started: float, skip: bool, wait: float = 0)
         restore.check(description, here)
         restore.check_file_systems(description)
         saved = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(description.saved))
-        # First it listens, then it names the key.  Those who know the key press it while the kernel
-        # boots.
+        # Listen first, then name the key.  People who know the key press it while the kernel boots.
         keys = Keys(earlier=True)
         try:
             say(
@@ -97,16 +96,16 @@ def resume(device: DirectDevice, *, started: float, skip: bool, wait: float = 0)
         finally:
             keys.close()
     except OtherMachine:
-        raise  # that machine may yet resume from it
+        raise  # that machine may still resume from it
     except KjumpError as error:
         raise target.give_up(device, image.superblock, error) from error.__cause__
-    except Exception as error:  # whatever it is, the boot goes on and the reason is kept
+    except Exception as error:  # whatever it is, the boot continues and the reason is kept
         wrapped = Internal(f"Resuming failed: {error!r}.")
         raise target.give_up(device, image.superblock, wrapped) from error
 
 
 def _require_complete(image: Image) -> None:
-    """Raises `ImageIncomplete`, which names a watchdog that was there, `ImageSpent`."""
+    """Raises `ImageIncomplete`, which names the watchdog if there was one, and `ImageSpent`."""
     try:
         image.require_complete()
     except ImageIncomplete as error:
@@ -117,17 +116,18 @@ def _require_complete(image: Image) -> None:
         if not watchdog:
             raise
         raise ImageIncomplete(
-            f"{error.what}  A watchdog ({watchdog}) was to restart the machine if the helper hung."
+            f"{error.what}  A watchdog ({watchdog}) was set to restart the machine if the helper"
+            " hung."
         ) from error
 
 
 def place_to_look(
     words: CommandLine, spec: str, recorded: TargetPlace | None
 ) -> tuple[list[Path], int | None]:
-    """(device by any of these paths, byte offset of the locator or None) of the target.
+    """The possible paths of the target's device, and the byte offset of the locator or None.
 
-    ``words``: the kernel command line, where ``kjump.target=`` wins; ``spec``: as configured;
-    ``recorded``: where update-initrds found the file that it names.  Raises `NoTarget`.
+    ``words``: the kernel command line, whose ``kjump.target=`` wins; ``spec``: as configured;
+    ``recorded``: where update-initrds found the file that ``spec`` names.  Raises `NoTarget`.
     """
     location = words.value(cmdline.TARGET)
     if location:
@@ -143,7 +143,7 @@ def place_to_look(
 
 
 def recorded_place() -> TargetPlace | None:
-    """What update-initrds put into this initrd, if that is whole."""
+    """The record that update-initrds put into this initrd, if it is intact."""
     try:
         found = decode(RECORDED.read_bytes(), "record", NoTarget)
         return TargetPlace.from_fields(Fields(found, "record", NoTarget))
@@ -152,7 +152,7 @@ def recorded_place() -> TargetPlace | None:
 
 
 def look(path: Path, locator: int | None, *, started: float, skip: bool, wait: float = 0) -> None:
-    """Resume from what is there, if anything is.  Raises the `KjumpError` why not."""
+    """Resume from the image that is there, if any.  Raises the `KjumpError` that prevented it."""
     try:
         device = target.open_image(path, locator, writable=True)
     except NoImage:
@@ -161,16 +161,16 @@ def look(path: Path, locator: int | None, *, started: float, skip: bool, wait: f
         try:
             target.leave_reason(path, locator or 0, error)
         except (KjumpError, OSError):
-            pass  # said on the console
+            pass  # the console shows the reason
         raise
     with device:
         resume(device, started=started, skip=skip, wait=wait)
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Always lets the boot go on; the exit code is the error's, for who wants to know.
+    """Always lets the boot continue.  Returns the error's exit code, for information only.
 
-    ``arguments``: ``--after PATH``: started early; touch nothing before this file is there.
+    ``arguments``: ``--after PATH``: started early; touch nothing before this file exists.
     """
     after = Path(arguments[1]) if arguments[:1] == ["--after"] else None
     words = cmdline.read()
@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] = ()) -> int:
             wait=settings.resume.skip_wait,
         )
     except (NoTarget, TargetMissing) as error:
-        say(f"no image looked for: {error.sentence}")
+        say(f"did not look for an image: {error.sentence}")
         return error.exit_code
     except KjumpError as error:
         say(f"not resumed: {error.sentence}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Checking an image and putting the memory back.
 
-Runs in the boot kernel.  Deciding is pure (`check`); acting is `restore`, which does not return
-when it works.
+Runs in the boot kernel.  `check` decides and is pure; `restore` acts, and does not return if it
+succeeds.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ from kjump.machine.ranges import PAGE
 from kjump.resume import load_restorer, snapshot
 
 TRIES = 3
-"""How often a resume is begun whose end nobody saw: the power may have gone, and no harm is done
-before the jump.  More would lock a person out whose machine hangs in it."""
+"""How often an unfinished resume is tried again: the power may have failed, and before the jump
+that does no harm.  More tries would lock out a person whose machine hangs while resuming."""
 ZEROS_SHARE = 4
-"""The part of the window that the list of pages to clear may take; what is not in it is loaded."""
+"""The list of pages to clear may take this fraction (1/4) of the window; other pages of zeros are
+loaded."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """This boot: what an image must match."""
+    """The facts of this boot, which an image must match."""
 
     identity: str
     firmware_map: list[memory.Entry]
@@ -50,7 +51,7 @@ class Machine:
 
 
 def check_owner(owner: Owner, machine: Machine) -> None:
-    """Before the description is judged: an image that is of no use here may be of use there.
+    """Check this before the description: an image that is useless here may be valid elsewhere.
 
     Raises `OtherMachine`.
     """
@@ -64,7 +65,7 @@ def check(description: Description, machine: Machine) -> None:
     if facts.machine != machine.identity:
         raise OtherMachine(f"The image was saved on {description.hostname or 'another machine'}.")
     if list(facts.firmware_map) != machine.firmware_map:
-        raise MemoryMapChanged("The firmware's memory map is not the one of the saved session.")
+        raise MemoryMapChanged("The firmware's memory map differs from that of the saved session.")
     if facts.page_count != machine.page_count:
         raise MemoryMapChanged(
             f"This boot has {machine.page_count} pages of memory,"
@@ -85,7 +86,7 @@ def check_file_systems(description: Description) -> None:
 
 
 def report_page(description: Description, outcome: Report) -> snapshot.Insert:
-    """The page the session will find: the helper's figures and those of this boot."""
+    """The page that the session will find: the helper's figures and those of this boot."""
     report = reports.restored(outcome, reports.SNAPSHOT, description.saved, {}, memory.own_memory())
     facts = description.facts
     return snapshot.Insert(facts.report_page // PAGE, reports.pack(facts.nonce, report))
@@ -98,11 +99,11 @@ def restore(
     *,
     started: float,
 ) -> None:
-    """Load the image and jump.  Does not return when it works.
+    """Load the image and jump.  Does not return if it succeeds.
 
-    ``started``: monotonic time when this program began, so also the seconds that the boot took up
-    to there.  Raises any `KjumpError` of the image and of the restore, and `ResumeSkipped`; nothing
-    of the running system is touched then.
+    ``started``: monotonic time when this program began, which is also the seconds that the boot
+    took until then.  Raises any `KjumpError` of the image and of the restore, and `ResumeSkipped`;
+    the running system has not changed then.
     """
     index = image.index()
     description.check_pages(index)
@@ -126,31 +127,32 @@ def restore(
             if image.superblock.state != COMPLETE:  # the kernel has not jumped
                 image.superblock = superblocks.store(image.device, image.superblock, state=COMPLETE)
     say("restoring in place: the image does not fit beside the boot kernel")
-    # No wait here: the restorer hears the key, too, and nothing is lost until it jumps.
+    # Do not wait here: the restorer reads the key, too, and nothing is lost until it jumps.
     skippable.look()
     load_restorer.load(image, description, cmdline.read_text(), chance.wait)
     load_restorer.jump()
 
 
 def begin(image: Image, phases: dict[str, float]) -> None:
-    """Note on the target that a resume begins, and what it took up to here.
+    """Record on the target that a resume begins, and the times up to here.
 
-    Until the jump the image stays complete: if the power goes, the next boot begins again.
-    Raises `RestoreFailed` if that did not help so far.
+    Until the jump the image stays complete: if the power fails, the next boot begins again.
+    Raises `RestoreFailed` after too many tries.
     """
     outcome = image.superblock.outcome
     tries = outcome.tries
     if tries >= TRIES:
-        raise RestoreFailed(f"Resuming was begun {tries} times and did not come to its end.")
+        raise RestoreFailed(f"Resuming was begun {tries} times and never finished.")
     outcome = replace(outcome, tries=tries + 1, phases={**outcome.phases, **phases})
     image.superblock = superblocks.store(image.device, image.superblock, outcome=outcome)
 
 
 def beside(index: Extents, description: Description, outcome: Report) -> tuple[snapshot.Plan, int]:
-    """What is loaded beside the boot kernel, and the physical address of the tables to jump with.
+    """What to load beside the boot kernel, and the physical address of the page tables for the
+    jump.
 
-    Pages of zeros are not loaded: the code that jumps clears them, when nobody needs the memory any
-    more that they would have taken here.  Raises `RestoreFailed`.
+    Pages of zeros are not loaded, because the boot kernel may have no room for them: the code that
+    jumps clears them, when nobody needs the boot kernel's memory any more.  Raises `RestoreFailed`.
     """
     page = report_page(description, outcome)
     start, end = description.facts.window
@@ -164,7 +166,7 @@ def beside(index: Extents, description: Description, outcome: Report) -> tuple[s
         zeros=zeros.table,
         memory=[(a * PAGE, b * PAGE) for a, b in description.pieces] if zeros else (),
     )
-    if len(jump.data) > end - start:  # behind the window lies the session
+    if len(jump.data) > end - start:  # after the window comes the session's memory
         raise RestoreFailed("The window has no room for the code that jumps into the session.")
     return snapshot.plan(rest, [page, snapshot.Insert(start // PAGE, jump.data)]), jump.tables
 
@@ -196,7 +198,7 @@ def _load(
                 device.write_page(meta[at : at + PAGE])
         except OSError as error:
             raise RestoreFailed(
-                f"The kernel does not take the image's head: {error.strerror}."
+                f"The kernel did not accept the image's header: {error.strerror}."
             ) from error
         done = 0
         chunks = image.chunks(index, processors=memory.processors())
@@ -206,9 +208,9 @@ def _load(
             progress.at(done)
             skippable.look()
         if done != plan.pages * PAGE:
-            raise ImageDamaged("The image holds another number of pages than its index says.")
+            raise ImageDamaged("The number of pages in the image does not match its index.")
         skippable.last_look()
         with skippable.console():
-            # From here on nobody uses this image again: the session may have run.
+            # From here on nobody may use this image again, because the session may have run.
             image.superblock = superblocks.store(image.device, image.superblock, state=RESTORING)
             device.restore()

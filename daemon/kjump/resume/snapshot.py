@@ -2,24 +2,24 @@
 """Loading memory through the kernel's /dev/snapshot.
 
 Runs in the boot kernel.  The stream is a header page, pages of page frame numbers (512 each, ~0
-ends the list), then the data pages in ascending order; the kernel checks magic, memory map and
-page count, nothing of versions (kernel/power/snapshot.c, arch/x86/power/hibernate.c).  Offsets in
-the header, the same in 6.1, 6.12 and 7.2:
+ends the list), then the data pages in ascending order.  The kernel checks magic, memory map and
+page count, but no version (kernel/power/snapshot.c, arch/x86/power/hibernate.c).  The offsets in
+the header are the same in 6.1, 6.12 and 7.2:
 
 ====== ==== ==================================================
 offset size field
 ====== ==== ==================================================
-0      8    jump address (virtual; the physical one will do)
+0      8    jump address (virtual; the physical one works as well)
 8      8    jump address (physical)
-16     8    cr3 the kernel is to jump with
+16     8    cr3 that the kernel loads for the jump
 24     8    magic 0x23456789abcdef02
 32     4    CRC-32 of the firmware's memory map
 392    4    kernel version code
 400    8    num_physpages
 408    4    cpus
 416    8    data pages
-424    8    all pages: header, numbers, data
-432    8    their bytes
+424    8    number of all pages: header, numbers, data
+432    8    size of all pages in bytes
 ====== ==== ==================================================
 """
 
@@ -45,7 +45,7 @@ MAGIC = 0x23456789ABCDEF02
 END = (1 << 64) - 1
 NUMBERS = PAGE // 8
 VECTOR = 512
-"""Pages of zeros that are held ready."""
+"""Number of zero pages that are kept ready."""
 
 _restore = LIBRARY.kj_restore
 _restore.argtypes = (INT,)
@@ -69,7 +69,7 @@ class Insert:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be loaded: the extents of all pages, those of the inserts included."""
+    """What to load: the extents of all pages, including the inserts."""
 
     extents: Extents
     inserts: Sequence[Insert]
@@ -79,18 +79,18 @@ class Plan:
         return self.extents.pages
 
     def numbers(self) -> Any:
-        """All page frame numbers (u64), ascending, ended by ~0 and filled up to whole pages."""
+        """All page frame numbers (u64), ascending; ~0 ends them, and zeros fill the last page."""
         out = self.extents.numbers(align_up(self.pages + 1, NUMBERS))
         out[self.pages] = END
         return out
 
 
 def plan(extents: Extents, inserts: Sequence[Insert]) -> Plan:
-    """The image's pages and the inserts, which replace what the image has there.
+    """The image's pages and the inserts, which replace the image's pages at their place.
 
-    Each comes with data.  (Since 6.6, commit 005e8dddd497, "PM: hibernate: don't store zero pages
-    in the image file", the kernel takes pages of zeros without data; but it wants memory for them
-    as for any other.)
+    Each page comes with data.  (Since 6.6, commit 005e8dddd497, "PM: hibernate: don't store zero
+    pages in the image file", the kernel accepts pages of zeros without data; but it allocates
+    memory for them as for any other page.)
     """
     for insert in inserts:
         extents = extents.replaced(insert.pfn, insert.pages, Extent(insert.pfn, insert.pages, DATA))
@@ -117,7 +117,7 @@ Piece = tuple[Any, int, int]
 def stream(chunks: Iterable[Chunk], plan: Plan) -> Iterator[Piece]:
     """The pages in the order of the plan's numbers.
 
-    ``chunks`` are the image's; pages of theirs that an insert replaces are left out.
+    ``chunks``: the image's; their pages that an insert replaces are left out.
     """
     blank = bytes(VECTOR * PAGE)
     waiting: list[tuple[int, int, bytes | None]] = [(i.pfn, i.pages, i.data) for i in plan.inserts]
@@ -163,11 +163,11 @@ class Snapshot:
             raise RestoreFailed(f"{SNAPSHOT_DEVICE}: {error.strerror}.") from error
 
     def write_page(self, page: bytes | memoryview) -> None:
-        """One page; the device takes no more in a plain write.  Raises OSError."""
+        """Write one page; the device accepts no more in a plain write.  Raises OSError."""
         os.write(self._fd, page)
 
     def write_pages(self, buffer: Any, offset: int, length: int) -> None:
-        """Any number of whole pages, from ``offset`` of a buffer on, in bytes.
+        """Write any number of whole pages from a buffer; ``offset`` and ``length`` in bytes.
 
         Raises `RestoreNoMemory`, `RestoreFailed`.
         """
@@ -182,14 +182,14 @@ class Snapshot:
             raise RestoreFailed(f"The kernel took {taken} of {count} pages.")
 
     def restore(self) -> None:
-        """Freeze and jump.  Raises `RestoreFailed` if the kernel did not."""
+        """Freeze and jump.  Raises `RestoreFailed` if the kernel did not jump."""
         number = _restore(self._fd)
         if number == errno.ECANCELED:
             raise RestoreFailed("The kernel did not jump.")
         raise _failed("restoring", OSError(number, os.strerror(number)))
 
     def close(self) -> None:
-        """Drops what was loaded."""
+        """Discard everything that was loaded."""
         os.close(self._fd)
 
     def __enter__(self) -> Snapshot:

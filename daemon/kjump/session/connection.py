@@ -3,11 +3,12 @@
 
 Runs in the session, in kjumpd and in kjumpctl.
 
-Why it is never freed: when Python drops the last reference to a `Gio.DBusConnection`, GLib takes a
-global lock while the GIL is held.  GDBus's thread takes the two the other way round for every
-message on any connection (``on_worker_message_received`` holds message_bus_lock and takes a
-reference, of which PyGObject is notified under the GIL).  Seen as a hang, now and then, with GLib
-2.74 and PyGObject 3.42; at the end of kjumpctl it would hang systemd-hibernate.service for ever.
+The connection is never freed, because that may deadlock.  When Python drops the last reference to a
+`Gio.DBusConnection`, GLib takes a global lock while the GIL is held.  For every message on any
+connection, GDBus's thread takes the two locks in the other order: ``on_worker_message_received``
+holds message_bus_lock and takes a reference, and PyGObject handles that under the GIL.  This was
+seen as an occasional hang with GLib 2.74 and PyGObject 3.42; at the end of kjumpctl it would hang
+systemd-hibernate.service for ever.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ def connect(address: str | None = None) -> Any:
     import pydbus
 
     bus = pydbus.connect(address) if address else pydbus.SystemBus()
-    # One reference more than anybody will ever give back, so that not even the end of the
-    # interpreter frees it.
+    # One reference that nobody ever drops, so that not even the end of the interpreter frees it.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(bus.con))
     return bus

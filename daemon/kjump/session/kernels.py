@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernels that are installed here.
+"""The kernels that are installed on this machine.
 
-Runs in the session: in kjumpd, in kjumpctl, and where the initrds are made.  One answer for all of
-them, so that doctor judges the kernels that the initrds were made for.  Changes nothing.
+Runs in the session: in kjumpd, in kjumpctl, and where the initrds are made.  All of them use the
+same answer, so that doctor judges the kernels that have initrds.  Changes nothing.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 BOOT = Path("/boot")
 MODULES = Path("/lib/modules")
 STATE = Path("/var/lib/kjump")
-"""Where the helper's files are, those of each kernel as ``helper-RELEASE.*``."""
+"""The folder of the helper's files; those of a kernel are ``helper-RELEASE.*``."""
 COPY = "helper-{release}.vmlinuz"
-"""In `STATE`: a copy of a kernel that is not in /boot, which kjumpd would not see otherwise."""
+"""In `STATE`: a copy of a kernel that is not in /boot, because kjumpd cannot see the original."""
 
 
 def by_number(release: str) -> list[tuple[int, str]]:
@@ -25,10 +25,10 @@ def by_number(release: str) -> list[tuple[int, str]]:
 
 
 def installed(boot: Path = BOOT, modules: Path = MODULES, state: Path = STATE) -> list[str]:
-    """Releases that have both a kernel, in /boot or beside its modules, and modules, oldest first.
+    """Releases with modules and a kernel (in /boot or beside its modules), oldest first.
 
-    kjumpd's sandbox hides the modules.  Then a configuration in /boot counts instead for a kernel
-    there, and the copy in ``state`` for one that is only beside its modules.
+    kjumpd's sandbox hides the modules.  Then a kernel in /boot counts if its configuration is also
+    there, and a kernel beside its modules counts if its copy is in ``state``.
     """
     in_boot = {kernel.name.removeprefix("vmlinuz-") for kernel in boot.glob("vmlinuz-*")}
     if os.access(modules, os.R_OK | os.X_OK):

@@ -29,13 +29,13 @@ def logger() -> Any:
 
 @contextmanager
 def bound(**values: str) -> Iterator[None]:
-    """Add fields to all that is logged in this thread while inside."""
+    """Inside this context, add fields to everything that this thread logs."""
     with structlog.contextvars.bound_contextvars(**values):
         yield
 
 
 def journal_fields(event: Mapping[str, Any]) -> dict[str, str]:
-    """A structlog event as journal fields; small-letter keys go into the message."""
+    """A structlog event as journal fields; lower-case keys go into the message."""
     message = str(event.get("event", ""))
     level = str(event.get("level", "info"))
     fields = {
@@ -55,10 +55,10 @@ def journal_fields(event: Mapping[str, Any]) -> dict[str, str]:
 
 
 class _Journal:
-    """A structlog logger whose lines are fields for the journal; to stderr if that fails."""
+    """A structlog logger that sends fields to the journal, or prints to stderr if that fails."""
 
     def __init__(self, send: Callable[..., Any]) -> None:
-        """``send``: systemd.journal.sendv, which takes ``NAME=value`` for each field."""
+        """``send``: systemd.journal.sendv, which expects ``NAME=value`` for each field."""
         self._send = send
 
     def msg(self, fields: Mapping[str, str]) -> None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The mark of a running operation: what a killed daemon still owes.
+"""The mark of a running operation: what a killed daemon left to clean up.
 
 Runs in the session.  It never decides what to do about a mark.
 
 ``/run/kjump/staged`` exists from before staging until after unloading and `post` hooks, and as long
-as a warm helper rests.  If a daemon finds it at its start, an earlier one was killed meanwhile.
+as a warm helper rests.  If a daemon finds it at its start, an earlier daemon was killed in between.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ class Mark:
     cycle: str
     target: str = ""
     hooks: bool = False
-    """Whether `pre` hooks were started and `post` is owed."""
+    """Whether `pre` hooks were started, so that `post` hooks must run."""
     kind: str = "cycle"
     """"cycle", "warm-up" (also while the helper rests) or "dry-run": only cycles have a history."""
     frozen: bool = False
-    """Whether the sessions of users were stopped and have to be let go on."""
+    """Whether the users' sessions were frozen and must be thawed."""
 
 
 def write_mark(mark: Mark, path: Path = MARK) -> None:
-    """Note what is owed, atomically.  Raises OSError."""
+    """Write the mark atomically.  Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write(path, json.dumps(asdict(mark)))
 
 
 def read_mark(path: Path = MARK) -> Mark | None:
-    """The mark of an interrupted cycle; one that cannot be read still counts as one."""
+    """The mark of an interrupted cycle; an unreadable file counts as a mark, too."""
     try:
         text = path.read_text(errors="replace")
     except OSError:
@@ -58,5 +58,5 @@ def read_mark(path: Path = MARK) -> Mark | None:
 
 
 def clear_mark(path: Path = MARK) -> None:
-    """Nothing is owed any more.  Raises OSError, but not if there was no mark."""
+    """Remove the mark: nothing is left to clean up.  Raises OSError, but not if there was none."""
     path.unlink(missing_ok=True)

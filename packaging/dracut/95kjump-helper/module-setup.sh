@@ -3,13 +3,13 @@
 # shellcheck disable=SC2154  # dracut sets initdir, moddir, systemdsystemunitdir
 # The helper initrd: systemd, udevd, Python, and nothing to mount or to log in to.
 #
-# Taken alone (dracut --modules kjump-helper), by build-helper-initrd.  It installs the few parts of
-# systemd itself instead of depending on dracut's systemd modules: those bring journald, generators,
-# some eighty units, and differ from release to release.  The window this unpacks into is memory
-# that a full machine has to spare, and every unit started is time the user waits.
+# build-helper-initrd uses this module alone (dracut --modules kjump-helper).  It installs the few
+# parts of systemd itself instead of depending on dracut's systemd modules: those add journald,
+# generators and some eighty units, and differ from release to release.  A full machine must spare
+# the memory into which this is unpacked, and the user waits for every unit that starts.
 
 check() {
-    # Only when asked for by name.
+    # Only if requested by name.
     return 255
 }
 
@@ -19,12 +19,12 @@ depends() {
 
 installkernel() {
     local driver
-    # No firmware: what a disk needs was loaded into it by the session's kernel.
+    # No firmware: the session's kernel has already loaded what a disk needs.
     for driver in $KJUMP_DRIVERS; do
         hostonly='' instmods -o "$driver"
     done
 
-    # Plain modules load faster, pack better, and need no library that kmod opens by name.
+    # Uncompressed modules load faster, pack better, and need no library that kmod opens by name.
     local module
     find "$initdir/lib/modules/" -name '*.ko.*' |
         while read -r module; do
@@ -36,15 +36,15 @@ installkernel() {
         done
 }
 
-# Plymouth, small: the programs, the theme in force, and what that theme draws with.
-# No keyboard layouts: it asks for nothing, and kjump hears the keys.
+# A small Plymouth: the programs, the current theme, and what this theme needs for drawing.
+# No keyboard layouts: Plymouth asks for nothing, and kjump reads the keys.
 install_plymouth() {
     local theme themes=/usr/share/plymouth/themes plugins plugin pictures font
     theme=$(plymouth-set-default-theme) && [[ -f $themes/$theme/$theme.plymouth ]] || theme=text
     plugins=$(plymouth --get-splash-plugin-path) || return 1
     plugins=${plugins%/}
     inst_multiple plymouthd plymouth || return 1
-    # The renderers that draw, and "text" for a display that has no graphics.
+    # The renderers, and "text" for a display without graphics.
     for plugin in text details "$(sed -n 's/^ModuleName=//p' "$themes/$theme/$theme.plymouth")" \
         renderers/drm renderers/frame-buffer; do
         [[ -f $plugins/$plugin.so ]] && inst_binary "$plugins/$plugin.so"
@@ -52,12 +52,12 @@ install_plymouth() {
     for plugin in text details "$theme"; do
         [[ -d $themes/$plugin ]] && inst_multiple -o "$themes/$plugin"/*
     done
-    # Pictures that several themes share lie with another one.
+    # Themes may use the pictures of another theme.
     pictures=$(sed -n 's/^ImageDir=//p' "$themes/$theme/$theme.plymouth")
     [[ -d $pictures ]] && inst_multiple -o "$pictures"/*
     inst_simple /usr/share/plymouth/debian-logo.png
-    # Letters: this one of the two that draw them needs the smaller libraries by far, and it looks
-    # for its font under this name.
+    # Two plugins draw letters: this one needs far smaller libraries, and looks for its font under
+    # this name.
     if [[ $theme != text && -f $plugins/label-freetype.so ]]; then
         font=$(fc-match -f '%{file}' 2> /dev/null)
         if [[ -f $font ]]; then
@@ -68,13 +68,13 @@ install_plymouth() {
     mkdir -p "$initdir/etc/plymouth"
     printf '[Daemon]\nTheme=%s\nShowDelay=0\nDeviceTimeout=8\n' "$theme" \
         > "$initdir/etc/plymouth/plymouthd.conf"
-    # If it cannot read its defaults it does without.
+    # The defaults are optional.
     inst_simple /usr/share/plymouth/plymouthd.defaults
     return 0
 }
 
-# What the libraries need in turn that are opened by name, Plymouth's plugins among them: dracut
-# looks for that only where a file is executable, which none of them is on Debian.
+# Libraries that are opened by name, like Plymouth's plugins, need further libraries.  dracut looks
+# for those only if a file is executable, and on Debian none of these is.
 install_needed() {
     local needed
     needed=$(find "$initdir" -type f -name '*.so*' -printf '/%P\n' | xargs -r ldd 2> /dev/null |
@@ -87,9 +87,9 @@ install() {
     local lib="${systemdutildir:-/usr/lib/systemd}"
 
     inst_multiple "$lib/systemd" "$lib/systemd-udevd" udevadm kmod
-    # PID 1 starts services through it since systemd 255.
+    # Since systemd 255, PID 1 starts services through it.
     inst_multiple -o "$lib/systemd-executor"
-    # Opened by name at run time, so that ldd does not list them: the first two since systemd
+    # systemd opens these by name at run time, so ldd does not list them: the first two since systemd
     # 256, the third since 262, which mounts nothing without it.
     inst_libdir_file "libkmod.so*" "libblkid.so*" "libmount.so*"
     ln_r "$lib/systemd" /init
@@ -99,7 +99,7 @@ install() {
     for unit in "$moddir"/*.service "$moddir"/*.target; do
         inst_simple "$unit" "$systemdsystemunitdir/${unit##*/}"
     done
-    # Whatever systemd would turn to when something is wrong: go back to the session.
+    # Wherever systemd would go if something is wrong: go back to the session.
     for unit in default emergency rescue ctrl-alt-del; do
         ln -sf kjump-home.target "$initdir$systemdsystemunitdir/$unit.target"
     done
@@ -114,7 +114,7 @@ install() {
         echo "options $driver nowayout=0"
     done > "$initdir/etc/modprobe.d/kjump.conf"
 
-    # A fixed one: asking the random generator this early can take long.
+    # A fixed id: the random generator may block for long this early.
     echo 6b6a756d7068656c7065726b6a756d70 > "$initdir/etc/machine-id"
     echo kjump-helper > "$initdir/etc/hostname"
     echo 'root:x:0:0:root:/:/usr/sbin/nologin' > "$initdir/etc/passwd"
@@ -129,7 +129,7 @@ install() {
     mkdir -p "$initdir/etc/systemd"
     cp "$moddir/system.conf" "$initdir/etc/systemd/system.conf"
 
-    # It is done without rather than keep the helper's initrd from being made.
+    # A helper initrd without Plymouth is better than none.
     if [[ $KJUMP_PLYMOUTH ]]; then
         install_plymouth || dwarn "kjump-helper: Plymouth could not be put in"
     fi

@@ -15,12 +15,12 @@ depends() {
 }
 
 installkernel() {
-    # Esc is heard through it, also where Plymouth has the terminal.
+    # kjump reads Esc through it, even if Plymouth has the terminal.
     hostonly='' instmods -o evdev
 }
 
 install() {
-    # A boot initrd without kjump still boots; one that cannot be made may not.
+    # A boot initrd without kjump still boots, but a missing one may not.
     if ! /usr/libexec/kjump/initrd-files resume --into "$initdir"; then
         dwarn "kjump: this initrd cannot resume a hibernated session"
         return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the session writes into the handoff: the machine's facts and a cycle's.
+"""The content of the handoff: facts about the machine and about a cycle.
 
 Runs in the session.  It reads the machine and changes nothing.
 """
@@ -37,7 +37,7 @@ from kjump.settings import Settings
 def page_offset(path: Path = Path("/proc/kcore")) -> int:
     """Virtual address of physical 0 in the running kernel's direct map; KASLR moves it.
 
-    /proc/kcore shows both addresses of each range of RAM (fs/proc/kcore.c).  0: not known.
+    /proc/kcore shows both addresses of each range of RAM (fs/proc/kcore.c).  0: unknown.
     """
     try:
         with path.open("rb") as file:
@@ -46,8 +46,8 @@ def page_offset(path: Path = Path("/proc/kcore")) -> int:
         return 0
     for segment in found:
         offset = segment.virtual - segment.physical
-        # Kernel text has a physical address as well, the rest has none; the direct map begins on
-        # 1 GiB, also under KASLR.
+        # Kernel text has a physical address as well, the rest has none.  The direct map begins at a
+        # multiple of 1 GiB, even with KASLR.
         if (
             segment.kind == elf.PT_LOAD
             and 0 < segment.physical < 1 << 52
@@ -59,10 +59,10 @@ def page_offset(path: Path = Path("/proc/kcore")) -> int:
 
 
 def free_pages_policy(words: CommandLine, config: str) -> str:
-    """``skip`` free pages, or record them as ``zero``: with init_on_free the kernel trusts free
-    pages to hold zeros, and memory is corrupt if they do not.  So in doubt they are recorded.
+    """``skip`` free pages, or record them as ``zero``.  With init_on_free the kernel trusts free
+    pages to hold zeros, and memory is corrupt if they do not.  So if in doubt, record them.
 
-    ``config``: the kernel's configuration; empty: not known.
+    ``config``: the kernel's configuration; empty: unknown.
     """
     default = not config or "CONFIG_INIT_ON_FREE_DEFAULT_ON=y" in config
     return "zero" if words.may_be_on("init_on_free", default=default) else "skip"
@@ -85,8 +85,8 @@ def kernel_config(release: str, root: Path = Path("/")) -> str:
 
 
 def deadline(settings: Settings, ram: Iterable[Range]) -> int:
-    """Seconds from the jump to the helper's giving up: as configured, else two minutes and what
-    all of the memory takes at 10 MiB/s."""
+    """Seconds after the jump at which the helper gives up: as configured, else two minutes plus the
+    time for all of the memory at 10 MiB/s."""
     total = sum(end - start for start, end in ram)
     return settings.helper.deadline or 120 + total // (10 * MIB)
 
@@ -100,11 +100,11 @@ class MountedFileSystem:
     kind: str
     """Type of the file system."""
     point: str
-    """Where it is mounted; one place of several."""
+    """Where it is mounted; one of several places."""
     links: tuple[str, ...] = ()
     """Its stable names, best first; empty: udev gave it none."""
     mapped: str = ""
-    """What kind of mapped device it is (`files.mapped_as`); empty: none, the helper can open it."""
+    """The kind of mapped device (`files.mapped_as`); empty: not mapped, the helper can open it."""
 
 
 def mounted_file_systems() -> list[MountedFileSystem]:
@@ -130,14 +130,14 @@ def mounted_file_systems() -> list[MountedFileSystem]:
 
 
 def file_systems() -> tuple[FileSystem, ...]:
-    """The mounted file systems for the handoff: the helper takes their fingerprints, and nobody
-    resumes when one has changed."""
+    """The mounted file systems for the handoff: the helper takes their fingerprints, and the boot
+    side refuses to resume if one has changed."""
     return tuple(FileSystem(x.kind, x.links) for x in mounted_file_systems() if x.links)
 
 
 def machine_facts(window: windows.Window, page: ReportPage) -> MachineFacts:
-    """The machine as it is now: what a helper that is already running must have been started
-    with."""
+    """The machine as it is now; a helper that is already running must have been started with the
+    same facts."""
     return MachineFacts(
         machine=machine_identity(),
         release=os.uname().release,
@@ -156,7 +156,7 @@ def machine_facts(window: windows.Window, page: ReportPage) -> MachineFacts:
 def save_order(
     settings: Settings, facts: MachineFacts, cycle_id: uuid.UUID, target: Target, mode: str = ""
 ) -> SaveOrder:
-    """What the helper is to do in a cycle.  ``mode``: see `kjump.handoff.documents`."""
+    """The helper's order for a cycle.  ``mode``: see `kjump.handoff.documents`."""
     return SaveOrder(
         facts,
         cycle=cycle_id,

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether the kexec image that is loaded is still the one that was loaded here.
+"""Checks whether the loaded kexec image is still the one that kjump loaded.
 
-Runs in the session.  It only reads.  The kernel says no more than that some image is loaded
-(/sys/kernel/kexec_loaded).  But it marks the pages that it keeps an image in as reserved, as long
-as that image is loaded (kernel/kexec_core.c, kimage_alloc_pages).  When another image takes its
-place, they are set free.  So pages are looked at before and after the image is loaded: those that
-became reserved meanwhile are the image's.
+Runs in the session.  It only reads.  The kernel shows only that some image is loaded
+(/sys/kernel/kexec_loaded).  But it marks the pages of an image as reserved as long as the image is
+loaded (kernel/kexec_core.c, kimage_alloc_pages).  When another image replaces it, the kernel frees
+them.  So this compares pages before and after loading: those that became reserved in between belong
+to the image.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from kjump.machine.ranges import PAGE, Range
 from kjump.session.staging.window import KPF_RESERVED
 
 BLOCK = 512
-"""The kernel takes memory in runs: it is enough to look at one page in 2 MiB."""
+"""The kernel takes memory in runs: one page in 2 MiB is a sufficient sample."""
 MOST = 1 << 15
-"""Pages that are looked at, at most; some 50 ms."""
+"""Most pages that are examined; they take about 50 ms."""
 ENOUGH = 64
 """Pages of the image that are remembered."""
 
 ReadReserved = Callable[[Sequence[int]], list[int]]
-"""Those of some pfns whose page is reserved.  Raises OSError."""
+"""Returns the pfns whose page is reserved.  Raises OSError."""
 
 
 def read_reserved(pfns: Sequence[int]) -> list[int]:
-    """By /proc/kpageflags.  Raises OSError."""
+    """The reserved pages, according to /proc/kpageflags.  Raises OSError."""
     out = []
     with open("/proc/kpageflags", "rb", buffering=0) as file:
         for pfn in pfns:
@@ -40,7 +40,7 @@ def read_reserved(pfns: Sequence[int]) -> list[int]:
 
 
 def sample(ram: Iterable[Range], most: int = MOST) -> list[int]:
-    """A page of each block of memory, anywhere in it; of fewer blocks where there are too many.
+    """A random page of each block of memory, or of fewer blocks if there are too many.
 
     ``ram``: physical bytes, whole pages.
     """
@@ -67,11 +67,11 @@ class Footprint:
         try:
             known = frozenset(read(pfns))
         except OSError:
-            pfns, known = [], frozenset()  # then nothing is known of the image
+            pfns, known = [], frozenset()  # then nothing is known about the image
         self._free = [pfn for pfn in pfns if pfn not in known]
 
     def settle(self) -> None:
-        """The image was loaded."""
+        """Find the image's pages; call this after the image was loaded."""
         try:
             self._pages = self._read(self._free)[:ENOUGH]
         except OSError:
@@ -79,10 +79,10 @@ class Footprint:
         self._free = []
 
     def is_there(self) -> bool:
-        """Whether that image is still loaded; true if nothing is known of it.
+        """Whether that image is still loaded; true if nothing is known about it.
 
-        Nothing but the image's end sets its pages free.  That most of them count, and not all, is
-        for a page that some driver reserved in the same moment.
+        The image's pages stay reserved until it is unloaded.  A majority of them decides, because a
+        driver may have reserved one of the sampled pages at the same moment.
         """
         try:
             return not self._pages or 2 * len(self._read(self._pages)) > len(self._pages)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is recorded of a helper initrd when it is made, and whether the files still match it.
+"""The record of a helper initrd, written when it is made, and whether the files still match it.
 
 Runs in the session: `kjump.initrd.helper` writes the record, kjumpd reads it.  The record is a JSON
-object in the file beside the initrd, ``helper-RELEASE.json``.  Nothing here mends a file that does
-not match: staging it would mean a helper that stops on its way, with the session in its memory.
+object in the file beside the initrd, ``helper-RELEASE.json``.  A file that does not match must not
+be staged: the helper might stop halfway, with the session in its memory.  Nothing here repairs it.
 """
 
 from __future__ import annotations
@@ -25,41 +25,41 @@ from kjump.errors import KjumpError, NoHelperInitrd, NoHelperKernel
 REBUILD = "Build it again with: kjumpctl update-initrd."
 
 Missing = type[NoHelperInitrd] | type[NoHelperKernel]
-"""What to raise if a file cannot be used."""
+"""The error to raise if a file cannot be used."""
 NAMES: Mapping[Missing, str] = {NoHelperInitrd: "initrd", NoHelperKernel: "kernel"}
 
 
 @dataclass(frozen=True)
 class HelperRecord:
-    """What is in a helper initrd.  What was not recorded has the default."""
+    """The content of a helper initrd.  Fields that were not recorded have their default."""
 
     release: str = ""
-    """Of the kernel whose modules are in it."""
+    """Release of the kernel whose modules are in it."""
     version: str = ""
-    """Of the kjump that made it."""
+    """Version of the kjump that made it."""
     size: int = 0
     """Bytes of the file."""
     unpacked: int = 0
-    """Bytes of the archive in it."""
+    """Bytes of the unpacked archive."""
     sha256: str = ""
-    """Of the file, hexadecimal."""
+    """SHA-256 of the file, hexadecimal."""
     kernel_sha256: str = ""
-    """The same of the kernel's copy beside it; empty if there is none."""
+    """The same for the kernel's copy beside it; empty if there is none."""
     drivers: tuple[str, ...] = ()
     """Kernel modules in it that drive hardware."""
     plymouth: bool = False
-    """Whether it was to have Plymouth."""
+    """Whether Plymouth was requested."""
     splash: int = 0
     """Bytes of memory that its splash screen takes; 0: it has none."""
     displays: tuple[str, ...] = ()
-    """Those of the drivers that drive displays."""
+    """The drivers in it that drive displays."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> HelperRecord:
-        """Keys that are not known are passed over.  Raises ValueError."""
+        """Ignores unknown keys.  Raises ValueError."""
         document = json.loads(text)
         if not isinstance(document, dict):
             raise ValueError("not a JSON object")
@@ -84,7 +84,7 @@ def _checked(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def path_beside(file: Path) -> Path:
-    """Where the record of an initrd, or of a kernel's copy beside one, is kept."""
+    """The path of the record for an initrd, or for a kernel's copy beside an initrd."""
     return file.with_suffix(".json")
 
 
@@ -96,7 +96,7 @@ def write(initrd: Path, record: HelperRecord) -> None:
 def read(file: Path) -> HelperRecord:
     """The record beside an initrd, or beside a kernel's copy; an empty one if there is none.
 
-    Raises `NoHelperInitrd` if it cannot be read: then the initrd is not to be trusted either.
+    Raises `NoHelperInitrd` if it cannot be read, because then the initrd cannot be trusted either.
     """
     path = path_beside(file)
     try:
@@ -112,10 +112,10 @@ def read(file: Path) -> HelperRecord:
 # -- comparing with the files ----------------------------------------------------------------------
 
 SETTLED = 1.0
-"""Seconds.  The times of a file have the resolution of a clock tick: until a change is this old,
-another one may leave the same times."""
+"""Seconds.  File times have the resolution of a clock tick: until a change is this old, another
+change may leave the same times."""
 _digests: dict[Path, tuple[tuple[int, ...], str]] = {}
-"""SHA-256 of files, with the identity that each had then."""
+"""Known SHA-256 of files, with the identity that each file had."""
 
 
 def digest_of(file: BufferedReader) -> str:
@@ -125,18 +125,18 @@ def digest_of(file: BufferedReader) -> str:
 
 
 def _identity(file: BufferedReader) -> tuple[int, ...]:
-    """Another file, or one that was written to, has another identity."""
+    """The file's identity: it changes if the file is replaced or written to."""
     facts = os.fstat(file.fileno())
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
 
 def known_digest(path: Path) -> str:
-    """SHA-256 of a file, hashed again only if it is another file or was written to.
+    """SHA-256 of a file, which is hashed again only if it was replaced or written to.
 
     Raises OSError.
     """
     with path.open("rb") as file:
-        # Before hashing: if somebody writes meanwhile, the file is hashed again next time.
+        # Taken before hashing: if somebody writes meanwhile, the file is hashed again next time.
         identity, now = _identity(file), time.time()
         known = _digests.get(path)
         if known is not None and known[0] == identity:
@@ -148,7 +148,7 @@ def known_digest(path: Path) -> str:
 
 
 def check(file: Path, sha256: str, error: Missing) -> None:
-    """Is this the file that was made?  An empty ``sha256``: that was not recorded.
+    """Check that this is the file that was made.  An empty ``sha256`` was not recorded.
 
     Raises ``error``.  A file that was hashed before is hashed again only if it has changed.
     """
@@ -156,7 +156,7 @@ def check(file: Path, sha256: str, error: Missing) -> None:
         matches = not sha256 or known_digest(file) == sha256
         if not matches or not file.stat().st_size:
             raise error(
-                f"The helper {NAMES[error]} {file} is damaged: it is not what was written.",
+                f"The helper {NAMES[error]} {file} is damaged: its content has changed.",
                 advice=REBUILD,
             )
     except OSError as found:
@@ -164,21 +164,21 @@ def check(file: Path, sha256: str, error: Missing) -> None:
 
 
 def map_file(file: Path, sha256: str, error: Missing) -> mmap.mmap:
-    """The content of a file that is to be staged now; hashed in any case, also if it was before.
+    """The content of a file for staging; always hashed, even if it was hashed before.
 
-    What is mapped is the file that was hashed, also if another one has its name by then.  Raises
+    It maps the same file that it hashed, even if the name belongs to another file by then.  Raises
     ``error``.
     """
     try:
         with file.open("rb") as stream:
             before = _identity(stream)
-            # Read, not looked at in the mapping: there an error of the disk would be a signal.
+            # Read it, do not hash the mapping: there a disk error would raise a signal.
             if sha256 and digest_of(stream) != sha256:
                 raise error(
                     f"The helper {NAMES[error]} {file} is damaged, or was replaced just now.",
                     advice=f"Try again.  If that does not help: {REBUILD}",
                 )
-            # Copy-on-write: the system call wants addresses of writable memory.
+            # Copy-on-write: the system call needs addresses of writable memory.
             content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
             if _identity(stream) != before:
                 content.close()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Staging the helper and jumping into it.
 
-Runs in the session, in the daemon's worker.  Nothing here decides whether to hibernate; it takes
-the plan, lays everything out, loads it with kexec and jumps.  See docs/kjump-handoff.5.md for what
+Runs in the session, in the daemon's worker.  It never decides whether to hibernate; it lays
+everything out in the window, loads it with kexec and jumps.  See docs/kjump-handoff.5.md for what
 lies where in the window.
 """
 
@@ -43,7 +43,7 @@ log = logger()
 def command_line(settings: Settings, running: str, *, core_header: int, cell: int) -> str:
     """The helper's kernel command line.
 
-    Consoles and paging mode are the session's: with other paging the jump back would be deadly.
+    Consoles and paging mode are the session's: with another paging mode the jump back would crash.
     """
     ours = {"elfcorehdr": core_header, cmdline.RETURN: cell}
     return " ".join(
@@ -78,16 +78,16 @@ class Staged:
         self._page = page
         self._loaded = True
         self.room: reclaim.Reclaimed | None = None
-        """What was reclaimed to make room for it."""
+        """The memory that was reclaimed to make room for it."""
 
     def describe(self) -> dict[str, int]:
-        """The window in bytes (physical), and what was reclaimed for it, for status and report."""
+        """The window (physical bytes) and what was reclaimed for it, for status and report."""
         figures = reclaim.figures(self.room) if self.room else {}
         return {"start": self.window.start, "size": self.window.size, **figures}
 
     def check(self) -> None:
-        """Just before the jump: is the report page still where the handoff says, and is what is
-        loaded still this helper?
+        """Just before the jump: check that the report page has not moved, and that the loaded image
+        is still this helper.
 
         Raises `StagingFailed`.
         """
@@ -100,13 +100,13 @@ class Staged:
             )
 
     def is_ours(self) -> bool:
-        """Whether what is loaded is still this helper."""
+        """Whether the loaded image is still this helper."""
         return syscalls.kexec_loaded() and self._footprint.is_there()
 
     def jump(self) -> None:
-        """Jump; returns when the session runs again, one way or the other.
+        """Jump; returns when the session runs again, after a jump back or a restore.
 
-        Raises `JumpFailed` if the kernel refused to leave.
+        Raises `JumpFailed` if the kernel refused.
         """
         try:
             syscalls.reboot_kexec()
@@ -114,13 +114,13 @@ class Staged:
             raise JumpFailed(f"The kernel did not jump: {error.strerror}.") from error
 
     def report(self) -> Report | None:
-        """What helper or boot side reported, or None."""
+        """The report of the helper or the boot side, or None."""
         return self._page.read()
 
     def close(self) -> None:
         """Unload, unless another program's image is loaded by now.
 
-        After a jump the image is spent: a second jump into it would be deadly.
+        After a jump the image is used up: a second jump into it would crash.
         """
         if self._loaded:
             if self.is_ours():
@@ -138,7 +138,7 @@ class Staged:
 def stage(
     settings: Settings, sizing: Sizing, *, cycle_id: uuid.UUID, target: Target, mode: str = ""
 ) -> Staged:
-    """Choose the window, lay everything out, load it.  ``mode``: of the handoff; empty: save.
+    """Choose the window, lay everything out, load it.  ``mode``: the handoff's; empty: save.
 
     Raises `TooLittleMemory`, `NoWindow`, `StagingFailed`, `NoHelperKernel`, `NoHelperInitrd`;
     nothing is loaded then.
@@ -157,7 +157,7 @@ def stage(
 
 
 def make_room(sizing: Sizing) -> reclaim.Reclaimed:
-    """Give up caches until staging has room.  Raises `TooLittleMemory`."""
+    """Reclaim caches until staging has room.  Raises `TooLittleMemory`."""
     room = reclaim.free_up(sizing.available_needed)
     if room.free < sizing.window_size:
         raise TooLittleMemory(
@@ -175,7 +175,7 @@ def choose_window(sizing: Sizing, avoid: Sequence[Range]) -> windows.Window:
     try:
         likely = windows.sample_allocations(sample) if sample else []
     except OSError as error:
-        likely = []  # staging may take seconds longer without
+        likely = []  # without it staging may take seconds longer
         log.warning(f"cannot find out where the kernel allocates from: {error.strerror}")
     return windows.choose(
         sizing.window_size,
@@ -194,10 +194,10 @@ def load(
     order: SaveOrder | WarmOrder,
     words: Sequence[str] = (),
 ) -> Footprint:
-    """Lay everything out in the window and give it to the kernel; by what it is known again.
+    """Lay everything out in the window and load it; returns the footprint that identifies it.
 
-    ``order``: what the handoff note says.  ``words``: more for the helper's command line.  Raises
-    `StagingFailed`, `NoHelperKernel`, `NoHelperInitrd`; nothing is loaded then.
+    ``order``: the content of the handoff note.  ``words``: further words for the helper's command
+    line.  Raises `StagingFailed`, `NoHelperKernel`, `NoHelperInitrd`; nothing is loaded then.
     """
     info = vmcoreinfo_note()
     packed = damage(packed_note(order))
@@ -241,7 +241,7 @@ def load(
     except OSError as error:
         raise StagingFailed(f"The kernel refused the staged helper: {error.strerror}.") from error
     footprint.settle()
-    del segments  # pages that are mapped would stay
+    del segments  # mapped pages would stay in the page cache
     for path in (sizing.kernel, sizing.initrd):
         reclaim.drop_file_cache(path)
     return footprint
@@ -253,13 +253,13 @@ def packed_note(order: SaveOrder | WarmOrder) -> bytes:
         return note.pack(order.to_json())
     except ValueError as error:
         raise StagingFailed(
-            f"The handoff note has no room for all that the helper must know: {error}.",
-            advice="Unmount file systems that are not needed, then try again.",
+            f"The handoff note has no room for everything that the helper must know: {error}.",
+            advice="Unmount file systems that you do not need, then try again.",
         ) from error
 
 
 def damage(packed: bytes, kind: str = "damaged-handoff") -> bytes:
-    """The note or request as it is, or damaged on purpose for tests (KJUMP_INJECT=KIND)."""
+    """The note or request, unchanged or damaged on purpose for tests (KJUMP_INJECT=KIND)."""
     if os.environ.get("KJUMP_INJECT") == kind:
         at = len(packed) - 8
         return packed[:at] + bytes([packed[at] ^ 1]) + packed[at + 1 :]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The session's pages that another kernel reads or writes: memory with a fixed physical address.
 
-Runs in the session.  If the kernel gives pages of its own, those never move.  Otherwise the pages
+Runs in the session.  If the kernel provides pages of its own, those never move.  Otherwise pages
 are locked.  Compaction may still migrate locked pages: over the days that a warm helper rests, or
 within a second if memory is full and staging needs much of it.  So their physical addresses are
 read again just before the jump, and the other side checks the nonce.
@@ -28,9 +28,9 @@ MAP = struct.Struct("<5I")
 
 
 def physical_address(address: int) -> int:
-    """Physical address of a virtual one of this process (/proc/self/pagemap).
+    """Physical address of a virtual address of this process (/proc/self/pagemap).
 
-    Raises `StagingFailed` if the page is not in memory, or without CAP_SYS_ADMIN.
+    Raises `StagingFailed` if the page is not in memory, or if CAP_SYS_ADMIN is missing.
     """
     with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
         pagemap.seek(address // PAGE * 8)
@@ -43,9 +43,9 @@ def physical_address(address: int) -> int:
 def kernel_pages(count: int) -> mmap.mmap:
     """Writable pages that no compaction moves.  Raises OSError.
 
-    The kernel has no system call for that.  It is a property of an array map of BPF that can be
-    mapped (bpf(2); "bpf: Add mmap() support for BPF_MAP_TYPE_ARRAY", v5.5): the kernel's own pages
-    (kernel/bpf/arraymap.c), which nobody else knows of.  It takes CAP_SYS_ADMIN and no other.
+    The kernel has no system call for that.  But a mappable BPF array map (bpf(2); "bpf: Add mmap()
+    support for BPF_MAP_TYPE_ARRAY", v5.5) consists of such pages: they are the kernel's own
+    (kernel/bpf/arraymap.c), and nobody else knows of them.  Needs only CAP_SYS_ADMIN.
     """
     descriptor = bpf(BPF_MAP_CREATE, MAP.pack(MAP_ARRAY, 4, PAGE, count, MAP_MMAPABLE))
     try:
@@ -55,10 +55,10 @@ def kernel_pages(count: int) -> mmap.mmap:
 
 
 class LockedPages:
-    """Zeroed pages that stay, with the physical address that each had at first."""
+    """Zeroed pages that stay in memory, with the physical address that each had at first."""
 
     def __init__(self, count: int) -> None:
-        """Uses pages that the kernel never moves, if it can give any."""
+        """Uses pages that the kernel never moves, if it can provide them."""
         self.are_the_kernels = True
         try:
             self.memory = kernel_pages(count)
@@ -82,7 +82,7 @@ class LockedPages:
         )
 
     def moved(self) -> bool:
-        """Whether a page has moved since it was made."""
+        """Whether a page has moved since its creation."""
         return self.physical_addresses() != self.addresses
 
     @property
@@ -96,7 +96,7 @@ class LockedPages:
 
 
 class ReportPage:
-    """One page that stays, with a fresh nonce.  Close it when the report was read."""
+    """One page that stays in memory, with a fresh nonce.  Close it after reading the report."""
 
     def __init__(self) -> None:
         self.nonce = os.urandom(NONCE_SIZE)
@@ -110,15 +110,15 @@ class ReportPage:
         return self._page.ranges[0]
 
     def blank(self) -> None:
-        """Nobody has reported."""
+        """Clear the page: nobody has reported yet."""
         self._page.memory[:] = report.blank(self.nonce)
 
     def moved(self) -> bool:
-        """Whether it has moved from the address in the handoff."""
+        """Whether the page has moved from the address in the handoff."""
         return self._page.moved()
 
     def read(self) -> report.Report | None:
-        """The report that was written there, or None."""
+        """The report on the page, or None."""
         return report.unpack(bytes(self._page.memory), self.nonce)
 
     def close(self) -> None:
@@ -126,7 +126,7 @@ class ReportPage:
 
 
 class RequestPages:
-    """The request page and the pages of a request (`kjump.handoff.request`), in one piece."""
+    """The request page and the pages for a request (`kjump.handoff.request`), in one mapping."""
 
     def __init__(self, nonce: bytes) -> None:
         self._nonce = nonce
@@ -136,15 +136,15 @@ class RequestPages:
 
     @property
     def ranges(self) -> list[Range]:
-        """The physical bytes of all of them."""
+        """The physical bytes of all these pages."""
         return self._pages.ranges
 
     def moved(self) -> bool:
-        """Whether one has moved: it may be in the window now."""
+        """Whether a page has moved: it may be in the window now."""
         return self._pages.moved()
 
     def write(self, data: bytes) -> None:
-        """Ask.  ``data``: what `kjump.handoff.request.pack` gives."""
+        """Write a request.  ``data``: from `kjump.handoff.request.pack`."""
         count = -(-len(data) // PAGE)
         self._pages.memory[PAGE : PAGE + len(data)] = data
         addresses = self._pages.addresses[1 : 1 + count]

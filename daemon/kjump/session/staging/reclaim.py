@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Making room for the window: caches are reclaimed before anything is staged.
 
-Runs in the session.  Staging allocates as much memory as the window is large.  The kernel would
-reclaim caches for that by itself, but page by page, and if there are too few it may kill a program
-instead.  So they are reclaimed beforehand, no more than is missing, and the result is reported.
-Never swaps anything out, and frees nothing but caches.
+Runs in the session.  Staging allocates as much memory as the size of the window.  The kernel would
+reclaim caches for that by itself, but page by page, and if there are too few it might kill a
+program.  So kjump reclaims caches beforehand, no more than are needed, and reports the result.  It
+never swaps anything out, and frees nothing but caches.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kjump.machine.memory import read_meminfo
 from kjump.machine.ranges import MIB, PAGE
 
 STEP = 64 * MIB
-"""Asked of a control group at a time, so that the work is spread over them."""
+"""Bytes to reclaim from a control group at a time, so that the work is spread over the groups."""
 GROUPS = Path("/sys/fs/cgroup")
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 PAGE_CACHE, SLAB = "1", "2"
@@ -31,7 +31,7 @@ PRESSURE_LIMIT = 30
 
 @dataclass(frozen=True)
 class Reclaimed:
-    """What came of it, in bytes."""
+    """The result of reclaiming, in bytes."""
 
     free_before: int
     free: int
@@ -44,22 +44,22 @@ class Reclaimed:
 def in_lists(zoneinfo: str) -> int:
     """Free memory in the processors' own lists of pages, in bytes.
 
-    MemFree leaves it out, and since "mm: PCP high auto-tuning" what was just given up may lie there
-    for seconds, tens of MiB of it.  An allocation takes from its own processor's list, and has the
-    others emptied before it fails.
+    MemFree does not include it, and since "mm: PCP high auto-tuning" tens of MiB of memory that was
+    just freed may stay in these lists for seconds.  An allocation takes pages from its own
+    processor's list, and empties the others before it fails.
     """
     counts = (line.split() for line in zoneinfo.splitlines() if line.strip().startswith("count:"))
     return sum(int(words[1]) for words in counts) * PAGE
 
 
 def free_memory(meminfo: Mapping[str, int], zoneinfo: str = "") -> int:
-    """What an allocation finds without reclaiming anything, of /proc/meminfo and /proc/zoneinfo.
-    Bytes."""
+    """Bytes that can be allocated without reclaiming anything, from /proc/meminfo and
+    /proc/zoneinfo."""
     return meminfo.get("MemFree", 0) + in_lists(zoneinfo)
 
 
 def read_zoneinfo(path: Path = Path("/proc/zoneinfo")) -> str:
-    """Text of /proc/zoneinfo; empty if we may not read it: then MemFree alone counts."""
+    """The text of /proc/zoneinfo; empty if we may not read it: then only MemFree counts."""
     try:
         return path.read_text()
     except OSError:
@@ -67,22 +67,22 @@ def read_zoneinfo(path: Path = Path("/proc/zoneinfo")) -> str:
 
 
 def free_now() -> int:
-    """`free_memory` of this machine."""
+    """The `free_memory` of this machine."""
     return ReclaimActions().free()
 
 
 def can_swap(meminfo: Mapping[str, int]) -> bool:
-    """Whether the kernel could swap if it is short of memory."""
+    """Whether the kernel could swap if it ran short of memory."""
     return meminfo.get("SwapFree", 0) > 0
 
 
 def shortfall(need: int, free: int) -> int:
-    """How much is to be reclaimed, in whole MiB."""
+    """How many bytes to reclaim, in whole MiB."""
     return max(0, -(-(need - free) // MIB) * MIB)
 
 
 def control_groups(root: Path = GROUPS) -> list[Path]:
-    """The control groups just below the root that can be asked to reclaim ("memcg: introduce
+    """The control groups directly below the root that can reclaim on request ("memcg: introduce
     per-memcg reclaim interface")."""
     try:
         return sorted(root.glob("*/memory.reclaim"))
@@ -93,9 +93,9 @@ def control_groups(root: Path = GROUPS) -> list[Path]:
 def reclaim_from(group: Path, size: int) -> bool:
     """Reclaim ``size`` bytes of a group's caches; returns whether it had that many.
 
-    swappiness=0 keeps what would have to be swapped.  A kernel that does not know the word yet
-    ("mm: add swappiness= arg to memory.reclaim") refuses all of it, which is right: without the
-    word anonymous memory might be swapped out.
+    swappiness=0 keeps anonymous memory from being swapped out.  A kernel that does not know this
+    word yet ("mm: add swappiness= arg to memory.reclaim") refuses the whole request, which is
+    right: without the word it might swap.
     """
     try:
         group.write_text(f"{size} swappiness=0")
@@ -105,21 +105,23 @@ def reclaim_from(group: Path, size: int) -> bool:
 
 
 def drop_caches(what: str) -> None:
-    """All clean caches of a kind, at once (Documentation/admin-guide/sysctl/vm.rst)."""
+    """Drop all clean caches of a kind at once (Documentation/admin-guide/sysctl/vm.rst)."""
     DROP_CACHES.write_text(what)
 
 
 def drop_file_cache(path: Path) -> None:
-    """Give up a file's page cache, which would be saved with the session and loaded again.
+    """Drop a file's page cache, which would otherwise be saved with the session and loaded again.
 
-    Only a hint (posix_fadvise(2)), which never fails: what is dirty, or mapped by others, stays.
+    This is only a hint (posix_fadvise(2)) and never fails: dirty pages and pages that others have
+    mapped stay.
     """
     with contextlib.suppress(OSError), path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def put_pressure(need: int) -> None:
-    """Have page cache reclaimed that processes have mapped, until ``need`` bytes are free."""
+    """Make the kernel reclaim page cache that processes have mapped, until ``need`` bytes are
+    free."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         subprocess.run(
             [sys.executable, "-I", "-m", "kjump.session.staging.memory_pressure", str(need)],
@@ -133,7 +135,7 @@ def put_pressure(need: int) -> None:
 
 @dataclass(frozen=True)
 class ReclaimActions:
-    """What reclaiming does to the machine."""
+    """What reclaiming does to the machine; tests replace it."""
 
     meminfo: Callable[[], Mapping[str, int]] = read_meminfo
     zoneinfo: Callable[[], str] = read_zoneinfo
@@ -144,23 +146,24 @@ class ReclaimActions:
     sync: Callable[[], None] = os.sync
 
     def free(self) -> int:
-        """Bytes."""
+        """The free memory in bytes."""
         return free_memory(self.meminfo(), self.zoneinfo())
 
 
 def free_up(need: int, means: ReclaimActions | None = None) -> Reclaimed:
     """Reclaim until ``need`` bytes are free, or there are no caches left.
 
-    From the groups first, a step each in turn; then all at once, the page cache and, if that was
-    not enough, the slab.  What is left then is mapped.  The groups gave of that, too; a kernel that
-    has none (CONFIG_MEMCG), or does not know swappiness=, gives it up only under pressure, which is
-    put on it if it cannot swap instead.  Raises OSError if not even caches may be dropped.
+    First from the control groups, a step from each in turn; then the whole page cache at once and,
+    if that was not enough, the slab.  The cache that remains is mapped.  Groups reclaim mapped
+    cache as well.  A kernel without groups (CONFIG_MEMCG), or one that does not know swappiness=,
+    frees it only under pressure, which is applied if the kernel cannot swap instead.  Raises
+    OSError if not even caches may be dropped.
     """
     do = means or ReclaimActions()
     before = free = do.free()
     if free >= need:
         return Reclaimed(before, free)
-    do.sync()  # what is dirty cannot be given up
+    do.sync()  # dirty pages cannot be reclaimed
     willing = list(do.groups())
     while willing and free < need:
         willing = [group for group in willing if do.ask(group, min(STEP, shortfall(need, free)))]
@@ -176,5 +179,5 @@ def free_up(need: int, means: ReclaimActions | None = None) -> Reclaimed:
 
 
 def figures(reclaimed: Reclaimed) -> Mapping[str, int]:
-    """For the report, in bytes."""
+    """Figures for the report, in bytes."""
     return {"reclaimed": reclaimed.got, "free": reclaimed.free}

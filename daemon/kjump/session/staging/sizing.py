@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the helper is made of and how much memory it costs.
+"""The helper's files, and how much memory it needs.
 
 Runs in the session.  It reads files and computes; it stages nothing.
 """
@@ -24,28 +24,28 @@ from kjump.session.staging.helper_record import HelperRecord
 from kjump.settings import Settings
 
 MARGIN = 16 * MIB
-"""Memory that must be left when everything is staged: bytes."""
+"""Bytes of memory that must remain free when everything is staged."""
 
 
 UNPACKING = 16 * MIB
-"""What the helper's kernel needs beside the initrd while it unpacks it."""
+"""Bytes that the helper's kernel needs besides the initrd while it unpacks the initrd."""
 
 
 RUNNING = 40 * MIB
-"""Page tables, drivers, systemd, udev, Python, and the writes under way."""
+"""Bytes for page tables, drivers, systemd, udev, Python, and the writes in flight."""
 
 
 PROCESSOR = 6 * MIB
-"""For each processor: the kernel's own, and buffers to compress in."""
+"""Bytes for each processor: the kernel's own data, and buffers for compressing."""
 
 
 PAGE_STATE = 4
-"""For each page of the session: its state, and its share of the index."""
+"""Bytes for each page of the session: its state, and its share of the index."""
 
 
 @dataclass(frozen=True)
 class Sizing:
-    """What the helper is made of and what it costs.  Sizes in bytes."""
+    """The helper's files and the memory it needs.  Sizes in bytes."""
 
     kernel: Path
     initrd: Path
@@ -54,7 +54,7 @@ class Sizing:
     parts: dict[str, int] = field(default_factory=dict)
     kernel_sha256: str = ""
     initrd_sha256: str = ""
-    """As recorded when these files were made; empty: that was not recorded."""
+    """As recorded when these files were made; empty: not recorded."""
 
 
 def find_kernel(settings: Settings, release: str) -> Path:
@@ -82,7 +82,7 @@ def kernel_copy(release: str) -> Path:
 
 
 def recorded_kernel(kernel: Path, release: str) -> str:
-    """SHA-256 of the helper kernel, if it is our copy; of any other kernel nothing is recorded.
+    """SHA-256 of the helper kernel, if it is our copy; there is no record of any other kernel.
 
     Raises `NoHelperInitrd` if the record is damaged.
     """
@@ -102,11 +102,11 @@ def window_parts(
     memory_size: int,
     splash: int = 0,
 ) -> dict[str, int]:
-    """What the window has to hold, in bytes: the helper's memory at its fullest.
+    """What the window must hold, in bytes: the helper's memory at its peak.
 
-    The packed initrd is free memory again once it is unpacked, before the programs in it run; so
-    it counts only where it is larger than what those take.  ``memory_size``: the session's RAM.
-    What is not computed was measured: see docs/window.md.
+    The packed initrd is freed once it is unpacked, before its programs run; so it counts only if it
+    is larger than what these take.  ``memory_size``: the session's RAM.  The constants were
+    measured: see docs/window.md.
     """
     return {
         "handoff": memory.HEADROOM,
@@ -120,9 +120,9 @@ def window_parts(
 
 
 def size_helper(settings: Settings, release: str) -> Sizing:
-    """What staging will take.
+    """What staging will need.
 
-    Raises `NoHelperKernel`, `NoHelperInitrd`: also if a file is not what was written there.
+    Raises `NoHelperKernel`, `NoHelperInitrd`, also if a file's content is not what was written.
     """
     kernel = find_kernel(settings, release)
     kernel_sha256 = recorded_kernel(kernel, release)
@@ -150,8 +150,8 @@ def size_helper(settings: Settings, release: str) -> Sizing:
 
 
 def cpu_count(settings: Settings) -> int:
-    """Processors the helper is given: as configured, else all, four at the most.
+    """Processors that the helper gets: as configured, else all, but at most four.
 
-    Each costs memory of the window, and four compress faster than most disks write.
+    Each needs memory in the window, and four compress faster than most disks write.
     """
     return settings.helper.cpu_count or min(len(os.sched_getaffinity(0)), window_layout.CPUS)

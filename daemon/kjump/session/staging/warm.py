@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The warm helper: started once ahead, and entered already running when it is needed.
+"""The warm helper: started ahead of time, and already running when it is needed.
 
-Runs in the session.  `Warm` is what is staged then; it says whether it still fits the machine, and
-asks the helper for what a cycle wants of it.  Nothing here jumps by itself or decides to hibernate.
+Runs in the session.  `Warm` is such a staged helper; it checks whether the helper still fits the
+machine, and writes a cycle's request for it.  Nothing here jumps by itself or decides to hibernate.
 
-The helper saw the machine when it was started, and the session has run on since.  What it saw and
-still relies on is compared before it is used (`Seen`); if that differs, another one is started.
+The helper examined the machine when it was started, and the session has gone on since.  Before use,
+the facts that it relies on are compared (`Seen`); if they differ, a new helper is started.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from kjump.settings import Helper, Settings
 UNSEEN = ("dm-", "loop", "ram", "zram")
 """Block devices that only the session has: the helper never sees them."""
 PARKED = "clearcpuid=monitor"
-"""Processors that the helper switches off must wait with HLT: in MWAIT they would watch memory that
-is swapped away under them, wake, and run what lies there then."""
+"""Processors that the helper switches off must wait with HLT: with MWAIT they would watch memory
+that is swapped out, wake up, and run whatever is there by then."""
 
 
 # -- deciding ------------------------------------------------------------------------------------
@@ -42,7 +42,7 @@ is swapped away under them, wake, and run what lies there then."""
 
 @dataclass(frozen=True)
 class Disk:
-    """A block device as the helper has found it: start and size in sectors, its stable links."""
+    """A block device as the helper found it: start and size in sectors, its stable links."""
 
     start: int
     size: int
@@ -51,21 +51,21 @@ class Disk:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a helper relies on that may change while the session runs."""
+    """The facts that a helper relies on and that may change while the session runs."""
 
     made_of: tuple[object, ...]
-    """The settings it was started with, and identity of its kernel's and initrd's files."""
+    """The settings at its start, and the identity of its kernel's and initrd's files."""
     machine: MachineFacts
     processors: str
-    """Those that are plugged in, by /sys/devices/system/cpu/present."""
+    """The present processors, from /sys/devices/system/cpu/present."""
     disks: Mapping[str, Disk]
     """By ``major:minor``."""
 
 
 def difference(seen: Seen, now: Seen) -> str | None:
-    """Why a helper that saw the first cannot serve the second, or None.
+    """Why a helper that was started in the first state cannot be used in the second, or None.
 
-    Of the disks only those count that are in ``now``.
+    Only the disks in ``now`` count.
     """
     if seen.made_of != now.made_of:
         return "its kernel, its initrd or its settings have changed"
@@ -77,12 +77,12 @@ def difference(seen: Seen, now: Seen) -> str | None:
     for number, disk in now.disks.items():
         if seen.disks.get(number) != disk:
             name = min(disk.links, default=number)
-            return f"the disk {name} was replaced or partitioned anew"
+            return f"the disk {name} was replaced or repartitioned"
     return None
 
 
 def needed(disks: Mapping[str, Disk], links: Iterable[str]) -> dict[str, Disk]:
-    """Those of the disks that one of the links names."""
+    """The disks that one of the links names."""
     wanted = frozenset(links)
     return {number: disk for number, disk in disks.items() if disk.links & wanted}
 
@@ -93,7 +93,7 @@ def needed(disks: Mapping[str, Disk], links: Iterable[str]) -> dict[str, Disk]:
 def disks(
     sys: Path = Path("/sys/class/block"), udev: Path = Path("/run/udev/data")
 ) -> dict[str, Disk]:
-    """All block devices that a helper sees as well."""
+    """All block devices that a helper also sees."""
     found = {}
     for folder in sys.iterdir():
         if folder.name.startswith(UNSEEN):
@@ -108,18 +108,18 @@ def disks(
                 frozenset(f"/dev/{line[2:]}" for line in lines if line.startswith("S:disk/by-")),
             )
         except (OSError, ValueError):
-            continue  # it went away, or udev does not know it
+            continue  # it disappeared, or udev does not know it
     return found
 
 
 def identity(path: Path) -> tuple[str, int, int, int]:
-    """What a file is known by: another file, or other content, has another one."""
+    """The file's identity: it changes if the file or its content is replaced."""
     facts = path.stat()
     return str(path), facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
 def made_of(helper: Helper, sizing: Sizing) -> tuple[object, ...]:
-    """What the helper is started with.  Raises OSError."""
+    """The settings and files with which the helper is started.  Raises OSError."""
     return helper, identity(sizing.kernel), identity(sizing.initrd)
 
 
@@ -142,7 +142,7 @@ def look(settings: Settings, sizing: Sizing, window: windows.Window, page: Repor
 
 
 class Warm(Staged):
-    """A helper that was booted and rests.  `close` unloads it: its memory is free again then."""
+    """A helper that has booted and rests.  `close` unloads it and so frees its memory."""
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class Warm(Staged):
         seen: Seen,
         flags: bytes | bytearray,
     ) -> None:
-        """``flags``: of the window's pages, /proc/kpageflags just after it was staged."""
+        """``flags``: /proc/kpageflags of the window's pages, read just after staging."""
         super().__init__(window, page, footprint)
         self._pages = pages
         self._seen = seen
@@ -161,16 +161,16 @@ class Warm(Staged):
         self._jump_back = 0
 
     def welcome(self, report: Report) -> None:
-        """The helper rests.  ``report``: what it said when it came back."""
+        """The helper rests now.  ``report``: its report when it came back."""
         self._jump_back = report.jump_back
         self._page.blank()
 
     def is_ours(self) -> bool:
-        """Whether what is loaded is still this helper.
+        """Whether the loaded image is still this helper.
 
-        When it has been back, its kernel keeps our way back in a page that is reserved as long as
-        the image is loaded (kernel/kexec_core.c, kimage_alloc_pages); whoever loads another image
-        sets it free.
+        Once the helper has come back, the session's jump-back address is known.  Its page belongs
+        to the image and is reserved as long as the image is loaded (kernel/kexec_core.c,
+        kimage_alloc_pages); loading another image frees it.
         """
         if not super().is_ours():
             return False
@@ -180,7 +180,7 @@ class Warm(Staged):
         return bool(flags >> windows.KPF_RESERVED & 1)
 
     def misfit(self, settings: Settings, sizing: Sizing) -> StaleHelper | None:
-        """Why this helper cannot be used, but for its disks, or None.  Raises OSError."""
+        """Why this helper cannot be used, apart from its disks, or None.  Raises OSError."""
         now = look(settings, sizing, self.window, self._page)
         return self._stale(
             difference(self._seen, Seen(now.made_of, now.machine, now.processors, {}))
@@ -188,23 +188,23 @@ class Warm(Staged):
         )
 
     def _displaced(self) -> str | None:
-        """What has happened to the memory that it stands on, or None."""
+        """What has happened to the memory that it relies on, or None."""
         if self._page.moved() or self._pages.moved():
-            return "the pages by which it is asked were moved"
+            return "its report or request pages were moved"
         if not self.is_ours():
-            return "somebody unloaded it"
+            return "another program unloaded it"
         if windows.came_in(self._flags, flags_of(self.window)):
-            return "the kernel has memory of its own in the window now"
+            return "the kernel now has memory of its own in the window"
         return None
 
     @staticmethod
     def _stale(why: str | None) -> StaleHelper | None:
-        return StaleHelper(f"The warm helper is of no use any more: {why}.") if why else None
+        return StaleHelper(f"The warm helper can no longer be used: {why}.") if why else None
 
     def ask(
         self, settings: Settings, sizing: Sizing, *, cycle_id: uuid.UUID, target: Target
     ) -> None:
-        """Write down what a cycle wants.  Raises `StaleHelper`; nothing is asked then."""
+        """Write a cycle's request.  Raises `StaleHelper`; nothing is written then."""
         now = look(settings, sizing, self.window, self._page)
         order = describe.save_order(settings, now.machine, cycle_id, target)
         only = needed(now.disks, order.links)
@@ -217,12 +217,12 @@ class Warm(Staged):
         try:
             data = load.damage(request.pack(order.to_json()), "damaged-request")
         except ValueError as error:
-            raise StaleHelper(f"The warm helper cannot be asked: {error}.") from error
+            raise StaleHelper(f"The request for the warm helper is too long: {error}.") from error
         self._page.blank()
         self._pages.write(data)
 
     def check(self) -> None:
-        """Just before the jump: is everything still where the helper knows it?
+        """Just before the jump: check that everything is still where the helper expects it.
 
         Raises `StaleHelper`.
         """
@@ -238,7 +238,7 @@ class Warm(Staged):
 
 
 def stage(settings: Settings, sizing: Sizing, target: Target) -> Warm:
-    """Stage a helper that is to get warm; the first jump into it boots it.
+    """Stage a helper to warm it up; the first jump into it boots it.
 
     Raises `TooLittleMemory`, `NoWindow`, `StagingFailed`, `NoHelperKernel`, `NoHelperInitrd`;
     nothing is loaded then.
@@ -257,7 +257,7 @@ def stage(settings: Settings, sizing: Sizing, target: Target) -> Warm:
                 flags = flags_of(window)
             except OSError as error:
                 syscalls.kexec_unload()
-                raise StagingFailed(f"The window's pages cannot be looked at: {error}.") from error
+                raise StagingFailed(f"The window's page flags cannot be read: {error}.") from error
         except BaseException:
             pages.close()
             raise

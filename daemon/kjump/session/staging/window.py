@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The window: the contiguous RAM that becomes the helper's whole world.
+"""Choosing the window: the contiguous RAM in which the helper lives.
 
 Runs in the session; reads /proc/iomem and /proc/kpageflags, changes nothing.
 
-The kernel swaps the window's content with the staged pages at the jump and back at the return,
-so whatever the session has there survives.  But while the helper runs it is elsewhere, so nothing
-that is *looked at* meanwhile may lie in it: not the kernel's image, not struct page and page
-tables (the helper walks them), not per-cpu areas (parked CPUs may wait on them with MWAIT), not the
-report page, not VMCOREINFO.  Boot-time allocations of the kernel are all marked reserved.
+The kernel swaps the window's content with the staged pages at the jump, and swaps it back at the
+return, so the session's content there survives.  But while the helper runs, that content is
+elsewhere.  So the window must not contain anything that is *read* meanwhile: the kernel's image,
+struct page and page tables (the helper walks them), per-cpu areas (parked CPUs may wait on them
+with MWAIT), the report page, or VMCOREINFO.  All boot-time allocations of the kernel are marked
+reserved.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ LOWEST = 16 << 20
 HIGHEST = 1 << 32
 """Above 4 GiB the helper would have no memory for 32-bit DMA."""
 STEP = 64
-"""Blocks of 2 MiB whose flags are read at a time."""
+"""Number of 2 MiB blocks whose flags are read at a time."""
 
 # include/uapi/linux/kernel-page-flags.h
 KPF_HWPOISON, KPF_NOPAGE, KPF_OFFLINE, KPF_PGTABLE, KPF_RESERVED = 19, 20, 23, 26, 32
@@ -44,12 +45,12 @@ IMMOVABLE = (
     1 << KPF_HWPOISON | 1 << KPF_NOPAGE | 1 << KPF_OFFLINE | 1 << KPF_PGTABLE | 1 << KPF_RESERVED
 )
 RESTING = IMMOVABLE & ~(1 << KPF_PGTABLE)
-"""What must not have come into a window while a warm helper rests.  Page tables do come: every new
-process has some, and they are wherever memory is free.  Nobody looks at those while the session
-stands still.  The tables that the helper walks are from the boot, and reserved."""
+"""Flags that must not appear in a window while a warm helper rests.  Page tables may: every new
+process has some, wherever memory is free, and nobody reads them while the session stands still.
+The tables that the helper walks exist since the boot, and are reserved."""
 
 ReadFlags = Callable[[int, int], bytes | bytearray]
-"""(first pfn, pages) to 8 bytes a page, as /proc/kpageflags gives them."""
+"""Maps (first pfn, pages) to 8 bytes a page, in the form of /proc/kpageflags."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,17 @@ class Window:
 
 
 def low_ranges(resources: Iterable[Resource]) -> tuple[Range, ...]:
-    """Whole pages of RAM below 1 MiB: the helper needs some for its real-mode trampoline."""
+    """Whole pages of RAM below 1 MiB; the helper needs some for its real-mode trampoline."""
     return tuple(intersect(whole_pages(system_ram(resources)), [(PAGE, LOW_END)]))
 
 
 def came_in(before: bytes | bytearray, now: bytes | bytearray, mask: int = RESTING) -> bool:
     """Whether a page has a flag of ``mask`` that it did not have before.
 
-    Both: flags of the window's pages.  Just after staging some are reserved, rightly: if kexec_load
-    happens to get a page of the window itself, that page becomes its own source and is in its
-    place already (kimage_alloc_page in kernel/kexec_core.c).  That is usual if memory is full.
+    Both are flags of the window's pages.  Just after staging, some may be reserved, and that is
+    fine: if kexec_load happens to allocate a page of the window itself, that page becomes its own
+    source and is already in place (kimage_alloc_page in kernel/kexec_core.c).  This is common if
+    memory is full.
     """
     if len(before) != len(now):
         raise ValueError("flags of another window")
@@ -122,9 +124,10 @@ def choose(
 
 
 def no_window(size: int, largest: int) -> NoWindow:
-    """That there is no window of ``size`` bytes; ``largest``: the longest run, in bytes."""
+    """The error that there is no window of ``size`` bytes; ``largest``: the longest run, in
+    bytes."""
     return NoWindow(
-        f"There is no run of {size >> 20} MiB below 4 GiB without memory of the kernel's own"
+        f"There is no run of {size >> 20} MiB below 4 GiB that is free of the kernel's own memory"
         f" (the longest has {largest >> 20} MiB)."
     )
 
@@ -134,7 +137,7 @@ def find_out(
 ) -> NoWindow | None:
     """Whether `choose` would find a window now, as its error or None.
 
-    It ends at the first run that is long enough, so on most machines few flags are read.
+    It stops at the first run that is long enough, so on most machines it reads few flags.
     """
     wanted = size // ALIGNMENT
     largest = 0
@@ -185,17 +188,18 @@ def read_kpageflags(first: int, count: int) -> bytearray:
 
 
 def sample_allocations(size: int) -> list[int]:
-    """Where the kernel takes memory from at present: allocates ``size`` bytes, looks, and gives
-    them back.  Pages in each 2 MiB below 4 GiB.
+    """Find out where the kernel currently allocates memory: allocate ``size`` bytes, look, and free
+    them.  Returns the number of pages in each 2 MiB below 4 GiB.
 
-    kexec_load allocates a source page for each page of the window.  One that happens to lie in
-    the window itself is put on a list, which is searched at every further page (kimage_alloc_page
-    in kernel/kexec_core.c), so the time grows with their square.  What was just given back is
-    mostly what is given out next.  Needs CAP_SYS_ADMIN; raises OSError.
+    kexec_load allocates a source page for each page of the window.  If such a page happens to lie
+    in the window itself, the kernel puts it on a list, and searches that list for every further
+    page (kimage_alloc_page in kernel/kexec_core.c), so the time grows with the square of their
+    number.  Memory that was just freed is mostly what the kernel allocates next.  Needs
+    CAP_SYS_ADMIN; raises OSError.
     """
     blocks = HIGHEST // ALIGNMENT
     with mmap.mmap(-1, size) as memory:
-        # kexec_load takes single pages.  A kernel without huge pages does not know the word.
+        # kexec_load allocates single pages.  A kernel without huge pages does not know this advice.
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_NOHUGEPAGE)
         memory[::PAGE] = bytes([1]) * (size // PAGE)  # touches each page
