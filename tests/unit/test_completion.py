@@ -210,8 +210,11 @@ def test_if_nobody_can_tell_the_machine_restarts(
     disk.unlink()
     assert Completion(record).finish() and machine.done == ["restart"]
     machine.done.clear()
-    record.write_text("torn")
-    assert Completion(record).finish() and machine.done == ["restart"]
+    for damaged in ("torn", "{}", '{"path": "/x", "locator": null}'):
+        record.write_text(damaged)
+        assert Completion(record).finish() and machine.done == ["restart"]
+        assert not Completion(record).take_back(HelperFailed("x"))
+        machine.done.clear()
 
 
 def test_kjump_return_does_not_jump_then(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

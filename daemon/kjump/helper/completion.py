@@ -63,7 +63,7 @@ class Completion:
                     return True  # a boot finds no image either
                 outcome = reports.failed(reports.HELPER, error)
                 return superblocks.settle(device, found, state=SPENT, outcome=outcome)
-        except (KjumpError, OSError, ValueError) as failure:
+        except (KjumpError, OSError) as failure:
             say(f"the image cannot be marked: {failure}")
             return False
 
@@ -83,7 +83,7 @@ class Completion:
                     return False
                 # It may lie in the disk's cache still.
                 superblocks.store(device, found)
-        except (KjumpError, OSError, ValueError) as error:
+        except (KjumpError, OSError) as error:
             say(f"the image cannot be looked at: {error}; restarting")
             syscalls.restart()
             return True
@@ -92,14 +92,17 @@ class Completion:
         return True
 
     def _place(self) -> tuple[Path, int | None, uuid.UUID]:
-        """Raises OSError, `HelperFailed`, ValueError."""
+        """Raises OSError, `HelperFailed`."""
         place = decode(self._record.read_bytes(), "record", HelperFailed)
-        locator = place["locator"]
-        return (
-            Path(str(place["path"])),
-            None if locator is None else int(str(locator)),
-            uuid.UUID(str(place["cycle"])),
-        )
+        try:
+            locator = place["locator"]
+            return (
+                Path(str(place["path"])),
+                None if locator is None else int(str(locator)),
+                uuid.UUID(str(place["cycle"])),
+            )
+        except (KeyError, ValueError) as error:
+            raise HelperFailed(f"{self._record} is damaged: {error!r}.") from error
 
 
 def leave_for_good() -> None:
